@@ -1,0 +1,3 @@
+"""A distributed benchmark harness for training sparse neural networks."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,117 @@
+"""What the harness offers beside tost's tables: data sets, optimizers, schedules, losses and protocol presets. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tost.catalog import Entry
+
+
+@dataclass(frozen=True)
+class Dataset(Entry):
+    """A data set: its reader, the files under the data folder it is made of, and how its images are treated.
+
+    `pad`: pixels of zero padding for the random crop; `flip`: horizontal flips keep the label's meaning; `dev`: how
+    the dev split is cut (`first:N` training images in official order, or `stratified:SHARE` of every class).
+    `mean` and `std` are per channel, of pixels in 0 .. 1; empty means measured on the training images.
+    """
+
+    files: tuple[str, ...] = ()
+    hint: str = ""
+    fetch: str = ""
+    pad: int = 4
+    flip: bool = True
+    dev: str = "stratified:0.1"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    upsample: int = 0
+    """For networks of more than three halvings, the size to upsample to; 0 where the images are large enough."""
+
+
+_CIFAR10 = "cifar-10-batches-py"
+_CIFAR100 = "cifar-100-python"
+_IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+DATASETS: Mapping[str, Dataset] = {
+    "digits": Dataset("harness.train.decode:digits", pad=1, flip=False, upsample=16),
+    "cifar10": Dataset(
+        "harness.train.decode:cifar10",
+        files=tuple(f"{_CIFAR10}/{name}" for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")),
+        hint="the official cifar-10-python.tar.gz, unpacked",
+        fetch="torchvision.datasets:CIFAR10",
+        dev="first:5000",
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2023, 0.1994, 0.2010),
+    ),
+    "cifar100": Dataset(
+        "harness.train.decode:cifar100",
+        files=tuple(f"{_CIFAR100}/{name}" for name in ("train", "test", "meta")),
+        hint="the official cifar-100-python.tar.gz, unpacked",
+        fetch="torchvision.datasets:CIFAR100",
+        dev="first:5000",
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+    ),
+    "mnist": Dataset(
+        "harness.train.decode:mnist",
+        files=tuple(f"MNIST/raw/{name}" for name in _IDX),
+        hint="the four idx files, gzipped or not",
+        fetch="torchvision.datasets:MNIST",
+        pad=2,
+        flip=False,
+        mean=(0.1307,),
+        std=(0.3081,),
+    ),
+    "fashion_mnist": Dataset(
+        "harness.train.decode:fashion_mnist",
+        files=tuple(f"FashionMNIST/raw/{name}" for name in _IDX),
+        hint="the four idx files, gzipped or not",
+        fetch="torchvision.datasets:FashionMNIST",
+        pad=2,
+        mean=(0.2860,),
+        std=(0.3530,),
+    ),
+    "tinyimagenet": Dataset(
+        "harness.train.decode:tinyimagenet",
+        files=("tiny-imagenet-200/wnids.txt", "tiny-imagenet-200/train", "tiny-imagenet-200/val"),
+        hint="the official tiny-imagenet-200.zip, unpacked; its validation split is what papers call test, and is the test split here",
+        fetch="harness.train.decode:fetch_tinyimagenet",
+        mean=(0.4802, 0.4481, 0.3975),
+        std=(0.2770, 0.2691, 0.2821),
+    ),
+    "imagefolder": Dataset(
+        "harness.train.decode:imagefolder",
+        hint="PATH/train/CLASS/*.png|jpg|webp and PATH/test/CLASS/* (or PATH/val)",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Setting(Entry):
+    """A builder together with the protocol fields it reads; fields that nothing reads are no part of a key."""
+
+    fields: tuple[str, ...] = ()
+
+
+OPTIMIZERS: Mapping[str, Setting] = {
+    "sgd": Setting("harness.train.optimizers:sgd", fields=("lr", "momentum", "nesterov", "weight_decay")),
+    "adamw": Setting("harness.train.optimizers:adamw", fields=("lr", "beta1", "beta2", "weight_decay")),
+}
+
+SCHEDULES: Mapping[str, Setting] = {
+    "multistep": Setting("harness.train.schedules:multistep", fields=("milestones", "gamma", "warmup")),
+    "cosine": Setting("harness.train.schedules:cosine", fields=("warmup",)),
+}
+
+LOSSES: Mapping[str, Setting] = {"cross_entropy": Setting("torch.nn.functional:cross_entropy")}
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # The ToST authors' settings (commit 2b5bac2): 182 epochs, x0.1 at 90 and 135, weight decay on everything.
+    "tost": {},
+    # The precedent of GraSP (Wang et al., 2020) for Tiny-ImageNet: x0.1 at half and three quarters.
+    "tiny": {"epochs": 300, "milestones": (150.0, 225.0), "weight_decay": 1e-4},
+    # For trying things out in minutes: one cycle of the same shape, warmed up because it is so short.
+    "quick": {"epochs": 12, "milestones": (6.0, 9.0), "batch": 64, "warmup": 1.0, "weight_decay": 5e-4},
+}

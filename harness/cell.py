@@ -1,0 +1,135 @@
+"""Cells: the points of a grid after its rules, each frozen and complete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from harness.axes import DENSE, Choice, Recipe, Sparsity
+from harness.errors import Fault, FileError
+from harness.expressions import Values
+from harness.protocol import Protocol
+from harness.spec import Sweep
+from tost.catalog import PARTS
+
+AXES = ("dataset", "arch", "mask", "sparsity", "recipe", "seed", "ticket_seed", "world", "protocol")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One point of the grid. `extra` holds the values of axes that are protocol fields or part knobs."""
+
+    dataset: Choice
+    arch: Choice
+    mask: Choice
+    sparsity: Sparsity
+    recipe: Recipe
+    seed: int
+    ticket_seed: int
+    protocol: Protocol
+    world: int
+    extra: tuple[tuple[str, Any], ...]
+
+    def axis(self, name: str) -> Any:
+        """Return the value of an axis as a table prints it."""
+        value = getattr(self, name) if name in AXES else dict(self.extra).get(name, getattr(self.protocol, name, ""))
+        return getattr(value, "label", value)
+
+    @property
+    def label(self) -> str:
+        """Return the cell in one line."""
+        shown = [self.dataset.label, self.arch.label, self.mask.label]
+        if self.mask.name != DENSE:
+            shown.append(self.sparsity.label)
+        shown.append(self.recipe.label)
+        return " ".join([*shown, *(f"{k}={v}" for k, v in self.extra), f"seed {self.seed}"])
+
+
+class _View(dict[str, Any]):
+    """What a condition sees of a point: names and numbers; other names are protocol fields."""
+
+    def __init__(self, point: Mapping[str, Any], protocol: Protocol) -> None:
+        super().__init__(seed=point["seed"], ticket_seed=point.get("ticket_seed", point["seed"]))
+        self["sparsity"] = point["sparsity"].share
+        self["recipe"] = point["recipe"].label
+        for axis in ("dataset", "arch", "mask"):
+            self[axis] = point[axis].name
+        self._protocol = protocol
+
+    def __missing__(self, name: str) -> Any:
+        return getattr(self._protocol, name)
+
+
+def expand(sweep: Sweep) -> tuple[list[Cell], int]:
+    """Return the sweep's distinct cells in grid order, and how many duplicates were united.
+
+    Conditions of `when` are applied in order, each seeing what the ones before it set; then `exclude`.
+    """
+    cells: dict[tuple[Any, ...], Cell] = {}
+    total = 0
+    for point in sweep.points():
+        cell = _cell(sweep, point)
+        if cell is None:
+            continue
+        total += 1
+        identity = (cell.dataset, cell.arch, cell.mask, cell.sparsity, cell.recipe.parts, cell.seed, cell.ticket_seed)
+        cells.setdefault((*identity, id(cell.protocol), cell.world), cell)
+    return list(cells.values()), total - len(cells)
+
+
+def _cell(sweep: Sweep, point: dict[str, Any]) -> Cell | None:
+    try:
+        for index, (condition, changes) in enumerate(sweep.rules):
+            path: tuple[str | int, ...] = ("when", index)
+            if condition(_View(point, _protocol(sweep, point))):
+                point = {**point, **changes}
+        protocol = _protocol(sweep, point)
+        view: Values = _View(point, protocol) if sweep.excludes else {}
+        for index, excluded in enumerate(sweep.excludes):
+            path = ("exclude", index)
+            if excluded(view):
+                return None
+    except ValueError as error:
+        raise FileError([Fault(sweep.document.mark(path), f"{path[0]}: {error}")]) from None
+    mask, sparsity = point["mask"], point["sparsity"]
+    if mask.name == DENSE or sparsity.share == 0:
+        mask, sparsity = Choice(DENSE), Sparsity()
+    recipe, used = _with_knobs(point["recipe"], point)
+    extra = tuple((k, v) for k, v in point.items() if k in Protocol.model_fields or k in used)
+    return Cell(
+        point["dataset"],
+        point["arch"],
+        mask,
+        sparsity,
+        recipe,
+        point["seed"],
+        point.get("ticket_seed", point["seed"]),
+        protocol,
+        point.get("world", 1),
+        extra,
+    )
+
+
+def _protocol(sweep: Sweep, point: Mapping[str, Any]) -> Protocol:
+    preset, more = point.get("protocol", (sweep.preset, {}))
+    fields = {k: v for k, v in point.items() if k in Protocol.model_fields}
+    return sweep.protocol(preset, {**sweep.overrides, **more, **fields})
+
+
+def _with_knobs(recipe: Recipe, point: Mapping[str, Any]) -> tuple[Recipe, set[str]]:
+    """Lay axes such as `gsw.b1` over a recipe; one whose part the recipe lacks has no effect on the cell."""
+    axes = [axis for axis in point if "." in axis]
+    used: set[str] = set()
+    parts = []
+    for part in recipe.parts:
+        given = dict(part.given)
+        for axis in axes:
+            name, _, knob = axis.partition(".")
+            if name == part.name:
+                used.add(axis)
+                given[knob] = point[axis]
+                if point[axis] == PARTS[name].knobs[knob].default:
+                    del given[knob]
+        parts.append(replace(part, given=tuple(sorted(given.items()))))
+    return (replace(recipe, parts=tuple(parts)), used) if used else (recipe, used)

@@ -1,0 +1,229 @@
+"""Who works on a stage: claims by generation, heartbeats as a counter, and what can be known of another's life."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from harness.store import Folder, publish, read_json, write_whole
+
+LEASE = 180.0
+"""Seconds without a heartbeat after which a claim is lost."""
+BEATS_PER_LEASE = 6
+GIVE_UP_AFTER = 3
+"""Attempts in a row that died without getting further, after which a stage counts as failed."""
+GIVE_UP_UNEXPLAINED = 10
+"""The same for attempts whose whole worker vanished, which is mostly the machine's doing and not the stage's."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, told apart from a later one with the same number by its start time (clock ticks since boot)."""
+
+    pid: int
+    start: int
+
+    def gone(self) -> bool:
+        """Return True only where it is certain that the process is no more; hidden or unreadable counts as there."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        now = start_time(self.pid)
+        return now is not None and now != self.start
+
+
+def start_time(pid: int) -> int | None:
+    """Return a process's start time in clock ticks since boot; None where it cannot be read; -1 for a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return -1 if fields[0] in "ZX" else int(fields[19])
+
+
+@cache
+def machine() -> tuple[str, str, str]:
+    """Return (host, boot, process space): process numbers mean the same to two processes only where all three agree."""
+
+    def read(path: str) -> str:
+        try:
+            return os.readlink(path) if "/ns/" in path else Path(path).read_text().strip()
+        except OSError:
+            return f"unknown-{uuid.uuid4().hex}"
+
+    spaces = f"{read('/proc/self/ns/pid')} {read('/proc/self/ns/time')}"
+    return socket.gethostname(), read("/proc/sys/kernel/random/boot_id"), spaces
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a claim: a supervisor, its trainer, and the machine their numbers belong to."""
+
+    host: str
+    boot: str
+    space: str
+    processes: tuple[Process, ...]
+    job: str = ""
+
+    @classmethod
+    def me(cls, trainer: int | None = None) -> Owner:
+        """Return this process, and its trainer, as an owner."""
+        pids = [os.getpid(), *([trainer] if trainer else [])]
+        processes = tuple(Process(pid, start_time(pid) or 0) for pid in pids)
+        return cls(*machine(), processes, os.environ.get("SLURM_JOB_ID", ""))
+
+    @classmethod
+    def read(cls, path: Path) -> Owner | None:
+        """Return the owner that a claim file names."""
+        try:
+            value = json.loads(path.read_bytes().partition(b"\n")[0])
+            processes = tuple(Process(**p) for p in value.pop("processes"))
+            return cls(**value, processes=processes)
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def certainly_gone(self) -> bool:
+        """Return True where all its processes ran on this machine and are gone. Never proves that it lives."""
+        if (self.host, self.boot, self.space) == machine():
+            return all(process.gone() for process in self.processes)
+        return self.host == machine()[0] and self.space == machine()[2] and self.boot != machine()[1] and _boots_are_known(self)
+
+
+def _boots_are_known(owner: Owner) -> bool:
+    return not (owner.boot.startswith("unknown-") or machine()[1].startswith("unknown-"))
+
+
+@dataclass
+class Observer:
+    """Judges other workers' claims: dead at once where that is certain, else by a heartbeat that does not move.
+
+    Only this process's monotonic clock is used, never a file's time. A look later than half a lease after the last
+    one (this process was frozen, the file system hung) starts the watch anew.
+    """
+
+    lease: float = LEASE
+    clock: Callable[[], float] = time.monotonic
+    _seen: dict[Path, tuple[int, float, float]] = field(default_factory=dict)
+
+    def lost(self, claim: Path) -> bool:
+        """Return whether a claim's owner must be taken for dead."""
+        owner = Owner.read(claim)
+        if owner is not None and owner.certainly_gone():
+            return True
+        try:
+            with claim.open("rb") as file:  # open and fstat: NFS revalidates on open
+                size = os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
+            return False
+        now = self.clock()
+        known, since, last = self._seen.get(claim, (-1, now, now))
+        if size != known or now - last > self.lease / 2:
+            since = now
+        self._seen[claim] = (size, since, now)
+        return now - since > self.lease
+
+
+@dataclass(frozen=True)
+class State:
+    """What a stage's files say at one moment."""
+
+    name: str
+    """todo, running, lost, failed, stopped, diverged or done."""
+    generation: int
+    detail: str = ""
+
+    @property
+    def claimable(self) -> bool:
+        """Return whether a worker may take the stage."""
+        return self.name in ("todo", "lost", "stopped")
+
+
+def state_of(folder: Folder, observer: Observer) -> State:
+    """Derive the state of a stage that has no usable result."""
+    generation = folder.generation
+    if generation == 0:
+        return State("todo", 0)
+    end = folder.end(generation)
+    if end is None:
+        if not observer.lost(folder.claim_path(generation)):
+            return State("running", generation)
+        tries = fruitless(folder)
+        if tries >= GIVE_UP_UNEXPLAINED:
+            return State("failed", generation, f"its worker vanished {tries} times in a row before the first checkpoint")
+        return State("lost", generation)
+    outcome, detail = str(end.get("outcome")), str(end.get("message", ""))
+    if outcome == "died":
+        tries = fruitless(folder)
+        return State("failed", generation, f"{detail} ({tries} times in a row)") if tries >= GIVE_UP_AFTER else State("stopped", generation)
+    if outcome in ("failed", "diverged"):
+        return State(outcome, generation, detail)
+    return State("stopped", generation, detail)
+
+
+def fruitless(folder: Folder) -> int:
+    """Count the newest attempts in a row that died, or vanished, and left no checkpoint of their own."""
+    count = 0
+    for generation in range(folder.generation, 0, -1):
+        end = folder.end(generation)
+        attempt = folder.attempt(generation)
+        if (end is not None and end.get("outcome") != "died") or (attempt.is_dir() and any(attempt.glob("checkpoint-*"))):
+            break
+        count += 1
+    return count
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A generation of a stage that is ours, as long as no newer one exists."""
+
+    folder: Folder
+    generation: int
+    base_edition: int
+    """The newest result's number when the claim was taken; only the next number may be published."""
+
+    @property
+    def attempt(self) -> Path:
+        """Return the folder that this generation may write into."""
+        return self.folder.attempt(self.generation)
+
+    @property
+    def earlier(self) -> list[Path]:
+        """Return the attempts before this one, newest first."""
+        return [self.folder.attempt(g) for g in range(self.generation - 1, 0, -1)]
+
+    def beat(self) -> bool:
+        """Add one heartbeat; return False where a newer generation has taken over."""
+        with open(self.folder.claim_path(self.generation), "ab") as file:
+            file.write(b".")
+        return self.current()
+
+    def current(self) -> bool:
+        """Return whether no newer generation exists."""
+        return not self.folder.claim_path(self.generation + 1).exists()
+
+    def end(self, outcome: str, **details: Any) -> None:
+        """Say how this generation ended: published, stopped, died, failed, diverged or gave up. The claim is spent."""
+        if read_json(self.attempt / "end.json") is None:
+            text = json.dumps({"outcome": outcome, **details}, indent=1)
+            write_whole(self.attempt / "end.json", text.encode())
+
+
+def take(folder: Folder, generation: int, owner: Owner) -> Claim | None:
+    """Try to create the claim after `generation`; None where somebody else was first."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    mine = folder.claim_path(generation + 1)
+    if not publish(mine, json.dumps(asdict(owner)).encode() + b"\n"):
+        return None
+    folder.attempt(generation + 1).mkdir(exist_ok=True)
+    return Claim(folder, generation + 1, folder.edition)

@@ -1,0 +1,51 @@
+"""Errors meant for the user: no traceback, a message that says what was given, what is allowed and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MOST_SHOWN = 20
+
+
+class UserError(Exception):
+    """A mistake the user can mend; commands print its text and exit with code 2."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place in a file."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with a sweep file, and where."""
+
+    mark: Mark | None
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.mark}: {self.message}" if self.mark else self.message
+
+
+class FileError(UserError):
+    """All that is wrong with a sweep file, one line a fault."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = list(dict.fromkeys(faults))
+        lines = [printable(str(fault)) for fault in self.faults[:MOST_SHOWN]]
+        if len(self.faults) > MOST_SHOWN:
+            lines.append(f"... and {len(self.faults) - MOST_SHOWN} more")
+        super().__init__("\n".join(lines))
+
+
+def printable(text: str, limit: int = 400) -> str:
+    """Return text safe for a terminal: control characters escaped, very long lines cut."""
+    text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return text if len(text) <= limit else text[: limit - 4] + " ..."

@@ -1,0 +1,115 @@
+"""What is left to do: which stages must run, which may start now, and whether waiting can help."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from harness.claims import Observer, State, state_of
+from harness.plan import Plan, Stage
+from harness.store import Result, Store
+
+
+@dataclass
+class Survey:
+    """The state of every stage that the cells need, read from the store once."""
+
+    results: dict[str, Result] = field(default_factory=dict)
+    """Usable results by stage key: intact, of the parents' present content, and with their artifact where it is needed."""
+    todo: dict[str, State] = field(default_factory=dict)
+    """The stages that must run, with their states; parents stand before their children."""
+
+    def count(self) -> Counter[str]:
+        """Return how many stages are in each state."""
+        return Counter({"done": len(self.results)}) + Counter(state.name for state in self.todo.values())
+
+
+class Frontier:
+    """The stages left to do. Pulled from the cells: what no unfinished cell needs is not looked at."""
+
+    def __init__(self, plan: Plan, store: Store, observer: Observer) -> None:
+        self.plan, self.store, self.observer = plan, store, observer
+        self.changed = False
+        """True from a call of `forget` to the next survey."""
+        self._known: dict[str, tuple[Result, bool]] = {}
+        """Results found, and whether their artifact was seen."""
+
+    def forget(self) -> None:
+        """Look at everything again: a stage was rebuilt with other content, or a file found broken."""
+        self._known.clear()
+        self.changed = True
+
+    def result(self, key: str, with_artifact: bool) -> Result | None:
+        """Return a stage's usable result.
+
+        It must be intact and name the artifacts its parents have now; a parent that has no result at all any more
+        does not spoil its children's.
+        """
+        known = self._known.get(key)
+        if known and (known[1] or not with_artifact):
+            return known[0]
+        stage = self.plan.stages[key]
+        folder = self.store.folder(stage.kind, key)
+        result = folder.result()
+        if result is None or (with_artifact and not folder.has(result.artifact)):
+            return None
+        for parent in stage.parents.values():
+            present = self.any_result(parent)
+            if present is not None and present.artifact.sha256 != result.parents.get(parent):
+                return None
+        self._known[key] = (result, with_artifact)
+        return result
+
+    def any_result(self, key: str) -> Result | None:
+        """Return a stage's newest intact result, whatever its parents have become."""
+        return self._known[key][0] if key in self._known else self.fresh_result(key)
+
+    def fresh_result(self, key: str) -> Result | None:
+        """Return a stage's newest intact result as the store has it now."""
+        return self.store.folder(self.plan.stages[key].kind, key).result()
+
+    def survey(self) -> Survey:
+        """Walk from the cells' last stages up through what must still run."""
+        survey, self.changed = Survey(), False
+        waiting = [(key, False) for key in self.plan.leaves]
+        needed: dict[str, bool] = {}
+        while waiting:
+            key, with_artifact = waiting.pop()
+            if key in needed and (needed[key] or not with_artifact):
+                continue
+            needed[key] = with_artifact or needed.get(key, False)
+            result = self.result(key, needed[key])
+            if result is not None:
+                survey.results[key] = result
+                continue
+            survey.results.pop(key, None)
+            survey.todo[key] = State("todo", 0)
+            waiting.extend((parent, True) for parent in self.plan.stages[key].parents.values())
+        order = [key for key in self.plan.stages if key in survey.todo]
+        survey.todo = {key: self.state(self.plan.stages[key]) for key in order}
+        return survey
+
+    def state(self, stage: Stage) -> State:
+        """Return the state of a stage that has no usable result."""
+        return state_of(self.store.folder(stage.kind, stage.key), self.observer)
+
+    def ready(self, survey: Survey) -> Iterator[Stage]:
+        """Yield the stages whose parents are all usable, those with the longest chains below them first."""
+        heights = self.plan.heights
+        for key in sorted(survey.todo, key=lambda k: -heights[k]):
+            stage = self.plan.stages[key]
+            if not any(parent in survey.todo for parent in stage.parents.values()):
+                yield stage
+
+    def blocked(self, survey: Survey) -> dict[str, str]:
+        """Return the stages that cannot run because one above them failed, with that one's key."""
+        cause: dict[str, str] = {}
+        for key, state in survey.todo.items():
+            if state.name in ("failed", "diverged"):
+                cause[key] = key
+                continue
+            above = [cause[p] for p in self.plan.stages[key].parents.values() if p in cause]
+            if above:
+                cause[key] = above[0]
+        return cause

@@ -1,0 +1,136 @@
+"""The local launcher: workers on this machine, one to a GPU or a few cores, watched until they are done."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+QUICK = 5.0
+"""A worker that ends by a signal this soon after its start is not started again."""
+
+Hear = Callable[[int, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How many workers this machine serves, and on what."""
+
+    workers: int
+    threads: int
+    device: str
+    gpus: tuple[str, ...] = ()
+
+
+def this_machine(workers: int | None, threads: int | None, device: str | None) -> Machine:
+    """Return a worker for every GPU, or for every core; whatever is given wins."""
+    gpus = _gpus() if device is None or device.startswith("cuda") else ()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    device = device or ("cuda" if gpus else "cpu")
+    if workers is None:
+        workers = len(gpus) if gpus and device == "cuda" else 1 if device != "cpu" else max(1, cores // (threads or 1))
+    return Machine(workers, threads or max(1, cores // workers), device, gpus if device == "cuda" else ())
+
+
+def _gpus() -> tuple[str, ...]:
+    """Return the GPUs that jobs of this process may see, asked of the driver so that torch need not be loaded."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(part for part in visible.split(",") if part.strip())
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return tuple(map(str, range(pynvml.nvmlDeviceGetCount())))
+    except Exception:  # whatever keeps the driver from answering, there is no GPU to be had
+        return ()
+
+
+@dataclass
+class _Running:
+    slot: int
+    process: subprocess.Popen[bytes]
+    started: float
+    rest: bytes = b""
+
+
+@dataclass
+class Workers:
+    """Worker processes, each in a session of its own so that Ctrl-C reaches them only through `stop`."""
+
+    argv: Sequence[str]
+    machine: Machine
+    hear: Hear
+    stopping: int = 0
+    trouble: list[str] = field(default_factory=list)
+    _running: list[_Running] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Start all workers and follow them until the last one has ended; one that is killed is replaced."""
+        with selectors.DefaultSelector() as selector:
+            for slot in range(self.machine.workers):
+                self._start(slot, selector)
+            try:
+                while self._running:
+                    for chosen, _ in selector.select(timeout=0.5):
+                        self._read(chosen.data, selector)
+            finally:
+                for worker in self._running:  # only after an error of our own: leave nothing behind
+                    worker.process.terminate()
+
+    def stop(self) -> None:
+        """Ask all workers to save and leave; asked again, kill them and their trainers."""
+        self.stopping += 1
+        for worker in self._running:
+            with contextlib.suppress(ProcessLookupError):
+                if self.stopping == 1:
+                    worker.process.terminate()
+                else:
+                    os.killpg(worker.process.pid, signal.SIGKILL)
+
+    def _start(self, slot: int, selector: selectors.BaseSelector) -> None:
+        environment = dict(os.environ)
+        if self.machine.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self.machine.gpus[slot % len(self.machine.gpus)]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "harness.worker", *self.argv, "--events"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env=environment,
+        )
+        assert process.stdout is not None  # it was asked for # noqa: S101
+        worker = _Running(slot, process, time.monotonic())
+        self._running.append(worker)
+        selector.register(process.stdout, selectors.EVENT_READ, worker)
+
+    def _read(self, worker: _Running, selector: selectors.BaseSelector) -> None:
+        assert worker.process.stdout is not None  # it was asked for # noqa: S101
+        data = os.read(worker.process.stdout.fileno(), 65536)
+        lines = (worker.rest + data).split(b"\n")
+        worker.rest = lines.pop()
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                self.hear(worker.slot, json.loads(line))
+        if data:
+            return
+        selector.unregister(worker.process.stdout)
+        worker.process.stdout.close()
+        code = worker.process.wait()
+        self._running.remove(worker)
+        self.hear(worker.slot, {"event": "exit", "code": code})
+        if code < 0 and not self.stopping:
+            if time.monotonic() - worker.started > QUICK:
+                self._start(worker.slot, selector)
+            else:
+                self.trouble.append(f"worker {worker.slot} was ended by {signal.Signals(-code).name} right after its start")
+        elif code not in (0, 3):
+            self.trouble.append(f"worker {worker.slot} ended with code {code}")

@@ -1,0 +1,168 @@
+"""A user's own methods: found and hashed without being run, frozen into the store, loaded from there."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from harness.errors import UserError
+from tost.catalog import Entry, Knob, nearest
+
+OFFERED = frozenset({"model", "batches", "shape", "generator", "classes", "channels", "folder", "window", "self"})
+"""Parameter names that the harness fills; every other one with a literal default is a knob."""
+
+
+@dataclass(frozen=True)
+class Plugin(Entry):
+    """A method in a user's file: `source` is the hash of the file and of the sibling modules it imports."""
+
+    source: str = ""
+    files: tuple[Path, ...] = ()
+    parameters: frozenset[str] = frozenset()
+    chain: bool = False
+    halvings: int = 99
+
+    @property
+    def attribute(self) -> str:
+        """Return the name of the function or class."""
+        return self.path.partition(":")[2]
+
+
+def find_plugin(reference: str, folder: Path) -> Plugin:
+    """Read what `./file.py:name`, `package.module:name` names, the path relative to a folder. Runs none of it.
+
+    Raises ValueError that says what is missing.
+    """
+    place, colon, attribute = reference.rpartition(":")
+    if not colon or not attribute.isidentifier():
+        raise ValueError(f"{reference!r} is not allowed; write './file.py:function' or 'package.module:function'")
+    if place.endswith(".py"):
+        path = (folder / place).resolve()
+    else:
+        try:
+            spec = importlib.util.find_spec(place)
+        except (ImportError, ValueError):
+            spec = None
+        if spec is None or not spec.origin:
+            raise ValueError(f"{reference!r}: no module {place!r} is installed; a file is written './file.py:{attribute}'")
+        path = Path(spec.origin)
+    files = _with_siblings(path)
+    knobs, parameters = _signature(path, attribute)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return Plugin(f"{path.name}:{attribute}", 1, knobs, digest.hexdigest()[:32], tuple(files), parameters)
+
+
+def installed_plugins(group: str) -> dict[str, str]:
+    """Return name -> 'package.module:attribute' of the entry points in a group, such as `tost.masks`."""
+    return {point.name: point.value for point in entry_points(group=group)}
+
+
+def _parse(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_bytes())
+    except FileNotFoundError:
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.py")]) if path.parent.is_dir() else ""
+        raise ValueError(f"{path}: no such file{near}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{path}: not Python: {error}") from None
+
+
+def _with_siblings(path: Path) -> list[Path]:
+    """Return a file and all modules beside it that it imports, directly or through one another."""
+    found, waiting = [], [path]
+    while waiting:
+        file = waiting.pop()
+        if file in found:
+            continue
+        tree = _parse(file)
+        found.append(file)
+        for node in ast.walk(tree):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                names = [node.module]
+            siblings = (path.parent / f"{name.split('.')[0]}.py" for name in names)
+            waiting += [sibling for sibling in siblings if sibling.is_file()]
+    return [path, *sorted(set(found) - {path})]
+
+
+def _signature(path: Path, attribute: str) -> tuple[dict[str, Knob], frozenset[str]]:
+    tree = _parse(path)
+    nodes = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    if attribute not in nodes:
+        raise ValueError(f"{path} defines no {attribute!r}; it defines {', '.join(nodes) or 'nothing'}{nearest(attribute, nodes)}")
+    node = nodes[attribute]
+    if isinstance(node, ast.ClassDef):
+        inits = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+        if not inits:
+            return {}, frozenset()
+        node = inits[0]
+    args = [*node.args.posonlyargs, *node.args.args]
+    defaults: list[ast.expr | None] = [None] * (len(args) - len(node.args.defaults))
+    pairs = list(zip(args, [*defaults, *node.args.defaults], strict=True))
+    pairs += list(zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True))
+    knobs = {}
+    for arg, default in pairs:
+        if arg.arg in OFFERED:
+            continue
+        try:
+            value = ast.literal_eval(default) if default is not None else None
+        except ValueError:
+            value = None
+        if type(value) not in (int, float, str, bool):
+            raise ValueError(
+                f"{path}: {attribute}() has the parameter {arg.arg!r}, which is not one the harness fills "
+                f"({', '.join(sorted(OFFERED - {'self'}))}) and has no plain default that would make it a knob"
+            )
+        knobs[arg.arg] = Knob(value)
+    return knobs, frozenset(arg.arg for arg, _ in pairs)
+
+
+def freeze(plugin: Plugin, store: Path) -> None:
+    """Copy a plug-in's sources into the store, so that every worker runs what was planned, whatever is edited later."""
+    folder = store / "plugins" / plugin.source
+    folder.mkdir(parents=True, exist_ok=True)
+    from harness.store import write_whole
+
+    for file in plugin.files:
+        if not (folder / file.name).exists():
+            write_whole(folder / file.name, file.read_bytes())
+
+
+def load_frozen(store: Path, source: str, path: str) -> Any:
+    """Import `file.py:name` from the frozen copy of a source hash. Runs the user's code.
+
+    Raises UserError when the copy is gone or defines no such name.
+    """
+    name, _, attribute = path.partition(":")
+    file = store / "plugins" / source / name
+    if not file.is_file():
+        raise UserError(f"{file}: the frozen copy of a plug-in is gone; run the sweep command again to restore it")
+    modules: dict[str, ModuleType] = {}
+    sys.path.insert(0, str(file.parent))
+    before = set(sys.modules)
+    try:
+        spec = importlib.util.spec_from_file_location(f"plugin_{source}_{file.stem}", file)
+        assert spec is not None  # a .py file always has a loader # noqa: S101
+        assert spec.loader is not None  # noqa: S101
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(file.parent))
+        for added in set(sys.modules) - before:  # a sibling of one plug-in must not serve another of the same name
+            origin = getattr(sys.modules[added], "__file__", None)
+            if origin and Path(origin).parent == file.parent:
+                modules[added] = sys.modules.pop(added)
+    return getattr(module, attribute)

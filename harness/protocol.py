@@ -1,0 +1,120 @@
+"""The training protocol: every choice that defines a number, explicit, none of them 'auto'."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from harness.catalog import LOSSES, OPTIMIZERS, PRESETS, SCHEDULES
+from tost.catalog import nearest
+
+VIEW_FIELDS = ("report",)
+"""Fields that choose a column of a table and change no training."""
+MASK_FIELDS = ("prunable",)
+"""Fields that a mask depends on, and a training only through its mask."""
+
+
+class Protocol(BaseModel):
+    """How a network is trained and judged. The defaults are preset `tost`; times are in epochs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    optimizer: str = "sgd"
+    lr: float = Field(0.1, gt=0, le=1e3)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    weight_decay: float = Field(2e-4, ge=0, le=10)
+    schedule: str = "multistep"
+    milestones: tuple[float, ...] = (90.0, 135.0)
+    gamma: float = Field(0.1, gt=0, le=1)
+    warmup: float = Field(0.0, ge=0)
+    loss: str = "cross_entropy"
+    epochs: int = Field(182, ge=1, le=100_000)
+    batch: int = Field(128, ge=1, le=1_000_000)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    augment: Literal["standard", "none"] = "standard"
+    dev: str = "standard"
+    select: Literal["dev_accuracy"] = "dev_accuracy"
+    report: Literal["test@last", "test@best-dev"] = "test@last"
+    prunable: Literal["conv+linear", "conv"] = "conv+linear"
+    resize: int = Field(0, ge=0, le=1024)
+
+    @field_validator("optimizer", "schedule", "loss")
+    @classmethod
+    def _known(cls, name: str, info: Any) -> str:
+        table: Mapping[str, Any] = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "loss": LOSSES}[info.field_name]
+        if name not in table:
+            raise ValueError(f"{name!r} is unknown; choose from {', '.join(table)}{nearest(name, table)}")
+        return name
+
+    @field_validator("milestones", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: object) -> object:
+        return tuple(float(v) if type(v) is int else v for v in value) if isinstance(value, list | tuple) else value
+
+    @field_validator("dev")
+    @classmethod
+    def _dev(cls, value: str) -> str:
+        kind, _, amount = value.partition(":")
+        try:
+            fits = (
+                value in ("standard", "none")
+                or (kind == "first" and int(amount) > 0)
+                or (kind == "stratified" and 0 < float(amount) < 1)
+            )
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(f"{value!r} is not allowed; write standard, none, first:5000 or stratified:0.1")
+        return value
+
+    @model_validator(mode="after")
+    def _times(self) -> Protocol:
+        if self.schedule == "multistep" and (
+            list(self.milestones) != sorted(set(self.milestones)) or not all(0 < m < self.epochs for m in self.milestones)
+        ):
+            raise ValueError(f"milestones {list(self.milestones)} must rise and lie inside the {self.epochs} epochs")
+        if self.warmup >= self.epochs:
+            raise ValueError(f"warmup of {self.warmup:g} epochs is no shorter than the {self.epochs} epochs of training")
+        if self.dev == "none" and self.report == "test@best-dev":
+            raise ValueError("report test@best-dev needs a dev split, but dev is none")
+        return self
+
+    @cached_property
+    def training(self) -> dict[str, Any]:
+        """Return what a training's key holds: the fields that are read, those at their default left out."""
+        read = {*OPTIMIZERS[self.optimizer].fields, *SCHEDULES[self.schedule].fields}
+        sometimes = {f for table in (OPTIMIZERS, SCHEDULES) for entry in table.values() for f in entry.fields}
+        skipped = {*VIEW_FIELDS, *MASK_FIELDS, "resize", "dev", "augment"} | (sometimes - read)
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in self
+            if name not in skipped and value != type(self).model_fields[name].default
+        }
+
+    @cached_property
+    def first_drop(self) -> float:
+        """Return the progress at which the learning rate first drops; for a smooth schedule, where `tost` would."""
+        return self.milestones[0] / self.epochs if self.schedule == "multistep" and self.milestones else 90 / 182
+
+
+def make_protocol(preset: str, overrides: Mapping[str, Any]) -> Protocol:
+    """Return a preset with overrides.
+
+    Where only the number of epochs is overridden, milestones and warm-up keep their place relative to it.
+    Raises ValueError for an unknown preset, pydantic's ValidationError for a wrong field.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"{preset!r} is no preset; choose from {', '.join(PRESETS)}{nearest(preset, PRESETS)}")
+    fields = dict(PRESETS[preset])
+    epochs = overrides.get("epochs")
+    if type(epochs) is int and epochs > 0:
+        usual = Protocol(**fields)
+        fields["milestones"] = tuple(m * epochs / usual.epochs for m in usual.milestones)
+        fields["warmup"] = usual.warmup * epochs / usual.epochs
+    return Protocol(**{**fields, **overrides})

@@ -1,0 +1,172 @@
+"""Read YAML by the 1.2 core rules, with the place of every value, duplicate keys refused and expansion bounded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from harness.errors import Fault, FileError, Mark, UserError
+
+Path_ = tuple[str | int, ...]
+
+MOST_BYTES = 256 * 1024
+MOST_VALUES = 100_000
+MOST_DEPTH = 40
+
+_NULL = re.compile(r"~|null|Null|NULL|")
+_BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
+_INT = re.compile(r"[-+]?[0-9]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+
+
+@dataclass
+class Document:
+    """A file's plain values, and the mark of each path in it."""
+
+    file: str
+    values: dict[str, Any]
+    marks: dict[Path_, Mark] = field(default_factory=dict)
+
+    def mark(self, path: Path_) -> Mark | None:
+        """Return the mark of a path, or of the nearest thing around it that has one."""
+        while path and path not in self.marks:
+            path = path[:-1]
+        return self.marks.get(path)
+
+
+def read_document(path: Path) -> Document:
+    """Read one YAML file whose top level is a mapping.
+
+    Raises FileError with file and line for anything wrong with its form, UserError where it cannot be read at all.
+    """
+    text = _text(path)
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        node = yaml.compose(text)
+    except MarkedYAMLError as error:
+        where = error.problem_mark or error.context_mark
+        hint = " (indent with spaces, YAML allows no tabs)" if "\\t" in str(error.problem) else ""
+        mark = Mark(str(path), where.line + 1 if where else 1)
+        raise FileError([Fault(mark, f"not valid YAML: {error.problem or error.context}{hint}")]) from None
+    except (YAMLError, RecursionError, ValueError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        raise FileError([Fault(Mark(str(path), 1), f"not valid YAML: {reason}")]) from None
+    if not isinstance(node, MappingNode):
+        raise FileError([Fault(Mark(str(path), 1), "a sweep file is a mapping of keys to values, such as `name: mine`")])
+    builder = _Builder(str(path))
+    values = builder.build(node, (), 0)
+    if builder.faults:
+        raise FileError(builder.faults)
+    return Document(str(path), values, builder.marks)
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        near = sorted(p.name for p in path.parent.glob("*.y*ml"))[:10] if path.parent.is_dir() else []
+        there = f"; {path.parent} holds {', '.join(near)}" if near else ""
+        raise UserError(f"{path}: no such file{there}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; name a sweep file in it") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > MOST_BYTES:
+        raise UserError(f"{path}: over {MOST_BYTES // 1024} KiB; a sweep file is a few hundred lines of text")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise FileError([Fault(Mark(str(path), line), "not UTF-8 text; save the file as UTF-8")]) from None
+    for number, line_text in enumerate(text.split("\n"), 1):
+        if any(ord(c) < 32 and c not in "\t\r" for c in line_text):
+            raise FileError([Fault(Mark(str(path), number), "holds a control character; a sweep file is plain text")])
+    return text
+
+
+class _Builder:
+    """Turns composed nodes into plain values; every alias counts again, so a bomb is met by the limit."""
+
+    def __init__(self, file: str) -> None:
+        self.file, self.count = file, 0
+        self.marks: dict[Path_, Mark] = {}
+        self.faults: list[Fault] = []
+
+    def build(self, node: Node, path: Path_, depth: int) -> Any:
+        mark = Mark(self.file, node.start_mark.line + 1)
+        self.marks.setdefault(path, mark)
+        self.count += 1
+        if self.count > MOST_VALUES:
+            raise FileError([Fault(mark, f"expands to over {MOST_VALUES} values through its aliases")])
+        if depth > MOST_DEPTH:
+            raise FileError([Fault(mark, f"nested over {MOST_DEPTH} levels deep")])
+        if isinstance(node, ScalarNode):
+            return self.scalar(node, mark)
+        self.tag(node, mark)
+        if isinstance(node, SequenceNode):
+            return [self.build(item, (*path, index), depth + 1) for index, item in enumerate(node.value)]
+        return self.mapping(node, path, depth)
+
+    def mapping(self, node: Node, path: Path_, depth: int) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            mark = Mark(self.file, key_node.start_mark.line + 1)
+            if not isinstance(key_node, ScalarNode):
+                self.faults.append(Fault(mark, "a key must be a plain word"))
+                continue
+            key = str(key_node.value)
+            if key in values:
+                self.faults.append(Fault(mark, f"key {key!r} stands twice; the second would silently win"))
+                continue
+            self.marks[(*path, key)] = mark
+            values[key] = self.build(value_node, (*path, key), depth + 1)
+        return values
+
+    def tag(self, node: Node, mark: Mark) -> None:
+        tag = str(node.ctag) if node.ctag else ""
+        if tag and not re.fullmatch(r"(tag:yaml\.org,2002:|!!)(map|seq|str|int|float|bool|null|omap|set)", tag):
+            self.faults.append(Fault(mark, f"tag {tag!r} is not allowed; write plain values"))
+
+    def scalar(self, node: ScalarNode, mark: Mark) -> Any:
+        text = str(node.value)
+        if node.style is not None:  # quoted or block text
+            self.tag(node, mark)
+            return text
+        if _NULL.fullmatch(text):
+            return None
+        if _BOOL.fullmatch(text):
+            return text.lower() == "true"
+        if _INT.fullmatch(text):
+            return int(text) if len(text) < 40 else text
+        if _FLOAT.fullmatch(text):
+            return float(text)
+        self.tag(node, mark)
+        return text
+
+
+def merge(base: Document, top: Document) -> Document:
+    """Lay a document over its base: mappings are joined key by key, everything else is replaced."""
+    marks = dict(base.marks)
+    values = _merge(base.values, top.values, (), marks)
+    marks.update(top.marks)
+    return Document(top.file, values, marks)
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any], path: Path_, marks: dict[Path_, Mark]) -> dict[str, Any]:
+    joined = dict(under)
+    for key, value in over.items():
+        here = (*path, key)
+        if isinstance(value, dict) and isinstance(under.get(key), dict):
+            joined[key] = _merge(under[key], value, here, marks)
+        else:
+            for old in [p for p in marks if p[: len(here)] == here]:
+                del marks[old]
+            joined[key] = value
+    return joined

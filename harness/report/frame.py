@@ -1,0 +1,92 @@
+"""The measured numbers of a sweep, one line a cell, holes kept with their reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.cell import AXES, Cell
+from harness.frontier import Frontier, Survey
+from harness.plan import Plan
+from harness.store import Result
+
+
+@dataclass(frozen=True)
+class Line:
+    """A cell with what is known of it: its result, or why there is none."""
+
+    cell: Cell
+    key: str
+    result: Result | None
+    reason: str = ""
+
+    @property
+    def value(self) -> float | None:
+        """Return the cell's primary number: accuracy in percent in the column its protocol reports."""
+        return None if self.result is None else self.result.metrics.get(self.cell.protocol.report)
+
+
+@dataclass
+class Frame:
+    """All lines of a sweep, in grid order."""
+
+    lines: Sequence[Line]
+    varying: list[str] = field(default_factory=list)
+    """The axes that take more than one value, seed left out."""
+
+
+def read_frame(plan: Plan, frontier: Frontier, survey: Survey) -> Frame:
+    """Join a plan's cells with the store's results; the plan must be one that was expanded, with its cells."""
+    blocked = frontier.blocked(survey)
+    lines = []
+    for cell, key in plan.cells:
+        result = survey.results.get(key)
+        lines.append(Line(cell, key, result, "" if result else _reason(key, survey, blocked)))
+    names = dict.fromkeys([*AXES[:-1], *(name for cell, _ in plan.cells for name, _ in cell.extra)])
+    names.pop("seed")
+    varying = [name for name in names if len({str(cell.axis(name)) for cell, _ in plan.cells}) > 1]
+    if not any(cell.ticket_seed != cell.seed for cell, _ in plan.cells) and "ticket_seed" in varying:
+        varying.remove("ticket_seed")
+    return Frame(lines, varying)
+
+
+def _reason(key: str, survey: Survey, blocked: dict[str, str]) -> str:
+    state = survey.todo[key].name
+    if key in blocked and blocked[key] != key:
+        return f"{survey.todo[blocked[key]].name} above"
+    return "missing" if state == "todo" else state
+
+
+def failures(plan: Plan, frontier: Frontier, survey: Survey) -> list[tuple[str, str, int]]:
+    """Return (stage, cause, cells it holds back) for every stage that failed."""
+    blocked = frontier.blocked(survey)
+    found = []
+    for key, state in survey.todo.items():
+        if state.name in ("failed", "diverged"):
+            held = sum(blocked.get(leaf) == key for _, leaf in plan.cells)
+            found.append((f"{plan.stages[key].label} [{key[:8]}]", f"{state.name}: {state.detail}", held))
+    return found
+
+
+def tidy(frame: Frame) -> list[dict[str, Any]]:
+    """Return one flat record a cell: axes, both test columns, the reason of a hole, and the key."""
+    records = []
+    for line in frame.lines:
+        axes = {name: line.cell.axis(name) for name in (*AXES[:-1], *(n for n, _ in line.cell.extra))}
+        metrics = line.result.metrics if line.result else {}
+        records.append(
+            {
+                **axes,
+                "reported": line.cell.protocol.report,
+                "test@last": metrics.get("test@last"),
+                "test@best-dev": metrics.get("test@best-dev"),
+                "best_epoch": metrics.get("best_epoch"),
+                "dev_accuracy": metrics.get("dev_accuracy"),
+                "kept": metrics.get("kept"),
+                "prunable": metrics.get("prunable"),
+                "hole": line.reason,
+                "key": line.key,
+            }
+        )
+    return records

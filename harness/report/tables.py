@@ -1,0 +1,205 @@
+"""Paper-style tables: mean ± std (n) over seeds, the difference to a baseline, and every hole with its reason."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.axes import DENSE
+from harness.report.frame import Frame, Line
+from harness.spec import Table
+
+HEADS = {"dataset": "data set", "arch": "network", "mask": "mask", "sparsity": "sparsity", "recipe": "recipe"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A number of a table: its values over seeds, the paired differences to the baseline, the reasons of holes."""
+
+    values: tuple[float, ...] = ()
+    differences: tuple[float, ...] = ()
+    holes: tuple[str, ...] = ()
+    planned: bool = True
+
+    @property
+    def number(self) -> str:
+        """Return mean ± std (n)."""
+        if not self.values:
+            return ""
+        mean, n = statistics.fmean(self.values), len(self.values)
+        return f"{mean:.2f} ± {statistics.stdev(self.values):.2f} ({n})" if n > 1 else f"{mean:.2f} (1)"
+
+    @property
+    def difference(self) -> str:
+        """Return the mean paired difference to the baseline, signed."""
+        return f"{statistics.fmean(self.differences):+.2f}" if self.differences else ""
+
+    @property
+    def hole(self) -> str:
+        """Return how many seeds are missing, and why."""
+        return ", ".join(f"{count} {reason}" for reason, count in sorted(Counter(self.holes).items()))
+
+    @property
+    def text(self) -> str:
+        """Return the entry as plain text."""
+        if not self.planned:
+            return ""
+        parts = [self.number or "–"]
+        if self.difference:
+            parts.append(self.difference)
+        if self.hole:
+            parts.append(f"[{self.hole}]")
+        return " ".join(parts)
+
+
+@dataclass
+class Grid:
+    """A finished table: its entries by row and column, and what a reader must know."""
+
+    name: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    entries: dict[tuple[tuple[str, ...], tuple[str, ...]], Entry] = field(default_factory=dict)
+    caption: str = ""
+
+    @property
+    def row_keys(self) -> list[tuple[str, ...]]:
+        """Return the rows in order."""
+        return list(dict.fromkeys(row for row, _ in self.entries))
+
+    @property
+    def column_keys(self) -> list[tuple[str, ...]]:
+        """Return the columns in order."""
+        return list(dict.fromkeys(column for _, column in self.entries))
+
+    def entry(self, row: tuple[str, ...], column: tuple[str, ...]) -> Entry:
+        """Return an entry; one that the grid never asked for is empty."""
+        return self.entries.get((row, column), Entry(planned=False))
+
+    @property
+    def heads(self) -> list[str]:
+        """Return the names of the row axes."""
+        return [HEADS.get(axis, axis) for axis in self.rows]
+
+
+def build(table: Table, frame: Frame) -> list[Grid]:
+    """Lay a frame out as a table, one grid for every combination of the axes that it does not name."""
+    others = [axis for axis in frame.varying if axis not in (*table.rows, *table.columns)]
+    blocks: dict[tuple[str, ...], list[Line]] = defaultdict(list)
+    for line in frame.lines:
+        blocks[_labels(line, others)].append(line)
+    grids = []
+    for labels, lines in blocks.items():
+        suffix = "".join(f", {label}" for label in labels)
+        grid = Grid(f"{table.name}{suffix}", table.rows, table.columns)
+        _fill(grid, table, lines)
+        grid.caption = _caption(table, lines, frame)
+        grids.append(grid)
+    return grids
+
+
+def _labels(line: Line, axes: Iterable[str]) -> tuple[str, ...]:
+    return tuple(str(line.cell.axis(axis)) for axis in axes)
+
+
+def _fill(grid: Grid, table: Table, lines: Sequence[Line]) -> None:
+    sparse = [line for line in lines if line.cell.mask.name != DENSE]
+    order = {
+        axis: {label: n for n, label in enumerate(_ordered(axis, sparse or lines))} for axis in (*table.rows, *table.columns)
+    }
+    groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Line]] = defaultdict(list)
+    for line in lines:
+        for column in _columns(line, table, order):
+            groups[_labels(line, table.rows), column].append(line)
+    baseline = {
+        (place, line.cell.seed): line.value
+        for place, members in groups.items()
+        for line in members
+        if line.cell.recipe.text == table.baseline and line.value is not None
+    }
+    rows = sorted(dict.fromkeys(row for row, _ in groups), key=lambda row: _rank(row, table.rows, order))
+    columns = sorted(dict.fromkeys(column for _, column in groups), key=lambda c: _rank(c, table.columns, order))
+    for row, column in itertools.product(rows, columns):
+        members = groups.get((row, column))
+        if members is None:
+            grid.entries[row, column] = Entry(planned=False)
+            continue
+        values, differences = [], []
+        for line in members:
+            if line.value is None:
+                continue
+            values.append(line.value)
+            base_place = _with_recipe(row, column, table)
+            base = baseline.get((base_place, line.cell.seed))
+            if base is not None and base_place != (row, column):
+                differences.append(line.value - base)
+        holes = tuple(line.reason for line in members if line.value is None)
+        grid.entries[row, column] = Entry(tuple(values), tuple(differences), holes)
+
+
+def _ordered(axis: str, lines: Sequence[Line]) -> list[str]:
+    """Return an axis's labels: sparsities by size, everything else in the sweep file's order."""
+    if axis == "sparsity":
+        return [s.label for s in sorted({line.cell.sparsity for line in lines}, key=lambda s: s.share)]
+    return list(dict.fromkeys(str(line.cell.axis(axis)) for line in lines))
+
+
+def _rank(labels: tuple[str, ...], axes: Sequence[str], order: dict[str, dict[str, int]]) -> tuple[int, ...]:
+    return tuple(order[axis].get(label, -1) for axis, label in zip(axes, labels, strict=True))
+
+
+def _columns(line: Line, table: Table, order: dict[str, dict[str, int]]) -> list[tuple[str, ...]]:
+    """Return the columns a line stands in; a dense network stands under every sparsity."""
+    if line.cell.mask.name != DENSE or "sparsity" not in table.columns:
+        return [_labels(line, table.columns)]
+    choices = [list(order[a]) if a == "sparsity" else [str(line.cell.axis(a))] for a in table.columns]
+    return [tuple(labels) for labels in itertools.product(*choices)]
+
+
+def _with_recipe(row: tuple[str, ...], column: tuple[str, ...], table: Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the place where the baseline recipe of a row and column stands."""
+
+    def put(labels: tuple[str, ...], axes: Sequence[str]) -> tuple[str, ...]:
+        return tuple(table.baseline if axis == "recipe" else label for axis, label in zip(axes, labels, strict=True))
+
+    return put(row, table.rows), put(column, table.columns)
+
+
+def _caption(table: Table, lines: Sequence[Line], frame: Frame) -> str:
+    """Say what the numbers are and how they came about."""
+    protocols = {id(line.cell.protocol): line.cell.protocol for line in lines}.values()
+    seeds = sorted({line.cell.seed for line in lines})
+    said = {
+        "networks": _several(line.cell.arch.label for line in lines),
+        "data": _several(line.cell.dataset.label for line in lines),
+        "column": _several(p.report for p in protocols),
+        "epochs": _several(str(p.epochs) for p in protocols),
+        "precision": _several(p.precision for p in protocols),
+        "prunable": _several(p.prunable for p in protocols),
+        "dev": _several(p.dev for p in protocols),
+    }
+    devices = _several(str(line.result.stamp.get("device")) for line in lines if line.result)
+    sentences = [
+        f"Test accuracy in percent ({said['column']}), mean ± standard deviation (number of seeds); "
+        f"signed: mean difference to {table.baseline} with the same mask and seed.",
+        f"{said['networks']} on {said['data']}; {said['epochs']} epochs, {said['precision']}; dev split {said['dev']}; "
+        f"best epoch by dev accuracy; prunable: {said['prunable']}; seeds {_runs(seeds)}; devices: {devices or 'none yet'}.",
+    ]
+    notes = {note for line in lines if line.result and (note := line.result.metrics.get("note"))}
+    if any(line.cell.mask.name == DENSE for line in lines) and "sparsity" in table.columns:
+        sentences.append("The dense network is the same under every sparsity.")
+    return " ".join([*sentences, *sorted(notes)])
+
+
+def _several(labels: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(labels))
+
+
+def _runs(seeds: Sequence[int]) -> str:
+    return f"{seeds[0]}–{seeds[-1]}" if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1 else ", ".join(map(str, seeds))
+
+

@@ -1,0 +1,225 @@
+"""The store: a folder of stages, where the existence of a file is the state, and every file is written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+KINDS = ("data", "train", "mask", "rescale")
+_serial = itertools.count()
+
+
+def canonical(value: Any) -> bytes:
+    """Return the one JSON text of a value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest(value: Any) -> str:
+    """Return the key of a value: 32 hex digits of the SHA-256 of its canonical JSON."""
+    return hashlib.sha256(canonical(value)).hexdigest()[:32]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _draft(path: Path, data: bytes) -> Path:
+    """Write a complete, synced file beside the target; plain open, so that the umask decides who may read it."""
+    draft = path.parent / f".draft-{os.uname().nodename[:32]}-{os.getpid()}-{next(_serial)}"
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    return draft
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that no reader ever sees a part of it: write, flush, sync, rename."""
+    os.replace(_draft(path, data), path)
+
+
+def publish(path: Path, data: bytes) -> bool:
+    """Create a file whole, unless it exists; return whether this call created it.
+
+    Uses link(2). Over NFS a reply can be lost and the repeated call find its own work, hence the look at the inode.
+    """
+    draft = _draft(path, data)
+    try:
+        mine = place(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    sync(path.parent)
+    return mine
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def place(source: Path, target: Path) -> bool:
+    """Give a finished file a second name, unless that name is taken; return whether this call did."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        with contextlib.suppress(FileNotFoundError):
+            return source.samefile(target)
+        return False
+    return True
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON mapping, or None where the file is gone or holds anything else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file of a stage, named by its content."""
+
+    sha256: str
+    bytes: int
+
+    @property
+    def file(self) -> str:
+        """Return the file's name inside the stage's folder."""
+        return f"{self.sha256}.safetensors"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage published: its artifacts, the parents' artifacts it read, metrics, stamp and provenance."""
+
+    edition: int
+    artifact: Artifact
+    parents: Mapping[str, str]
+    """Parent stage key -> SHA-256 of the artifact that was read."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    stamp: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def dump(self) -> bytes:
+        """Return the result as a file's bytes, with a checksum of its own."""
+        body = {
+            "artifact": {"sha256": self.artifact.sha256, "bytes": self.artifact.bytes},
+            "parents": dict(self.parents),
+            "metrics": dict(self.metrics),
+            "stamp": dict(self.stamp),
+            "provenance": dict(self.provenance),
+        }
+        return json.dumps({"checksum": digest(body), "result": body}, indent=1, allow_nan=False).encode()
+
+    @classmethod
+    def load(cls, path: Path, edition: int) -> Result | None:
+        """Read a result; None where it is gone, torn, or fails its checksum."""
+        value = read_json(path)
+        if value is None or not isinstance(value.get("result"), dict) or value.get("checksum") != digest(value["result"]):
+            return None
+        body = value["result"]
+        return cls(
+            edition,
+            Artifact(**body["artifact"]),
+            body["parents"],
+            body["metrics"],
+            body["stamp"],
+            body["provenance"],
+        )
+
+
+_NUMBERED = re.compile(r"(claim|result)-(\d{4,})(\.json)?")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A stage's folder as listed at one moment."""
+
+    path: Path
+    names: frozenset[str]
+
+    def _numbers(self, kind: str) -> list[int]:
+        return sorted(int(m[2]) for m in map(_NUMBERED.fullmatch, self.names) if m and m[1] == kind)
+
+    @property
+    def generation(self) -> int:
+        """Return the newest claim's number, 0 where there is none."""
+        return max(self._numbers("claim"), default=0)
+
+    @property
+    def edition(self) -> int:
+        """Return the newest result's number, 0 where there is none."""
+        return max(self._numbers("result"), default=0)
+
+    def result(self) -> Result | None:
+        """Return the newest result that is intact."""
+        for edition in reversed(self._numbers("result")):
+            if result := Result.load(self.path / f"result-{edition:04d}.json", edition):
+                return result
+        return None
+
+    def has(self, artifact: Artifact) -> bool:
+        """Return whether an artifact's file is there in its full size."""
+        if artifact.file not in self.names:
+            return False
+        try:
+            return (self.path / artifact.file).stat().st_size == artifact.bytes
+        except OSError:
+            return False
+
+    def claim_path(self, generation: int) -> Path:
+        """Return the path of a claim."""
+        return self.path / f"claim-{generation:04d}"
+
+    def attempt(self, generation: int) -> Path:
+        """Return the folder of a generation's attempt."""
+        return self.path / f"attempt-{generation:04d}"
+
+    def end(self, generation: int) -> dict[str, Any] | None:
+        """Return how a generation ended, where it said so."""
+        return read_json(self.attempt(generation) / "end.json")
+
+
+class Store:
+    """A store's root and the paths in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+
+    def path(self, kind: str, key: str) -> Path:
+        """Return the folder of a stage."""
+        return self.root / "stages" / kind / key[:2] / key
+
+    def folder(self, kind: str, key: str) -> Folder:
+        """List a stage's folder; an empty listing where it does not exist."""
+        path = self.path(kind, key)
+        try:
+            names = frozenset(os.listdir(path))
+        except (FileNotFoundError, NotADirectoryError):
+            names = frozenset()
+        return Folder(path, names)
+
+    def sweep(self, name: str) -> Path:
+        """Return the folder of a sweep: its file as run, its plan, its report."""
+        return self.root / "sweeps" / name

@@ -1,0 +1,1 @@
+"""What runs inside a trainer, with torch: decoding, scoring, training."""

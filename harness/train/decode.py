@@ -1,0 +1,207 @@
+"""Readers of data sets: each decodes its files once into uint8 arrays."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from harness.errors import UserError
+from harness.sources import IMAGES
+
+Pixels = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Images [N, H, W, C] in uint8 and labels [N], of both splits."""
+
+    train_images: Pixels
+    train_labels: Labels
+    test_images: Pixels
+    test_labels: Labels
+    classes: tuple[str, ...]
+    note: str = ""
+    """What a reader of a table must know of the splits."""
+
+
+def resize(images: Pixels, size: int) -> Pixels:
+    """Resize [N, H, W, C] images to size x size, bilinear."""
+    if images.shape[1:3] == (size, size):
+        return images
+    out = np.empty((len(images), size, size, images.shape[3]), np.uint8)
+    for index, image in enumerate(images):
+        scaled = Image.fromarray(image.squeeze(-1) if image.shape[2] == 1 else image).resize((size, size), Image.Resampling.BILINEAR)
+        out[index] = np.asarray(scaled).reshape(size, size, -1)
+    return out
+
+
+def stratified(labels: Labels, share: float, salt: str) -> npt.NDArray[np.bool_]:
+    """Mark a share of every class, at least one each; which ones follows from the salt alone."""
+    chosen = np.zeros(len(labels), bool)
+    seed = int.from_bytes(hashlib.sha256(f"split/{salt}".encode()).digest()[:8], "big")
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(labels))
+    for label in np.unique(labels):
+        mine = order[labels[order] == label]
+        chosen[mine[: max(1, round(share * len(mine)))]] = True
+    return chosen
+
+
+def digits(path: Path, size: int) -> Decoded:
+    """scikit-learn's 1,797 handwritten digits, 8x8; it has no official test split, so a fixed stratified fifth serves."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = bunch.target.astype(np.int64)
+    test = stratified(labels, 0.2, "digits test")
+    return Decoded(
+        images[~test],
+        labels[~test],
+        images[test],
+        labels[test],
+        tuple(map(str, range(10))),
+        "test is a fixed stratified fifth of scikit-learn's digits",
+    )
+
+
+def _cifar(name: str, path: Path) -> Decoded:
+    import torchvision
+
+    try:
+        sets = [getattr(torchvision.datasets, name)(path, train=train, download=False) for train in (True, False)]
+    except RuntimeError:
+        raise UserError(
+            f"{path}: the {name} files differ from the official ones (md5); fetch them anew, "
+            "or use other versions of the images as imagefolder:PATH"
+        ) from None
+    arrays = [(s.data, np.asarray(s.targets, np.int64)) for s in sets]
+    return Decoded(*arrays[0], *arrays[1], tuple(sets[0].classes))
+
+
+def cifar10(path: Path, size: int) -> Decoded:
+    """CIFAR-10 (Krizhevsky, 2009), official batches, their md5 checked by torchvision."""
+    return _cifar("CIFAR10", path)
+
+
+def cifar100(path: Path, size: int) -> Decoded:
+    """CIFAR-100 (Krizhevsky, 2009), official batches, their md5 checked by torchvision."""
+    return _cifar("CIFAR100", path)
+
+
+def mnist(path: Path, size: int) -> Decoded:
+    """MNIST (LeCun et al., 1998), the four idx files, gzipped or not."""
+    return _idx(path / "MNIST" / "raw")
+
+
+def fashion_mnist(path: Path, size: int) -> Decoded:
+    """Fashion-MNIST (Xiao et al., 2017), the four idx files, gzipped or not."""
+    return _idx(path / "FashionMNIST" / "raw")
+
+
+def _idx(path: Path) -> Decoded:
+    arrays = [_read_idx(path, f"{split}-{what}") for split in ("train", "t10k") for what in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    names = tuple(map(str, range(int(arrays[1].max()) + 1)))
+    return Decoded(arrays[0][..., None], arrays[1].astype(np.int64), arrays[2][..., None], arrays[3].astype(np.int64), names)
+
+
+def _read_idx(folder: Path, name: str) -> Pixels:
+    path = folder / name
+    try:
+        data = path.read_bytes() if path.exists() else gzip.decompress((folder / f"{name}.gz").read_bytes())
+    except (OSError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); fetch the file anew") from None
+    dimensions = data[3] if len(data) > 4 else 0
+    shape = np.frombuffer(data[4 : 4 + 4 * dimensions], ">i4") if data[:3] == b"\0\0\x08" else ()
+    values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions) if len(shape) else np.empty(0, np.uint8)
+    if not len(shape) or values.size != np.prod(shape):
+        raise UserError(f"{path}: not an idx file of bytes, or cut short; fetch the file anew")
+    return values.reshape(tuple(map(int, shape)))
+
+
+def _open(file: Path) -> Image.Image:
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return image.convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        raise UserError(f"{file}: not a readable image ({error}); mend or remove it") from None
+
+
+def _load(files: list[Path], size: int) -> Pixels:
+    first = _open(files[0])
+    shape = (size, size) if size else (first.height, first.width)
+    out = np.empty((len(files), *shape, 3), np.uint8)
+    for index, file in enumerate(files):
+        image = _open(file)
+        if size:
+            image = image.resize((size, size), Image.Resampling.BILINEAR)
+        elif (image.height, image.width) != shape:
+            raise UserError(
+                f"{file}: {image.width}x{image.height} pixels where {files[0].name} has {first.width}x{first.height}; "
+                "set resize: 32 (or another size) in the protocol"
+            )
+        out[index] = np.asarray(image)
+    return out
+
+
+def _class_files(folder: Path, classes: tuple[str, ...]) -> Iterator[tuple[Path, int]]:
+    for label, name in enumerate(classes):
+        for file in sorted((folder / name).rglob("*")):
+            if file.suffix.lower() in IMAGES and file.is_file():
+                yield file, label
+
+
+def imagefolder(path: Path, size: int) -> Decoded:
+    """Read PATH/train/CLASS/* and PATH/test/CLASS/* (or val/, which then is the test split)."""
+    test = "test" if (path / "test").is_dir() else "val"
+    classes = tuple(sorted(p.name for p in (path / "train").iterdir() if p.is_dir() and not p.name.startswith(".")))
+    if len(classes) < 2:
+        raise UserError(f"{path / 'train'}: {len(classes)} classes; a folder for each of at least two classes is needed")
+    found = {split: list(_class_files(path / split, classes)) for split in ("train", test)}
+    counts = np.bincount([label for _, label in found["train"]], minlength=len(classes))
+    if counts.min() == 0:
+        raise UserError(f"{path / 'train' / classes[int(counts.argmin())]}: holds no image; fill or remove the class")
+    if not found[test]:
+        raise UserError(f"{path / test}: holds no image of the classes in train/")
+    arrays = []
+    for split in ("train", test):
+        arrays += [_load([file for file, _ in found[split]], size), np.asarray([label for _, label in found[split]], np.int64)]
+    if arrays[0].shape[1:] != arrays[2].shape[1:]:
+        raise UserError(f"{path}: train/ and {test}/ hold images of different sizes; set resize: 32 (or another size) in the protocol")
+    return Decoded(arrays[0], arrays[1], arrays[2], arrays[3], classes, "val/ is the test split" if test == "val" else "")
+
+
+def tinyimagenet(path: Path, size: int) -> Decoded:
+    """Tiny-ImageNet (Stanford CS231n), official layout; the official validation split is the test split."""
+    root = path / "tiny-imagenet-200"
+    classes = tuple((root / "wnids.txt").read_text().split())
+    number = {name: label for label, name in enumerate(classes)}
+    train = [(file, number[name]) for name in classes for file in sorted((root / "train" / name / "images").glob("*.JPEG"))]
+    try:
+        lines = [line.split("\t") for line in (root / "val" / "val_annotations.txt").read_text().splitlines()]
+        test = [(root / "val" / "images" / line[0], number[line[1]]) for line in lines]
+    except (OSError, KeyError, IndexError) as error:
+        raise UserError(f"{root / 'val' / 'val_annotations.txt'}: cannot be used ({error}); unpack the official zip anew") from None
+    if not train or not test:
+        raise UserError(f"{root}: holds no images; unpack the official zip anew")
+    arrays = [
+        (_load([file for file, _ in split], size), np.asarray([label for _, label in split], np.int64)) for split in (train, test)
+    ]
+    return Decoded(*arrays[0], *arrays[1], classes, "the official validation split is the test split")
+
+
+def fetch_tinyimagenet(root: str, train: bool, download: bool) -> None:
+    """Download Tiny-ImageNet into a folder, with torchvision's own downloader."""
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    url = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+    if download and train:
+        download_and_extract_archive(url, root, md5="90528d7ca1a48142e341f4ef8d21d0de", remove_finished=True)

@@ -1,0 +1,179 @@
+"""The training loop. Everything comes in as an argument; all that is scheduled is a function of progress."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.train.checkpoint import Position
+from harness.train.images import Images, Split
+from tost.masks import Masks
+from tost.masks.apply import Pruned, clear, pruned
+from tost.recipe import Criterion, Part
+
+CHECK_EVERY = 50
+"""On an accelerator, losses are looked at this often, because every look waits for the device."""
+
+
+class Diverged(Exception):
+    """The loss is no longer a finite number."""
+
+    def __init__(self, epoch: int, step: int) -> None:
+        super().__init__(f"the loss is not finite at epoch {epoch + 1}, step {step + 1}")
+        self.epoch, self.step = epoch, step
+
+
+class Watcher(Protocol):
+    """What the loop tells of itself. A watcher reads and never writes, but may end the loop by raising."""
+
+    def after_step(self, training: Training, due: Callable[[], None]) -> None:
+        """See a step done; `due` brings the position up to date before it is saved."""
+
+    def after_epoch(self, training: Training) -> None:
+        """See an epoch done, its row the last in the position."""
+
+
+@dataclass
+class Training:
+    """All that a training is made of."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    images: Images
+    criterion: Criterion
+    rate: Callable[[float], float]
+    """Epoch, in fractions -> learning rate."""
+    masks: Callable[[int], Masks]
+    """Steps done -> the masks in force; the same object as long as they do not change."""
+    parts: Sequence[Part]
+    seed: int
+    epochs: int
+    batch: int
+    precision: str
+    position: Position = field(default_factory=Position)
+    _worn: Masks | None = None
+    _pruned: Pruned = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        """Return the steps of an epoch."""
+        return self.images.steps(self.batch)
+
+    @property
+    def done(self) -> int:
+        """Return the steps done since the start of training."""
+        return self.position.epoch * self.steps + self.position.step
+
+    def autocast(self) -> torch.autocast:
+        """Return the precision's context."""
+        return torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def go_to(self, steps_done: int) -> None:
+        """Set everything scheduled to a point of training."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(steps_done / self.steps)
+        for part in self.parts:
+            part.step(steps_done / (self.steps * self.epochs))
+        self.wear(steps_done)
+
+    def wear(self, steps_done: int) -> None:
+        """Set the weights that the masks in force prune to 0."""
+        masks = self.masks(steps_done)
+        if masks is not self._worn:
+            self._worn, self._pruned = masks, pruned(self.model, masks)
+        clear(self._pruned)
+
+
+def train(run: Training, watch: Watcher) -> None:
+    """Train from where `run.position` stands to the end, a metrics row per epoch.
+
+    Raises Diverged as soon as a loss is not finite, and whatever the watcher raises.
+    """
+    at = run.position
+    pending: list[tuple[int, int, Tensor, Tensor]] = []
+
+    def settle() -> None:
+        _settle(at, pending)
+
+    criterion, check_every = run.criterion, 1 if run.images.device.type == "cpu" else CHECK_EVERY
+    for part in run.parts:
+        criterion = part.criterion(criterion)
+    while at.epoch < run.epochs:
+        run.model.train()
+        for step, images, labels in run.images.epoch(run.seed, at.epoch, run.batch, at.step):
+            run.go_to(run.done)
+            with run.autocast():
+                logits = run.model(images)
+                loss = criterion(logits, labels)
+            run.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            run.optimizer.step()
+            run.wear(run.done)
+            pending.append((step, len(labels), loss.detach(), (logits.detach().argmax(1) == labels).sum()))
+            if len(pending) >= check_every:
+                settle()
+            at.step = step + 1
+            watch.after_step(run, settle)
+        settle()
+        run.go_to(run.done)
+        at.rows.append(_row(run))
+        at.epoch, at.step, at.loss_sum, at.correct, at.seen = at.epoch + 1, 0, 0.0, 0, 0
+        watch.after_epoch(run)
+
+
+def _settle(at: Position, pending: list[tuple[int, int, Tensor, Tensor]]) -> None:
+    """Add up losses one by one, so that the sum does not depend on how often it was looked at."""
+    if not pending:
+        return
+    losses = torch.stack([loss for _, _, loss, _ in pending]).tolist()
+    hits = torch.stack([correct for _, _, _, correct in pending]).tolist()
+    for (step, count, _, _), loss, correct in zip(pending, losses, hits, strict=True):
+        if not math.isfinite(loss):
+            raise Diverged(at.epoch, step)
+        at.loss_sum += loss * count
+        at.correct += correct
+        at.seen += count
+    pending.clear()
+
+
+def _row(run: Training) -> dict[str, Any]:
+    """Evaluate after an epoch: dev always; test only where dev is at its best so far, or training ends.
+
+    An epoch in which ghosts still live can be no best one: that network is not the one that remains.
+    """
+    at = run.position
+    row: dict[str, Any] = {
+        "epoch": at.epoch + 1,
+        "lr": run.optimizer.param_groups[0]["lr"],
+        "train_loss": at.loss_sum / at.seen,
+        "train_accuracy": 100 * at.correct / at.seen,
+        "ghosts": any(part.ghosts for part in run.parts),
+    }
+    if len(run.images.dev):
+        row["dev_loss"], row["dev_accuracy"] = evaluate(run, run.images.dev)
+        best = max((r["dev_accuracy"] for r in at.rows if r["best"]), default=-1.0)
+        row["best"] = row["dev_accuracy"] > best and not any(part.ghosts and not part.stays for part in run.parts)
+    else:
+        row["best"] = False
+    if row["best"] or at.epoch + 1 == run.epochs:
+        row["test_loss"], row["test_accuracy"] = evaluate(run, run.images.test)
+    return row
+
+
+@torch.inference_mode()
+def evaluate(run: Training, split: Split) -> tuple[float, float]:
+    """Return the mean plain cross-entropy and the accuracy in percent on a split, batch norm in eval mode."""
+    run.model.eval()
+    loss, correct = 0.0, 0
+    for images, labels in run.images.batches(split):
+        with run.autocast():
+            logits = run.model(images)
+        loss += float(F.cross_entropy(logits.float(), labels, reduction="sum"))
+        correct += int((logits.argmax(1) == labels).sum())
+    return loss / len(split), 100 * correct / len(split)

@@ -1,0 +1,49 @@
+"""Optimizers by name, and their state by parameter name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from harness.protocol import Protocol
+
+
+def sgd(parameters: Iterable[Tensor], protocol: Protocol) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with momentum; weight decay on everything, as the ToST authors have it."""
+    return torch.optim.SGD(
+        parameters,
+        lr=protocol.lr,
+        momentum=protocol.momentum,
+        nesterov=protocol.nesterov,
+        weight_decay=protocol.weight_decay,
+    )
+
+
+def adamw(parameters: Iterable[Tensor], protocol: Protocol) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter, 2019)."""
+    betas = (protocol.beta1, protocol.beta2)
+    return torch.optim.AdamW(parameters, lr=protocol.lr, betas=betas, weight_decay=protocol.weight_decay)
+
+
+def named_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """Return the optimizer's state as `parameter name/key` -> tensor.
+
+    By name, because torch's own state is by position: loaded after a module was swapped it fits wrongly, silently.
+    """
+    return {
+        f"{name}/{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_named_state(optimizer: torch.optim.Optimizer, model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put back what named_state returned."""
+    parameters = dict(model.named_parameters())
+    for path, value in state.items():
+        name, _, key = path.rpartition("/")
+        parameter = parameters[name]
+        optimizer.state[parameter][key] = value.clone() if key == "step" else value.to(parameter.device, copy=True)

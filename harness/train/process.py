@@ -1,0 +1,217 @@
+"""The trainer: a process with torch loaded that runs one stage after another for its supervisor, and dies with it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import platform
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import __version__
+from harness.errors import UserError
+from harness.store import file_sha256, write_whole
+from harness.train.checkpoint import save_checkpoint
+from harness.train.loop import Diverged, Training
+from harness.train.stages import Corrupt, Order, run_stage, state_tensors
+
+TELL_EVERY = 0.5
+"""Seconds between two progress messages."""
+
+
+TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EROFS})
+"""Errors of the file system, which say nothing about the stage."""
+
+
+class Stopped(Exception):
+    """The stage was asked to stop and has saved where it stands."""
+
+
+class Control:
+    """The trainer's side of the pipe: orders in, progress and outcomes out."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
+        self.stop = threading.Event()
+        self.orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+
+    def listen(self) -> None:
+        """Receive until the supervisor is gone, and end the whole process then: what it did could not be published."""
+        while True:
+            try:
+                message = json.loads(self.pipe.recv_bytes())
+            except (EOFError, OSError):
+                os._exit(1)
+            if "stop" in message:
+                self.stop.set()
+            else:
+                message["parents"] = {role: tuple(value) for role, value in message["parents"].items()}
+                self.orders.put(Order(**message))
+
+    def tell(self, **message: Any) -> None:
+        """Send a message to the supervisor."""
+        with contextlib.suppress(OSError):  # it is gone: listen() is about to end this process
+            self.pipe.send_bytes(json.dumps(message).encode())
+
+
+class Watch:
+    """Sees the loop's steps: tells of progress, saves checkpoints by time, and stops the loop when asked to."""
+
+    def __init__(self, order: Order, control: Control) -> None:
+        self.order, self.control = order, control
+        self.attempt = Path(order.attempt)
+        now = time.monotonic()
+        self.next_save, self.next_tell = now + order.checkpoint_every, now
+        self.resumed_at = -1
+        self.since, self.steps = now, 0
+
+    def after_step(self, training: Training, due: Callable[[], None]) -> None:
+        """See a step done."""
+        if self.resumed_at < 0:
+            self.resumed_at = training.done - 1
+            self.metrics(training)
+        self.steps += 1
+        now = time.monotonic()
+        stopping = self.control.stop.is_set()
+        if stopping or now >= self.next_save:
+            due()
+            self.save(training)
+            self.next_save = time.monotonic() + self.order.checkpoint_every
+        if stopping:
+            raise Stopped
+        if now >= self.next_tell:
+            due()
+            self.tell(training, now)
+
+    def after_epoch(self, training: Training) -> None:
+        """See an epoch done: add its row to the metrics."""
+        with open(self.attempt / "metrics.jsonl", "a") as file:
+            file.write(_line(training.position.rows[-1]))
+
+    def metrics(self, training: Training) -> None:
+        """Write the rows of the checkpoint that this attempt goes on from; its own follow them."""
+        rows = training.position.rows
+        if rows:
+            write_whole(self.attempt / "metrics.jsonl", "".join(map(_line, rows)).encode())
+
+    def save(self, training: Training) -> None:
+        """Write a checkpoint."""
+        save_checkpoint(self.attempt, training.done, training.position, state_tensors(training), self.order.read)
+
+    def tell(self, training: Training, now: float) -> None:
+        """Tell the supervisor where the loop stands, and how fast it is, in images a second."""
+        at, total = training.position, training.steps * training.epochs
+        speed = self.steps * training.batch / max(now - self.since, 1e-9)
+        left = (total - training.done) * training.batch / speed
+        loss = at.loss_sum / at.seen if at.seen else None
+        self.control.tell(
+            at="step", epoch=at.epoch + 1, epochs=training.epochs, share=training.done / total, loss=loss, speed=speed, left=left
+        )
+        self.next_tell, self.since, self.steps = now + TELL_EVERY, now, 0
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"
+
+
+def serve(pipe: Connection) -> None:
+    """Run a trainer: orders from the pipe, one after another, until the pipe closes."""
+    control = Control(pipe)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the supervisor decides
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: control.stop.set())
+    threading.Thread(target=control.listen, daemon=True).start()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    control.tell(at="ready")
+    while True:
+        order = control.orders.get()
+        with _log(Path(order.attempt) / "log"):
+            end = _run(order, control)
+        control.stop.clear()
+        control.tell(at="end", **end)
+
+
+def _run(order: Order, control: Control) -> dict[str, Any]:
+    """Run one order; whatever happens becomes a message."""
+    began = time.monotonic()
+    try:
+        torch.set_num_threads(order.threads)
+        watch = Watch(order, control)
+        outcome = run_stage(order, watch)
+    except Stopped:
+        return {"outcome": "stopped", "message": "asked to stop"}
+    except Corrupt as error:
+        return {"outcome": "corrupt", "message": str(error), "role": error.role}
+    except Diverged as error:
+        return {"outcome": "diverged", "message": str(error), "epoch": error.epoch + 1, "step": error.step + 1}
+    except UserError as error:
+        return {"outcome": "failed", "cause": "input", "message": str(error)}
+    except MemoryError as error:
+        return {"outcome": "failed", "cause": "memory", "message": f"out of memory: {error}"}
+    except Exception as error:
+        traceback.print_exc()
+        if isinstance(error, OSError) and error.errno in TROUBLE:
+            return {"outcome": "trouble", "message": str(error)}
+        memory = isinstance(error, torch.OutOfMemoryError)
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        message = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        return {"outcome": "failed", "cause": "memory" if memory else "code", "message": message}
+    return {
+        "outcome": "made",
+        "draft": outcome.draft.name,
+        "sha256": file_sha256(outcome.draft),
+        "bytes": outcome.draft.stat().st_size,
+        "metrics": outcome.metrics,
+        "stamp": stamp(order),
+        "resumed_at": watch.resumed_at,
+        "seconds": time.monotonic() - began,
+    }
+
+
+def stamp(order: Order) -> dict[str, Any]:
+    """Return what describes how a number came about without defining it."""
+    device = torch.device(order.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": device.type,
+        "device_name": name,
+        "threads": order.threads,
+        "world": 1,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "harness": __version__,
+    }
+
+
+@contextlib.contextmanager
+def _log(path: Path) -> Iterator[None]:
+    """Send everything that this process prints, C code included, into a file; an empty one is removed."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(1), os.dup(2)]
+    try:
+        with path.open("ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+        with contextlib.suppress(OSError):
+            if path.stat().st_size == 0:
+                path.unlink()

@@ -1,0 +1,71 @@
+"""The supervisor's side of a trainer: start it, send orders, hear messages, see it die. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Mapping
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+STARTING = 300.0
+"""Seconds that loading torch may take, on a cold network file system."""
+
+
+def serve(pipe: Connection) -> None:
+    """Enter the trainer process."""
+    from harness.train.process import serve as run
+
+    run(pipe)
+
+
+class Trainer:
+    """A forkserver child that has torch loaded: starting another after a fault takes milliseconds."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["harness.train.process"])
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        """Return the process's number."""
+        return self.process.pid or 0
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Send an order, or {"stop": true}; to a dead trainer it is lost, which hear() then tells."""
+        with contextlib.suppress(OSError):
+            self.pipe.send_bytes(json.dumps(message).encode())
+
+    def hear(self, timeout: float) -> dict[str, Any] | None:
+        """Return the next message, None after a timeout, or {"at": "died", ...} where the process is gone."""
+        wait([self.pipe, self.process.sentinel], max(timeout, 0))
+        try:
+            if self.pipe.poll():
+                message: dict[str, Any] = json.loads(self.pipe.recv_bytes())
+                return message
+        except (EOFError, OSError):
+            self.process.join(5)
+        return None if self.process.is_alive() else {"at": "died", "message": self.last_words()}
+
+    def last_words(self) -> str:
+        """Say how the process ended."""
+        code = self.process.exitcode or 0
+        if code >= 0:
+            return f"the trainer ended by itself with code {code}"
+        name = signal.Signals(-code).name
+        hint = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
+        return f"the trainer was ended by {name}{hint}"
+
+    def kill(self) -> None:
+        """End the process at once and wait for it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        self.process.join()
+        self.pipe.close()

@@ -1,0 +1,1 @@
+"""Sparse training recipes, masks and networks, usable in any training loop."""

@@ -1,0 +1,67 @@
+"""Masks as data: booleans by parameter name, and the few functions over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+Masks = dict[str, Tensor]
+"""Boolean tensors of the parameters' shapes, by parameter name; True is kept."""
+
+PRUNABLE: Mapping[str, tuple[type[nn.Module], ...]] = {"conv+linear": (nn.Conv2d, nn.Linear), "conv": (nn.Conv2d,)}
+
+
+def prunable(model: nn.Module, which: str = "conv+linear") -> dict[str, nn.Parameter]:
+    """Return the weights that may be pruned, by name in name order: never a bias, never batch norm.
+
+    `which` is `conv+linear` (every Conv2d and Linear, first and last layer included) or `conv`.
+    """
+    kinds = PRUNABLE[which]
+    found = {
+        f"{name}.weight" if name else "weight": module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, kinds)
+    }
+    return {name: found[name] for name in sorted(found)}  # type: ignore[misc]
+
+
+def density(masks: Masks) -> float:
+    """Return the share of weights kept, over all masked tensors together."""
+    return sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
+
+
+def check_masks(model: nn.Module, masks: Masks) -> None:
+    """Raise ValueError, naming the tensor, unless each mask fits a parameter of the model."""
+    parameters = dict(model.named_parameters())
+    for name, mask in masks.items():
+        if name not in parameters:
+            raise ValueError(f"mask {name!r} belongs to no parameter of {type(model).__name__}")
+        if mask.shape != parameters[name].shape or mask.dtype != torch.bool:
+            raise ValueError(
+                f"mask {name!r} is {mask.dtype} of shape {tuple(mask.shape)}; "
+                f"the parameter needs torch.bool of shape {tuple(parameters[name].shape)}"
+            )
+
+
+Pruned = list[tuple[nn.Parameter, Tensor]]
+"""Parameters with their pruned positions, on the parameter's device."""
+
+
+def pruned(model: nn.Module, masks: Masks) -> Pruned:
+    """Return what `clear` sets to 0, looked up once for many steps."""
+    parameters = dict(model.named_parameters())
+    return [(parameters[name], ~mask.to(parameters[name].device)) for name, mask in masks.items()]
+
+
+@torch.no_grad()
+def clear(positions: Pruned) -> None:
+    """Set pruned weights to exactly 0, in place, whatever they were: a multiplication would keep an overflowed one NaN."""
+    for parameter, gone in positions:
+        parameter.masked_fill_(gone, 0)
+
+
+def apply_masks(model: nn.Module, masks: Masks) -> None:
+    """Set the weights that the masks prune to exactly 0, in place."""
+    clear(pruned(model, masks))

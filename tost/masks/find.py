@@ -1,0 +1,70 @@
+"""From a score to a mask: the arguments a score asks for, its steps, and the exact count."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tost.masks.apply import Masks, apply_masks, prunable
+from tost.masks.select import select
+
+Score = Callable[..., Mapping[str, Tensor]]
+
+
+def find_masks(
+    score: Score,
+    model: nn.Module,
+    keep: int,
+    *,
+    which: str = "conv+linear",
+    within: Masks | None = None,
+    steps: int = 1,
+    scope: str = "global",
+    **offered: Any,
+) -> Masks:
+    """Return masks over the prunable set that keep exactly `keep` weights, those with the highest scores.
+
+    `steps` > 1 scores again and again, the pruned weights being 0, down the exponential schedule
+    N·(keep/N)^(t/steps) (SynFlow). `offered` holds what a score may ask for by parameter name (batches, shape,
+    generator, knobs). The model is not changed.
+    Raises ValueError when the scores do not cover the prunable set, have other shapes, or are not finite.
+    """
+    weights = prunable(model, which)
+    total = sum(weight.numel() for weight in weights.values())
+    accepted = inspect.signature(score).parameters
+    arguments = {name: value for name, value in offered.items() if name in accepted}
+    work, masks = copy.deepcopy(model), within
+    for step in range(1, steps + 1):
+        if masks is not None:
+            apply_masks(work, masks)
+        count = keep if step == steps else max(keep, round(total * (keep / total) ** (step / steps)))
+        masks = select(_covering(score(work, **arguments), weights), count, masks, scope)
+    assert masks is not None  # steps is at least 1 # noqa: S101
+    return masks
+
+
+def _covering(scores: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    for name, weight in weights.items():
+        if name not in scores:
+            raise ValueError(f"the score returned nothing for {name!r}; it must cover every prunable weight")
+        if scores[name].shape != weight.shape:
+            raise ValueError(
+                f"the score of {name!r} has shape {tuple(scores[name].shape)}; the weight has {tuple(weight.shape)}"
+            )
+    return {name: scores[name] for name in weights}
+
+
+def level_density(level: int) -> Fraction:
+    """Return the nominal density 0.8^level of a lottery-ticket level."""
+    return Fraction(4, 5) ** level
+
+
+def private_generator(seed: int) -> torch.Generator:
+    """Return a CPU random stream of its own, so that draws agree on every device and leave the global state alone."""
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,28 @@
+"""Masks on disk: safetensors, one uint8 tensor of 0 and 1 a parameter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from tost.masks.apply import Masks
+
+
+def save_masks(masks: Masks, path: Path) -> None:
+    """Write masks to a safetensors file."""
+    save_file({name: mask.to(torch.uint8).contiguous() for name, mask in masks.items()}, path)
+
+
+def load_masks(path: Path) -> Masks:
+    """Read masks back. Raises ValueError, naming file and tensor, for anything that is not a mask file."""
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+    for name, tensor in tensors.items():
+        if tensor.dtype not in (torch.uint8, torch.bool) or bool((tensor > 1).any()):
+            raise ValueError(f"{path}: {name!r} is no mask; it must hold 0 and 1 as uint8 or bool")
+    return {name: tensor.bool() for name, tensor in tensors.items()}

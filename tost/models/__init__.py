@@ -1,0 +1,1 @@
+"""Networks in the form the sparse-training papers use for small images."""

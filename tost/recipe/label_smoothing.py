@@ -1,0 +1,31 @@
+"""Label smoothing (Szegedy et al., 2016), in the ToST authors' convention or in torch's."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from tost.recipe.part import Criterion, Part
+
+
+class LabelSmoothing(Part):
+    """Train against softened targets, all training long; validation and test loss stay plain cross-entropy.
+
+    `authors`: 1 - alpha on the target, alpha / (C - 1) on each other class. `torch`: alpha spread over all C classes,
+    the target among them. The first equals the second with alpha·C / (C - 1).
+    """
+
+    def __init__(self, alpha: float = 0.1, convention: str = "authors") -> None:
+        self.alpha, self.convention = alpha, convention
+
+    def criterion(self, loss: Criterion) -> Criterion:
+        """Replace the cross-entropy. Raises ValueError where alpha is too large for the number of classes."""
+
+        def smoothed(logits: Tensor, labels: Tensor) -> Tensor:
+            classes = logits.shape[1]
+            amount = self.alpha * classes / (classes - 1) if self.convention == "authors" else self.alpha
+            if amount > 1:
+                raise ValueError(f"label smoothing alpha {self.alpha} is too large for {classes} classes")
+            return F.cross_entropy(logits, labels, label_smoothing=amount)
+
+        return smoothed

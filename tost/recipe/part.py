@@ -1,0 +1,36 @@
+"""What a recipe part is: three verbs driven by progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+"""A loss: (logits [N, C], labels [N]) -> scalar."""
+
+
+class Part:
+    """A recipe part that does nothing; each real one overrides what it needs.
+
+    A part's state is a function of progress (0 at the start of training, 1 at its end), so that a resumed run needs
+    nothing saved: attach, then step to where training stands.
+    """
+
+    ghosts: bool = False
+    """True while the network holds something that the plain one does not."""
+    stays: bool = False
+    """True where the ghosts are kept to the end of training, and are part of the network that remains."""
+
+    def attach(self, model: nn.Module) -> None:
+        """Change the model before the optimizer is built."""
+
+    def step(self, progress: float) -> None:
+        """Go to a point of training; called before every step and every evaluation."""
+
+    def detach(self) -> None:
+        """Leave the plain model behind, with plain keys."""
+
+    def criterion(self, loss: Criterion) -> Criterion:
+        """Return the training loss to use in place of the given one."""
+        return loss
