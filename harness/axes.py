@@ -97,7 +97,9 @@ class Names:
             reference = self.use.get(name) or installed_plugins(f"tost.{kind}s").get(name)
             if reference is None:
                 known = [*table, *([DENSE] if kind == "mask" else []), *self.use]
-                said = {"dataset": "data set", "arch": "architecture", "mask": "mask method", "part": "recipe part"}[kind]
+                said = {"dataset": "data set", "arch": "architecture", "mask": "mask method", "part": "recipe part"}[
+                    kind
+                ]
                 raise ValueError(f"{name!r} is no {said}; choose from {', '.join(known)}{nearest(name, known)}")
             self.plugins[kind, name] = find_plugin(reference, self.folder)
         return self.plugins[kind, name]
@@ -149,7 +151,9 @@ def read_recipe(value: object, names: Names) -> Recipe:
         for part in RECIPES.get(word, (word,)):
             if word not in RECIPES and word not in PARTS and word not in names.use:
                 known = [*RECIPES, *PARTS, *names.use]
-                raise ValueError(f"{word!r} is no recipe or recipe part; choose from {', '.join(known)}{nearest(word, known)}")
+                raise ValueError(
+                    f"{word!r} is no recipe or recipe part; choose from {', '.join(known)}{nearest(word, known)}"
+                )
             if sign == "-" and part not in chosen:
                 raise ValueError(f"{text!r} takes away {part!r}, which is not in it")
             if sign == "-":
@@ -166,7 +170,9 @@ def read_recipe(value: object, names: Names) -> Recipe:
     nested = given if len(parts) != 1 or set(given) == set(parts) else {parts[0]: given}
     for word in nested:
         if word not in parts:
-            raise ValueError(f"{word!r} is no part of {text!r}, which has {', '.join(parts) or 'none'}{nearest(word, parts)}")
+            raise ValueError(
+                f"{word!r} is no part of {text!r}, which has {', '.join(parts) or 'none'}{nearest(word, parts)}"
+            )
     choices = []
     for part in parts:
         if not isinstance(nested.get(part, {}), dict):
@@ -178,7 +184,9 @@ def read_recipe(value: object, names: Names) -> Recipe:
 def read_sparsity(value: object) -> Sparsity:
     """Read 0.9, 90%, imp:12, or a ladder level by its rounded percentage (20.00 ... 97.19)."""
     text = str(value).strip()
-    hint = f"{_short(value)} is no sparsity; write a share below 1 (0.9), a percentage (90%), or a ladder level (imp:12)"
+    hint = (
+        f"{_short(value)} is no sparsity; write a share below 1 (0.9), a percentage (90%), or a ladder level (imp:12)"
+    )
     if isinstance(value, bool) or len(text) > 30:
         raise ValueError(hint)
     if match := re.fullmatch(r"imp:(\d+)", text):

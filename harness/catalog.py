@@ -1,4 +1,4 @@
-"""What the harness offers beside tost's tables: data sets, optimizers, schedules, losses and protocol presets. Imports no torch."""
+"""What the harness offers beside tost's tables: data sets, optimizers, schedules, losses, presets. Imports no torch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ DATASETS: Mapping[str, Dataset] = {
     "digits": Dataset("harness.train.decode:digits", pad=1, flip=False, upsample=16),
     "cifar10": Dataset(
         "harness.train.decode:cifar10",
-        files=tuple(f"{_CIFAR10}/{name}" for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")),
+        files=tuple(
+            f"{_CIFAR10}/{name}" for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+        ),
         hint="the official cifar-10-python.tar.gz, unpacked",
         fetch="torchvision.datasets:CIFAR10",
         dev="first:5000",
@@ -76,7 +78,7 @@ DATASETS: Mapping[str, Dataset] = {
     "tinyimagenet": Dataset(
         "harness.train.decode:tinyimagenet",
         files=("tiny-imagenet-200/wnids.txt", "tiny-imagenet-200/train", "tiny-imagenet-200/val"),
-        hint="the official tiny-imagenet-200.zip, unpacked; its validation split is what papers call test, and is the test split here",
+        hint="the official tiny-imagenet-200.zip, unpacked",
         fetch="harness.train.decode:fetch_tinyimagenet",
         mean=(0.4802, 0.4481, 0.3975),
         std=(0.2770, 0.2691, 0.2821),

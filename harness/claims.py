@@ -97,7 +97,12 @@ class Owner:
         """Return True where all its processes ran on this machine and are gone. Never proves that it lives."""
         if (self.host, self.boot, self.space) == machine():
             return all(process.gone() for process in self.processes)
-        return self.host == machine()[0] and self.space == machine()[2] and self.boot != machine()[1] and _boots_are_known(self)
+        return (
+            self.host == machine()[0]
+            and self.space == machine()[2]
+            and self.boot != machine()[1]
+            and _boots_are_known(self)
+        )
 
 
 def _boots_are_known(owner: Owner) -> bool:
@@ -160,12 +165,18 @@ def state_of(folder: Folder, observer: Observer) -> State:
             return State("running", generation)
         tries = fruitless(folder)
         if tries >= GIVE_UP_UNEXPLAINED:
-            return State("failed", generation, f"its worker vanished {tries} times in a row before the first checkpoint")
+            return State(
+                "failed", generation, f"its worker vanished {tries} times in a row before the first checkpoint"
+            )
         return State("lost", generation)
     outcome, detail = str(end.get("outcome")), str(end.get("message", ""))
     if outcome == "died":
         tries = fruitless(folder)
-        return State("failed", generation, f"{detail} ({tries} times in a row)") if tries >= GIVE_UP_AFTER else State("stopped", generation)
+        return (
+            State("failed", generation, f"{detail} ({tries} times in a row)")
+            if tries >= GIVE_UP_AFTER
+            else State("stopped", generation)
+        )
     if outcome in ("failed", "diverged"):
         return State(outcome, generation, detail)
     return State("stopped", generation, detail)
@@ -177,7 +188,9 @@ def fruitless(folder: Folder) -> int:
     for generation in range(folder.generation, 0, -1):
         end = folder.end(generation)
         attempt = folder.attempt(generation)
-        if (end is not None and end.get("outcome") != "died") or (attempt.is_dir() and any(attempt.glob("checkpoint-*"))):
+        if (end is not None and end.get("outcome") != "died") or (
+            attempt.is_dir() and any(attempt.glob("checkpoint-*"))
+        ):
             break
         count += 1
     return count

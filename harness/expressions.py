@@ -1,4 +1,4 @@
-"""Conditions over a cell's axes, such as `arch == 'mobilenet' and sparsity > 0.9`: parsed to an ast, never evaluated by Python."""
+"""Conditions over a cell's axes, such as `arch == 'vgg16' and sparsity > 0.9`: parsed to an ast, never run."""
 
 from __future__ import annotations
 
@@ -89,7 +89,9 @@ def _comparison(node: ast.Compare, names: Values) -> Condition:
     for term in terms:
         if isinstance(term, ast.Name):
             _compile(term, names)
-    pairs = list(zip([_COMPARE[type(op)] if type(op) in _COMPARE else _refuse(op) for op in node.ops], values[1:], strict=True))
+    pairs = list(
+        zip([_COMPARE[type(op)] if type(op) in _COMPARE else _refuse(op) for op in node.ops], values[1:], strict=True)
+    )
 
     def compare(cell: Values) -> bool:
         left = values[0](cell)
@@ -99,7 +101,9 @@ def _comparison(node: ast.Compare, names: Values) -> Condition:
                 if not test(left, right):
                     return False
             except TypeError:
-                raise ValueError(f"{ast.unparse(node)!r} compares {left!r} with {right!r}, which have no order") from None
+                raise ValueError(
+                    f"{ast.unparse(node)!r} compares {left!r} with {right!r}, which have no order"
+                ) from None
             left = right
         return True
 

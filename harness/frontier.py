@@ -16,7 +16,7 @@ class Survey:
     """The state of every stage that the cells need, read from the store once."""
 
     results: dict[str, Result] = field(default_factory=dict)
-    """Usable results by stage key: intact, of the parents' present content, and with their artifact where it is needed."""
+    """Usable results by stage key: intact, of the parents' present content, with their artifact where one is needed."""
     todo: dict[str, State] = field(default_factory=dict)
     """The stages that must run, with their states; parents stand before their children."""
 

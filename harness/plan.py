@@ -94,7 +94,7 @@ class Plan:
         return Plan(self.name, stages, chosen, self.missing, self.plugins, self.united)
 
     def save(self, store: Store, sweep: Sweep, name: str) -> Path:
-        """Write the plan for workers to read, the file as run, and the plug-ins' frozen sources; return the plan's path."""
+        """Write the plan for workers to read, the file as run and the plug-ins' frozen sources; return its path."""
         folder = store.sweep(name)
         folder.mkdir(parents=True, exist_ok=True)
         for plugin in self.plugins:
@@ -135,7 +135,7 @@ def make_plan(sweep: Sweep, store: Store, data: Path) -> Plan:
         by_key[key] = cell
         plan.cells.append((cell, key))
     plan.missing = planner.missing()
-    plan.plugins = list(sweep.names.plugins.values())  # type: ignore[arg-type]
+    plan.plugins = list(sweep.names.plugins.values())
     return plan
 
 
@@ -152,9 +152,10 @@ class _Planner:
     def missing(self) -> list[str]:
         """Return what must be there before anything can run, one sentence each."""
         lacks = [source.missing for source in self.sources.values() if source.missing]
-        for world in sorted(self.worlds - {1}):
-            lacks.append(f"world: {world}: training one cell with several processes is not part of this version; use world: 1")
-        return lacks
+        return lacks + [
+            f"world: {world}: training one cell with several processes is not part of this version; use world: 1"
+            for world in sorted(self.worlds - {1})
+        ]
 
     def cell(self, cell: Cell) -> str:
         """Return the key of the training that a cell ends in."""

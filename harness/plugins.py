@@ -51,7 +51,9 @@ def find_plugin(reference: str, folder: Path) -> Plugin:
         except (ImportError, ValueError):
             spec = None
         if spec is None or not spec.origin:
-            raise ValueError(f"{reference!r}: no module {place!r} is installed; a file is written './file.py:{attribute}'")
+            raise ValueError(
+                f"{reference!r}: no module {place!r} is installed; a file is written './file.py:{attribute}'"
+            )
         path = Path(spec.origin)
     files = _with_siblings(path)
     knobs, parameters = _signature(path, attribute)
@@ -102,7 +104,9 @@ def _signature(path: Path, attribute: str) -> tuple[dict[str, Knob], frozenset[s
     tree = _parse(path)
     nodes = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     if attribute not in nodes:
-        raise ValueError(f"{path} defines no {attribute!r}; it defines {', '.join(nodes) or 'nothing'}{nearest(attribute, nodes)}")
+        raise ValueError(
+            f"{path} defines no {attribute!r}; it defines {', '.join(nodes) or 'nothing'}{nearest(attribute, nodes)}"
+        )
     node = nodes[attribute]
     if isinstance(node, ast.ClassDef):
         inits = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
@@ -121,7 +125,7 @@ def _signature(path: Path, attribute: str) -> tuple[dict[str, Knob], frozenset[s
             value = ast.literal_eval(default) if default is not None else None
         except ValueError:
             value = None
-        if type(value) not in (int, float, str, bool):
+        if not isinstance(value, int | float | str | bool):
             raise ValueError(
                 f"{path}: {attribute}() has the parameter {arg.arg!r}, which is not one the harness fills "
                 f"({', '.join(sorted(OFFERED - {'self'}))}) and has no plain default that would make it a knob"

@@ -76,11 +76,14 @@ class Protocol(BaseModel):
     @model_validator(mode="after")
     def _times(self) -> Protocol:
         if self.schedule == "multistep" and (
-            list(self.milestones) != sorted(set(self.milestones)) or not all(0 < m < self.epochs for m in self.milestones)
+            list(self.milestones) != sorted(set(self.milestones))
+            or not all(0 < m < self.epochs for m in self.milestones)
         ):
             raise ValueError(f"milestones {list(self.milestones)} must rise and lie inside the {self.epochs} epochs")
         if self.warmup >= self.epochs:
-            raise ValueError(f"warmup of {self.warmup:g} epochs is no shorter than the {self.epochs} epochs of training")
+            raise ValueError(
+                f"warmup of {self.warmup:g} epochs is no shorter than the {self.epochs} epochs of training"
+            )
         if self.dev == "none" and self.report == "test@best-dev":
             raise ValueError("report test@best-dev needs a dev split, but dev is none")
         return self

@@ -58,7 +58,9 @@ def read_document(path: Path) -> Document:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
         raise FileError([Fault(Mark(str(path), 1), f"not valid YAML: {reason}")]) from None
     if not isinstance(node, MappingNode):
-        raise FileError([Fault(Mark(str(path), 1), "a sweep file is a mapping of keys to values, such as `name: mine`")])
+        raise FileError(
+            [Fault(Mark(str(path), 1), "a sweep file is a mapping of keys to values, such as `name: mine`")]
+        )
     builder = _Builder(str(path))
     values = builder.build(node, (), 0)
     if builder.faults:

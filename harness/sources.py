@@ -1,4 +1,4 @@
-"""Where a data set's files lie, and the hash of their content: relative paths, sizes and bytes, never the path to them."""
+"""Where a data set's files lie, and the hash of their content: relative paths, sizes, bytes, never the path to them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ def find_source(choice: Choice, entry: object, data: Path, cache: Path) -> Sourc
     absent = [name for name, file in zip(entry.files, files, strict=True) if file is None]
     if absent:
         fetch = f"; or, on a machine with network: harness data fetch {choice.name} --data {data}"
-        return Source(data, f"absent:{choice.name}", f"{choice.name}: {data / absent[0]} is missing; put there {entry.hint}{fetch}")
+        return Source(
+            data,
+            f"absent:{choice.name}",
+            f"{choice.name}: {data / absent[0]} is missing; put there {entry.hint}{fetch}",
+        )
     there = [file for file in files if file is not None]
     listed = [file for path in there for file in (_walk(path) if path.is_dir() else [path])]
     return Source(data, _content(listed, data, cache))
@@ -57,7 +61,11 @@ def _folder(choice: Choice, folder: Path, cache: Path, plugin: bool) -> Source:
     if not plugin:
         parts = [p for p in ("train", "test", "val") if (folder / p).is_dir()]
         if "train" not in parts or len(parts) < 2:
-            return Source(folder, f"absent:{name}", f"{name}: {folder} needs train/ and test/ (or val/); put there {DATASETS['imagefolder'].hint}")
+            return Source(
+                folder,
+                f"absent:{name}",
+                f"{name}: {folder} needs train/ and test/ (or val/); put there {DATASETS['imagefolder'].hint}",
+            )
         listed = [f for p in parts for f in _walk(folder / p) if f.suffix.lower() in IMAGES]
     else:
         listed = list(_walk(folder))

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from harness.axes import Names, read_choice, read_recipe, read_sparsity, read_whole, spread
+from harness.axes import DENSE, Names, read_choice, read_recipe, read_sparsity, read_whole, spread
 from harness.catalog import PRESETS
 from harness.errors import Fault, FileError, UserError
 from harness.expressions import Condition, parse_condition
@@ -83,7 +83,7 @@ class SweepFile(Form):
     use: dict[str, str] = Field(default_factory=dict)
     data: str | None = None
     tables: list[Table] = Field(default_factory=list)
-    launch: Launch = Field(default_factory=Launch)
+    launch: Launch = Field(default_factory=lambda: Launch())
     wandb: Wandb | None = None
 
     @field_validator("protocol", mode="before")
@@ -135,7 +135,10 @@ class Sweep:
                 yield dict(zip(block, values, strict=True))
 
     def protocol(self, preset: str, overrides: Mapping[str, Any]) -> Protocol:
-        """Return a resolved protocol, the same object for the same settings. Raises FileError for a combination that cannot be."""
+        """Return a resolved protocol, the same object for the same settings.
+
+        Raises FileError for a combination that cannot be.
+        """
         key = (preset, tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(overrides.items())))
         if key not in self._protocols:
             try:
@@ -228,7 +231,8 @@ class _Check:
 
     def sweep(self) -> Sweep:
         """Return the checked sweep, or raise FileError with everything found."""
-        preset, overrides = "tost", {}
+        preset: str = "tost"
+        overrides: dict[str, Any] = {}
         try:
             preset, overrides = _split_preset(self.file.protocol)
             make_protocol(preset, overrides)
@@ -266,11 +270,13 @@ class _Check:
         part, dot, knob = axis.partition(".")
         if dot and part in PARTS:
             if knob not in PARTS[part].knobs:
-                raise ValueError(f"{part} has no knob {knob!r}; it has {', '.join(PARTS[part].knobs)}{nearest(knob, PARTS[part].knobs)}")
+                knobs = PARTS[part].knobs
+                raise ValueError(f"{part} has no knob {knob!r}; it has {', '.join(knobs)}{nearest(knob, knobs)}")
             return PARTS[part].knobs[knob].check
         known = [*self.readers, *Protocol.model_fields, *(f"{p}.{k}" for p, e in PARTS.items() for k in e.knobs)]
         raise ValueError(
-            f"{axis!r} is no axis; there are {', '.join(self.readers)}, any protocol field and any part.knob{nearest(axis, known)}"
+            f"{axis!r} is no axis; there are {', '.join(self.readers)}, any protocol field and any part.knob"
+            + nearest(axis, known)
         )
 
     def field(self, name: str, value: Any) -> Any:
@@ -316,10 +322,12 @@ class _Check:
                 if axis not in block:
                     self.fault(path, f"{path[0]}: the axis {axis!r} is missing")
             if "sparsity" not in block:
-                if all(mask.name == "dense" for mask in block.get("mask", [])):
+                if all(getattr(mask, "name", "") == DENSE for mask in block.get("mask", [])):
                     block["sparsity"] = [read_sparsity(0)]
                 else:
-                    self.fault(path, f"{path[0]}: the axis 'sparsity' is missing; write for example sparsity: [90%, 98%]")
+                    self.fault(
+                        path, f"{path[0]}: the axis 'sparsity' is missing; write for example sparsity: [90%, 98%]"
+                    )
             block.setdefault("recipe", [read_recipe("default", self.names)])
             block.setdefault("seed", [0])
 

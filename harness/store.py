@@ -1,4 +1,4 @@
-"""The store: a folder of stages, where the existence of a file is the state, and every file is written whole or not at all."""
+"""The store: a folder of stages where a file's existence is the state, and every file is written whole or not."""
 
 from __future__ import annotations
 
@@ -136,7 +136,11 @@ class Result:
     def load(cls, path: Path, edition: int) -> Result | None:
         """Read a result; None where it is gone, torn, or fails its checksum."""
         value = read_json(path)
-        if value is None or not isinstance(value.get("result"), dict) or value.get("checksum") != digest(value["result"]):
+        if (
+            value is None
+            or not isinstance(value.get("result"), dict)
+            or value.get("checksum") != digest(value["result"])
+        ):
             return None
         body = value["result"]
         return cls(

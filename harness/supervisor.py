@@ -82,7 +82,14 @@ class Supervisor:
             self._restart()
             raise Trouble(f"{claim.folder.path}: {error}") from error
         shown = str(end.get("message", "")) if outcome in ("failed", "diverged", "died") else ""
-        self.tell(event="end", label=stage.label, kind=stage.kind, outcome=outcome, message=shown, seconds=time.monotonic() - began)
+        self.tell(
+            event="end",
+            label=stage.label,
+            kind=stage.kind,
+            outcome=outcome,
+            message=shown,
+            seconds=time.monotonic() - began,
+        )
         if end["outcome"] == "trouble":
             raise Trouble(str(end["message"]))
         return outcome

@@ -36,16 +36,24 @@ def main(
     only: Annotated[str, typer.Option(help="Only some cells: mask=snip,seed=0.", metavar="AXIS=VALUE,...")] = "",
     limit: Annotated[int | None, typer.Option(help="Only the first N cells.", min=1)] = None,
     store: Annotated[Path, typer.Option(help="The store's folder.")] = Path("runs"),
-    data: Annotated[Path | None, typer.Option(help="The folder of data sets; else `data:` of the file, $HARNESS_DATA, ./data.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The folder of data sets; else `data:` of the file, $HARNESS_DATA, ./data.")
+    ] = None,
     via: Annotated[str | None, typer.Option(help="Where workers live, in place of the file's launch.via.")] = None,
     workers: Annotated[int | None, typer.Option(help="Workers on this machine.", min=1)] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads a worker.", min=1)] = None,
     device: Annotated[str | None, typer.Option(help="A torch device: cpu, cuda, mps.")] = None,
-    retry: Annotated[str, typer.Option(help="Run failed stages again: all, or a cause (code, input, memory, died, diverged).")] = "",
+    retry: Annotated[
+        str, typer.Option(help="Run failed stages again: all, or a cause (code, input, memory, died, diverged).")
+    ] = "",
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between two checkpoints.", min=0)] = 300.0,
-    lease: Annotated[float, typer.Option(help="Seconds without a heartbeat after which a worker counts as lost.", min=0.5)] = LEASE,
+    lease: Annotated[
+        float, typer.Option(help="Seconds without a heartbeat after which a worker counts as lost.", min=0.5)
+    ] = LEASE,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Never ask.")] = False,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of sweep files, for editors.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of sweep files, for editors.")
+    ] = False,
 ) -> None:
     """Run a sweep: what the store lacks is trained, what it has is kept, and the tables are printed at the end.
 
@@ -104,7 +112,10 @@ class _Command:
             raise UserError(f"{self.file}: the grid has {size:,} points; at most {MOST_CELLS:,} are allowed")
         if size > MANY_CELLS and not self.yes and not ask(f"The grid has {size:,} points. Go on?"):
             raise UserError(f"{self.file}: not started; the grid has {size:,} points")
-        data = self.data or Path(os.environ.get("HARNESS_DATA") or (self.file.parent / (self.sweep.file.data or "") if self.sweep.file.data else "data"))
+        data = self.data or Path(
+            os.environ.get("HARNESS_DATA")
+            or (self.file.parent / (self.sweep.file.data or "") if self.sweep.file.data else "data")
+        )
         plan = make_plan(self.sweep, self.store, data)
         self.chosen = bool(only or limit)
         cells = plan.cells
@@ -137,10 +148,17 @@ class _Command:
         needed = Counter(plan.stages[key].kind for key in survey.todo)
         united = f" ({plan.united} duplicates united)" if plan.united else ""
         lines = [f"{plan.name}: {len(plan.cells)} cells{united}, {len(plan.stages)} stages"]
-        lines += [f"  {kind:8s} {kinds[kind]:7,}   to run {needed[kind]:7,}" for kind in ("data", "mask", "rescale", "train") if kinds[kind]]
+        lines += [
+            f"  {kind:8s} {kinds[kind]:7,}   to run {needed[kind]:7,}"
+            for kind in ("data", "mask", "rescale", "train")
+            if kinds[kind]
+        ]
         states = ", ".join(f"{n:,} {name}" for name, n in sorted(counts.items()) if name != "done")
         lines.append(f"  to do: {states or 'nothing, all is there'}")
-        lines.append(f"  trainings: {kinds['train']:,} with shared tickets; {plan.unshared_trainings():,} if every cell made its own")
+        lines.append(
+            f"  trainings: {kinds['train']:,} with shared tickets; "
+            f"{plan.unshared_trainings():,} if every cell made its own"
+        )
         for axis in ("dataset", "arch", "mask", "sparsity", "recipe", "seed"):
             values = Counter(str(cell.axis(axis)) for cell, _ in plan.cells)
             shown = ", ".join(f"{label} ({count})" for label, count in list(values.items())[:12])
@@ -167,7 +185,9 @@ class _Command:
             return 2
         _refuse_login_node(via or self.sweep.file.launch.model_fields_set & {"via"})
         if self.sweep.file.wandb:
-            typer.echo("wandb: nothing is mirrored to Weights & Biases by this version; results are in the store", err=True)
+            typer.echo(
+                "wandb: nothing is mirrored to Weights & Biases by this version; results are in the store", err=True
+            )
         if self.plan.united:
             typer.echo(f"{self.plan.united} duplicate cells united", err=True)
         self.frontier = Frontier(self.plan, self.store, Observer(lease))
@@ -232,7 +252,10 @@ class _Command:
         if failed:
             typer.echo(f"{len(failed)} stages failed; run again with --retry all to try them once more", err=True)
         left = len(survey.todo)
-        typer.echo(f"{_cells_done(self.plan, survey)} of {len(self.plan.cells)} cells done; tables in {_short(folder)}", err=True)
+        typer.echo(
+            f"{_cells_done(self.plan, survey)} of {len(self.plan.cells)} cells done; tables in {_short(folder)}",
+            err=True,
+        )
         if interrupted:
             typer.echo("stopped; the same command goes on from here", err=True)
             return 130
@@ -249,7 +272,10 @@ def _short(path: Path) -> str:
 
 def _refuse_login_node(named: object) -> None:
     if not named and shutil.which("sbatch") and "SLURM_JOB_ID" not in os.environ:
-        raise UserError("this looks like a cluster's login node (sbatch is there, no allocation); to train here all the same: --via local")
+        raise UserError(
+            "this looks like a cluster's login node (sbatch is there, no allocation); "
+            "to train here all the same: --via local"
+        )
 
 
 def _filter(only: str, sweep: Sweep, plan: Plan) -> Callable[[Cell], bool]:
@@ -264,20 +290,26 @@ def _filter(only: str, sweep: Sweep, plan: Plan) -> Callable[[Cell], bool]:
         axis, equals, value = (part.strip() for part in item.partition("="))
         known = [*AXES[:-1], *sorted(extra)]
         if not equals or axis not in known:
-            raise UserError(f"--only {item.strip()!r}: write AXIS=VALUE with one of {', '.join(known)}{nearest(axis, known)}")
+            raise UserError(
+                f"--only {item.strip()!r}: write AXIS=VALUE with one of {', '.join(known)}{nearest(axis, known)}"
+            )
         if axis == "sparsity":
             try:
                 value = read_sparsity(value).label
             except ValueError as error:
                 raise UserError(f"--only: {error}") from None
-        there = {str(cell.axis(axis)) for cell, _ in plan.cells} | {c.mask.name for c, _ in plan.cells if axis == "mask"}
+        there = {str(cell.axis(axis)) for cell, _ in plan.cells} | {
+            c.mask.name for c, _ in plan.cells if axis == "mask"
+        }
         if value not in there:
             shown = ", ".join(sorted(there)[:20])
             raise UserError(f"--only {axis}={value}: no cell has it; there are {shown}{nearest(value, there)}")
         wanted.setdefault(axis, set()).add(value)
 
     def matches(cell: Cell) -> bool:
-        return all({str(cell.axis(axis)), cell.mask.name if axis == "mask" else ""} & values for axis, values in wanted.items())
+        return all(
+            {str(cell.axis(axis)), cell.mask.name if axis == "mask" else ""} & values for axis, values in wanted.items()
+        )
 
     found = [cell for cell, _ in plan.cells if matches(cell)]
     if not found:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.claims import LEASE, Claim, Observer, State, state_of, take
+from harness.claims import LEASE, Claim, Observer, State, take
 from harness.errors import UserError
 from harness.frontier import Frontier
 from harness.plan import Stage, read_plan
@@ -68,7 +68,7 @@ class Worker:
         self.broken = set(self.frontier.blocked(survey))
 
     def ready(self) -> Iterator[tuple[Stage, State]]:
-        """Yield the stages whose parents are done, with their states; what others finished meanwhile leaves the list."""
+        """Yield the stages whose parents are done, with their states; what others finished leaves the list."""
         progress = True
         while progress:
             progress = False
@@ -155,10 +155,12 @@ def main(
     device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads of the trainer.", min=1)] = 1,
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between two checkpoints.", min=0)] = 300.0,
-    lease: Annotated[float, typer.Option(help="Seconds without a heartbeat after which a worker counts as lost.", min=0.5)] = LEASE,
+    lease: Annotated[
+        float, typer.Option(help="Seconds without a heartbeat after which a worker counts as lost.", min=0.5)
+    ] = LEASE,
     events: Annotated[bool, typer.Option(help="Print events as JSON lines, and stop when nobody reads them.")] = False,
 ) -> None:
-    """Claim and run a sweep's ready stages until none is left. Start as many as you like, wherever the store is seen."""
+    """Claim and run a sweep's ready stages until none is left. Start as many as you like, wherever the store is."""
     stop = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:

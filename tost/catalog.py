@@ -1,4 +1,4 @@
-"""What the library offers: one table per kind, of lazy import paths, so that names and knobs are checked without torch."""
+"""What the library offers: a table per kind, of lazy import paths, so that names are checked without torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Value = str | int | float | bool
 
 @dataclass(frozen=True)
 class Knob:
-    """One setting of a method: its default, and what else is allowed (a list of choices, or a range, bounds included)."""
+    """One setting of a method: its default, and what else is allowed (some choices, or a range, bounds included)."""
 
     default: Value
     choices: tuple[Value, ...] = ()
@@ -25,7 +25,7 @@ class Knob:
         if self.choices:
             if value not in self.choices:
                 raise ValueError(f"{value!r} is not allowed; choose from {', '.join(map(str, self.choices))}")
-            return value  # type: ignore[return-value]
+            return value
         kind = type(self.default)
         if kind is float and type(value) is int:
             value = float(value)
@@ -33,7 +33,7 @@ class Knob:
             raise ValueError(f"{value!r} is not {_article(kind)}")
         if isinstance(value, int | float) and not self.low <= value <= self.high:
             raise ValueError(f"{value!r} lies outside {self.low:g} .. {self.high:g}")
-        return value  # type: ignore[return-value]
+        return value
 
 
 def _article(kind: type) -> str:
@@ -127,7 +127,9 @@ def settings(entry: Entry, given: Mapping[str, Any]) -> dict[str, Value]:
     """
     for name in given:
         if name not in entry.knobs:
-            raise ValueError(f"{name!r} is not a knob; it has {', '.join(entry.knobs) or 'none'}" + nearest(name, entry.knobs))
+            raise ValueError(
+                f"{name!r} is not a knob; it has {', '.join(entry.knobs) or 'none'}" + nearest(name, entry.knobs)
+            )
     values: dict[str, Value] = {}
     for name, knob in entry.knobs.items():
         try:

@@ -131,6 +131,8 @@ class Workers:
             if time.monotonic() - worker.started > QUICK:
                 self._start(worker.slot, selector)
             else:
-                self.trouble.append(f"worker {worker.slot} was ended by {signal.Signals(-code).name} right after its start")
+                self.trouble.append(
+                    f"worker {worker.slot} was ended by {signal.Signals(-code).name} right after its start"
+                )
         elif code not in (0, 3):
             self.trouble.append(f"worker {worker.slot} ended with code {code}")

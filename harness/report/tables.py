@@ -7,7 +7,6 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from harness.axes import DENSE
 from harness.report.frame import Frame, Line
@@ -109,7 +108,8 @@ def _labels(line: Line, axes: Iterable[str]) -> tuple[str, ...]:
 def _fill(grid: Grid, table: Table, lines: Sequence[Line]) -> None:
     sparse = [line for line in lines if line.cell.mask.name != DENSE]
     order = {
-        axis: {label: n for n, label in enumerate(_ordered(axis, sparse or lines))} for axis in (*table.rows, *table.columns)
+        axis: {label: n for n, label in enumerate(_ordered(axis, sparse or lines))}
+        for axis in (*table.rows, *table.columns)
     }
     groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Line]] = defaultdict(list)
     for line in lines:
@@ -160,7 +160,9 @@ def _columns(line: Line, table: Table, order: dict[str, dict[str, int]]) -> list
     return [tuple(labels) for labels in itertools.product(*choices)]
 
 
-def _with_recipe(row: tuple[str, ...], column: tuple[str, ...], table: Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _with_recipe(
+    row: tuple[str, ...], column: tuple[str, ...], table: Table
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the place where the baseline recipe of a row and column stands."""
 
     def put(labels: tuple[str, ...], axes: Sequence[str]) -> tuple[str, ...]:
@@ -187,7 +189,8 @@ def _caption(table: Table, lines: Sequence[Line], frame: Frame) -> str:
         f"Test accuracy in percent ({said['column']}), mean ± standard deviation (number of seeds); "
         f"signed: mean difference to {table.baseline} with the same mask and seed.",
         f"{said['networks']} on {said['data']}; {said['epochs']} epochs, {said['precision']}; dev split {said['dev']}; "
-        f"best epoch by dev accuracy; prunable: {said['prunable']}; seeds {_runs(seeds)}; devices: {devices or 'none yet'}.",
+        f"best epoch by dev accuracy; prunable: {said['prunable']}; seeds {_runs(seeds)}; "
+        f"devices: {devices or 'none yet'}.",
     ]
     notes = {note for line in lines if line.result and (note := line.result.metrics.get("note"))}
     if any(line.cell.mask.name == DENSE for line in lines) and "sparsity" in table.columns:
@@ -200,6 +203,8 @@ def _several(labels: Iterable[str]) -> str:
 
 
 def _runs(seeds: Sequence[int]) -> str:
-    return f"{seeds[0]}–{seeds[-1]}" if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1 else ", ".join(map(str, seeds))
-
-
+    return (
+        f"{seeds[0]}–{seeds[-1]}"
+        if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1
+        else ", ".join(map(str, seeds))
+    )

@@ -22,7 +22,8 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .75rem; text-align: left; white-space: nowrap; }
 thead { border-bottom: 2px solid; border-top: 2px solid; } table { border-bottom: 2px solid; }
-.gain { opacity: .7; margin-left: .5em; } .hole { color: #b35900; margin-left: .5em; } figure { margin: 0; overflow-x: auto; }
+.gain { opacity: .7; margin-left: .5em; } .hole { color: #b35900; margin-left: .5em; }
+figure { margin: 0; overflow-x: auto; }
 </style></head><body><h1>{{ name }}</h1>
 {% for grid in grids %}<h2>{{ grid.name }}</h2><figure><table><thead><tr>
 {% for head in grid.heads %}<th>{{ head }}</th>{% endfor %}
@@ -79,7 +80,9 @@ def _markdown(grid: Grid) -> str:
 
     rows = [[*map(_cell_text, row), *(grid.entry(row, c).text for c in grid.column_keys)] for row in grid.row_keys]
     heads = [*grid.heads, *(_cell_text(", ".join(column)) for column in grid.column_keys)]
-    return f"### {_cell_text(grid.name)}\n\n" + str(pd.DataFrame(rows, columns=heads).to_markdown(index=False, disable_numparse=True))
+    return f"### {_cell_text(grid.name)}\n\n" + str(
+        pd.DataFrame(rows, columns=heads).to_markdown(index=False, disable_numparse=True)
+    )
 
 
 def _cell_text(text: str) -> str:
@@ -91,7 +94,9 @@ def _latex(grid: Grid) -> str:
     import pandas as pd
 
     columns = pd.MultiIndex.from_tuples([tuple(map(_tex, column)) for column in grid.column_keys])
-    index = pd.MultiIndex.from_tuples([tuple(map(_tex, row)) for row in grid.row_keys], names=[_tex(h) for h in grid.heads])
+    index = pd.MultiIndex.from_tuples(
+        [tuple(map(_tex, row)) for row in grid.row_keys], names=[_tex(h) for h in grid.heads]
+    )
     rows = [[_tex_entry(grid.entry(row, column)) for column in grid.column_keys] for row in grid.row_keys]
     frame = pd.DataFrame(rows, index=index, columns=columns)
     text: str = frame.style.to_latex(
@@ -107,7 +112,13 @@ def _latex(grid: Grid) -> str:
 
 
 def _tex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--"}
+    special = {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "–": "--",
+    }
     special |= {c: f"\\{c}" for c in "&%$#_{}"}
     return "".join(special.get(c, c) for c in text)
 

@@ -38,7 +38,9 @@ def resize(images: Pixels, size: int) -> Pixels:
         return images
     out = np.empty((len(images), size, size, images.shape[3]), np.uint8)
     for index, image in enumerate(images):
-        scaled = Image.fromarray(image.squeeze(-1) if image.shape[2] == 1 else image).resize((size, size), Image.Resampling.BILINEAR)
+        scaled = Image.fromarray(image.squeeze(-1) if image.shape[2] == 1 else image).resize(
+            (size, size), Image.Resampling.BILINEAR
+        )
         out[index] = np.asarray(scaled).reshape(size, size, -1)
     return out
 
@@ -55,7 +57,7 @@ def stratified(labels: Labels, share: float, salt: str) -> npt.NDArray[np.bool_]
 
 
 def digits(path: Path, size: int) -> Decoded:
-    """scikit-learn's 1,797 handwritten digits, 8x8; it has no official test split, so a fixed stratified fifth serves."""
+    """scikit-learn's 1,797 handwritten digits, 8x8; with no official test split, a fixed stratified fifth is it."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -107,9 +109,15 @@ def fashion_mnist(path: Path, size: int) -> Decoded:
 
 
 def _idx(path: Path) -> Decoded:
-    arrays = [_read_idx(path, f"{split}-{what}") for split in ("train", "t10k") for what in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    arrays = [
+        _read_idx(path, f"{split}-{what}")
+        for split in ("train", "t10k")
+        for what in ("images-idx3-ubyte", "labels-idx1-ubyte")
+    ]
     names = tuple(map(str, range(int(arrays[1].max()) + 1)))
-    return Decoded(arrays[0][..., None], arrays[1].astype(np.int64), arrays[2][..., None], arrays[3].astype(np.int64), names)
+    return Decoded(
+        arrays[0][..., None], arrays[1].astype(np.int64), arrays[2][..., None], arrays[3].astype(np.int64), names
+    )
 
 
 def _read_idx(folder: Path, name: str) -> Pixels:
@@ -164,19 +172,23 @@ def imagefolder(path: Path, size: int) -> Decoded:
     test = "test" if (path / "test").is_dir() else "val"
     classes = tuple(sorted(p.name for p in (path / "train").iterdir() if p.is_dir() and not p.name.startswith(".")))
     if len(classes) < 2:
-        raise UserError(f"{path / 'train'}: {len(classes)} classes; a folder for each of at least two classes is needed")
+        raise UserError(
+            f"{path / 'train'}: {len(classes)} classes; a folder for each of at least two classes is needed"
+        )
     found = {split: list(_class_files(path / split, classes)) for split in ("train", test)}
     counts = np.bincount([label for _, label in found["train"]], minlength=len(classes))
     if counts.min() == 0:
         raise UserError(f"{path / 'train' / classes[int(counts.argmin())]}: holds no image; fill or remove the class")
     if not found[test]:
         raise UserError(f"{path / test}: holds no image of the classes in train/")
-    arrays = []
-    for split in ("train", test):
-        arrays += [_load([file for file, _ in found[split]], size), np.asarray([label for _, label in found[split]], np.int64)]
-    if arrays[0].shape[1:] != arrays[2].shape[1:]:
-        raise UserError(f"{path}: train/ and {test}/ hold images of different sizes; set resize: 32 (or another size) in the protocol")
-    return Decoded(arrays[0], arrays[1], arrays[2], arrays[3], classes, "val/ is the test split" if test == "val" else "")
+    images = [_load([file for file, _ in found[split]], size) for split in ("train", test)]
+    labels = [np.asarray([label for _, label in found[split]], np.int64) for split in ("train", test)]
+    if images[0].shape[1:] != images[1].shape[1:]:
+        raise UserError(
+            f"{path}: train/ and {test}/ hold images of different sizes; set resize: 32 (or another) in the protocol"
+        )
+    note = "val/ is the test split" if test == "val" else ""
+    return Decoded(images[0], labels[0], images[1], labels[1], classes, note)
 
 
 def tinyimagenet(path: Path, size: int) -> Decoded:
@@ -184,16 +196,21 @@ def tinyimagenet(path: Path, size: int) -> Decoded:
     root = path / "tiny-imagenet-200"
     classes = tuple((root / "wnids.txt").read_text().split())
     number = {name: label for label, name in enumerate(classes)}
-    train = [(file, number[name]) for name in classes for file in sorted((root / "train" / name / "images").glob("*.JPEG"))]
+    train = [
+        (file, number[name]) for name in classes for file in sorted((root / "train" / name / "images").glob("*.JPEG"))
+    ]
     try:
         lines = [line.split("\t") for line in (root / "val" / "val_annotations.txt").read_text().splitlines()]
         test = [(root / "val" / "images" / line[0], number[line[1]]) for line in lines]
     except (OSError, KeyError, IndexError) as error:
-        raise UserError(f"{root / 'val' / 'val_annotations.txt'}: cannot be used ({error}); unpack the official zip anew") from None
+        raise UserError(
+            f"{root / 'val' / 'val_annotations.txt'}: cannot be used ({error}); unpack the official zip anew"
+        ) from None
     if not train or not test:
         raise UserError(f"{root}: holds no images; unpack the official zip anew")
     arrays = [
-        (_load([file for file, _ in split], size), np.asarray([label for _, label in split], np.int64)) for split in (train, test)
+        (_load([file for file, _ in split], size), np.asarray([label for _, label in split], np.int64))
+        for split in (train, test)
     ]
     return Decoded(*arrays[0], *arrays[1], classes, "the official validation split is the test split")
 

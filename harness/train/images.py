@@ -27,10 +27,19 @@ def encode(decoded: Decoded, size: int, content: str) -> tuple[dict[str, Tensor]
     """
     tensors = {}
     for split in ("train", "test"):
-        images, labels = np.asarray(getattr(decoded, f"{split}_images")), np.asarray(getattr(decoded, f"{split}_labels"))
+        images, labels = (
+            np.asarray(getattr(decoded, f"{split}_images")),
+            np.asarray(getattr(decoded, f"{split}_labels")),
+        )
         if images.ndim == 3:
             images = images[..., None]
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or len(images) != len(labels) or not len(images):
+        if (
+            images.dtype != np.uint8
+            or images.ndim != 4
+            or images.shape[3] not in (1, 3)
+            or len(images) != len(labels)
+            or not len(images)
+        ):
             raise UserError(
                 f"the data set's {split} split has images {images.dtype}{list(images.shape)} and {len(labels)} labels; "
                 "it needs uint8 [N, H, W] or [N, H, W, 1 or 3] and as many labels"
@@ -44,7 +53,9 @@ def encode(decoded: Decoded, size: int, content: str) -> tuple[dict[str, Tensor]
     pixels = tensors["train.images"].numpy()
     count = pixels.size / pixels.shape[1]
     sums = pixels.sum((0, 2, 3), dtype=np.uint64).astype(float)
-    squares = np.array([np.square(pixels[:, c], dtype=np.uint32).sum(dtype=np.uint64) for c in range(pixels.shape[1])], float)
+    squares = np.array(
+        [np.square(pixels[:, c], dtype=np.uint32).sum(dtype=np.uint64) for c in range(pixels.shape[1])], float
+    )
     mean = sums / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 1.0))
     metadata = {
@@ -77,7 +88,9 @@ class Images:
             metadata = file.metadata()
         labels = tensors["train.labels"].numpy()
         held = _held_out(spec["dev"], labels, metadata["content"])
-        mean, std = (json.loads(metadata[k]) for k in ("mean", "std")) if spec["normalize"] == "measured" else spec["normalize"]
+        mean, std = (
+            (json.loads(metadata[k]) for k in ("mean", "std")) if spec["normalize"] == "measured" else spec["normalize"]
+        )
         channels = tensors["train.images"].shape[1]
         self.device = device
         self.classes = len(json.loads(metadata["classes"]))
@@ -100,7 +113,7 @@ class Images:
         return -(-len(self.train) // batch)
 
     def epoch(self, seed: int, epoch: int, batch: int, first: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield (step, images, labels) of an epoch from step `first` on: order, crops and flips follow from the seed."""
+        """Yield (step, images, labels) of an epoch from step `first` on; order, crops, flips follow from the seed."""
         count, device = len(self.train), self.device
         order = torch.randperm(count, generator=stream(seed, "order", epoch)).to(device)
         draws = stream(seed, "augment", epoch)
@@ -120,7 +133,9 @@ class Images:
             columns = torch.where(flips[chosen, None] == 1, columns.flip(1), columns)
         columns = shifts[1, chosen, None] + columns
         planes = torch.arange(channels, device=self.device)
-        return self.padded[chosen[:, None, None, None], planes[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+        return self.padded[
+            chosen[:, None, None, None], planes[:, None, None], rows[:, None, :, None], columns[:, None, None, :]
+        ]
 
     def batches(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield a split in order, unaugmented."""
@@ -136,7 +151,7 @@ class Images:
         labels = self.train.labels.cpu()[order]
         chosen = torch.cat([order[(labels == label).nonzero()[:count, 0]] for label in range(self.classes)])
         chosen = chosen[torch.randperm(len(chosen), generator=stream(seed, "scoring order"))].to(self.device)
-        return [(self.scaled(self.train.images[part]), self.train.labels[part]) for part in chosen.split(256)]
+        return [(self.scaled(self.train.images[part]), self.train.labels[part]) for part in torch.split(chosen, 256)]
 
 
 def _held_out(dev: str, labels: np.ndarray[Any, np.dtype[np.int64]], content: str) -> Tensor:
@@ -145,6 +160,8 @@ def _held_out(dev: str, labels: np.ndarray[Any, np.dtype[np.int64]], content: st
         return torch.zeros(len(labels), dtype=torch.bool)
     if kind == "first":
         if int(amount) >= len(labels):
-            raise UserError(f"dev: {dev} takes all of the {len(labels)} training images; write for example stratified:0.1")
+            raise UserError(
+                f"dev: {dev} takes all of the {len(labels)} training images; write for example stratified:0.1"
+            )
         return torch.arange(len(labels)) < int(amount)
     return torch.from_numpy(stratified(labels, float(amount), content))

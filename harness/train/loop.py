@@ -112,7 +112,7 @@ def train(run: Training, watch: Watcher) -> None:
                 logits = run.model(images)
                 loss = criterion(logits, labels)
             run.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
             run.optimizer.step()
             run.wear(run.done)
             pending.append((step, len(labels), loss.detach(), (logits.detach().argmax(1) == labels).sum()))

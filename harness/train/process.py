@@ -117,7 +117,13 @@ class Watch:
         left = (total - training.done) * training.batch / speed
         loss = at.loss_sum / at.seen if at.seen else None
         self.control.tell(
-            at="step", epoch=at.epoch + 1, epochs=training.epochs, share=training.done / total, loss=loss, speed=speed, left=left
+            at="step",
+            epoch=at.epoch + 1,
+            epochs=training.epochs,
+            share=training.done / total,
+            loss=loss,
+            speed=speed,
+            left=left,
         )
         self.next_tell, self.since, self.steps = now + TELL_EVERY, now, 0
 

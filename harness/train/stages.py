@@ -1,4 +1,4 @@
-"""The stage kinds: from an order (a stage's spec, its parents' files, a folder to write into) to an artifact and metrics."""
+"""The stage kinds: from an order (a spec, the parents' files, a folder to write into) to an artifact and metrics."""
 
 from __future__ import annotations
 
@@ -135,7 +135,8 @@ def _decoded(value: Any) -> Decoded:
         classes = tuple(map(str, range(int(max(max(train_labels), max(test_labels))) + 1)))
     except (TypeError, ValueError):
         raise UserError(
-            f"the data set returned {type(value).__name__}; it must return ((images, labels), (images, labels)) of train and test"
+            f"the data set returned {type(value).__name__}; "
+            "it must return ((images, labels), (images, labels)) of train and test"
         ) from None
     return Decoded(train_images, train_labels, test_images, test_labels, classes)
 
@@ -179,7 +180,9 @@ def _mask(order: Order, watch: Watcher) -> Outcome:
     given = spec["method"].get("args", {})
     knobs = dict(given) if "source" in spec["method"] else settings(MASKS[spec["method"]["name"]], given)
     offered = {**knobs, "shape": images.shape, "generator": stream(spec["ticket_seed"], "mask")}
-    composed = {name: offered.pop(name) for name in ("steps", "scope") if name in offered and "source" not in spec["method"]}
+    composed = {
+        name: offered.pop(name) for name in ("steps", "scope") if name in offered and "source" not in spec["method"]
+    }
     if "batches" in inspect.signature(score).parameters:
         offered["batches"] = images.per_class(spec["ticket_seed"], int(knobs.get("per_class", PER_CLASS.default)))
     masks = find_masks(score, model, keep, which=spec["prunable"], within=within, **composed, **offered)

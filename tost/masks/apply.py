@@ -57,7 +57,7 @@ def pruned(model: nn.Module, masks: Masks) -> Pruned:
 
 @torch.no_grad()
 def clear(positions: Pruned) -> None:
-    """Set pruned weights to exactly 0, in place, whatever they were: a multiplication would keep an overflowed one NaN."""
+    """Set pruned weights to exactly 0, in place, whatever they were (multiplying would keep an overflow as NaN)."""
     for parameter, gone in positions:
         parameter.masked_fill_(gone, 0)
 

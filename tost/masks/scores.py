@@ -21,7 +21,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def random(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-    """Score by independent uniform numbers: layer densities agree in expectation only (scope `layer` makes them equal)."""
+    """Score by independent uniform numbers; layer densities agree in expectation (scope `layer` makes them equal)."""
     return {n: torch.rand(w.shape, generator=generator, dtype=torch.float64) for n, w in prunable(model).items()}
 
 

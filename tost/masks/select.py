@@ -48,10 +48,13 @@ def select(scores: Scores, keep: int, within: Masks | None = None, scope: str = 
         if not bool(torch.isfinite(scores[name]).all()):
             raise ValueError(f"the scores of {name!r} are not all finite")
     flat = {name: scores[name].detach().to("cpu", torch.float64).flatten() for name in names}
-    live = {name: torch.arange(flat[name].numel()) if within is None else within[name].flatten().nonzero()[:, 0] for name in names}
+    live = {
+        name: torch.arange(flat[name].numel()) if within is None else within[name].flatten().nonzero()[:, 0]
+        for name in names
+    }
     if scope == "global":
         kept = _highest(torch.cat([flat[n][live[n]] for n in names]), keep)
-        parts = dict(zip(names, kept.split([live[n].numel() for n in names]), strict=True))
+        parts = dict(zip(names, torch.split(kept, [live[n].numel() for n in names]), strict=True))
     else:
         shares = allocate({n: live[n].numel() for n in names}, keep)
         parts = {n: _highest(flat[n][live[n]], shares[n]) for n in names}

@@ -38,9 +38,7 @@ class SoftActivation(Part):
     again; T1 above 1 keeps them to the end.
     """
 
-    def __init__(
-        self, window: tuple[float, float], shape: str = "swish", b0: float = 1.0, b1: float = 100.0
-    ) -> None:
+    def __init__(self, window: tuple[float, float], shape: str = "swish", b0: float = 1.0, b1: float = 100.0) -> None:
         self.window, self.shape, self.b0, self.b1 = window, shape, b0, b1
         self.stays = window[1] > 1
         self.sites: list[tuple[nn.Module, str]] = []

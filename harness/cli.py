@@ -1,0 +1,25 @@
+"""The `harness` command: one verb for each thing a user does."""
+
+from __future__ import annotations
+
+import typer
+
+from harness import fetch, sweep, worker
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train sparse networks over a whole grid, and get the table. Start with: harness sweep sweeps/quickstart.yaml",
+)
+app.command("sweep")(sweep.main)
+app.command("worker")(worker.main)
+app.add_typer(fetch.app, name="data")
+
+
+def main() -> None:
+    """Enter the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Fetch data sets, on a machine with network; nothing else ever downloads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.catalog import DATASETS
+from tost.catalog import nearest, resolve
+
+app = typer.Typer(no_args_is_help=True, help="Data sets on this machine.")
+
+
+@app.callback()
+def group() -> None:
+    """Data sets on this machine."""
+
+
+@app.command("fetch")
+def fetch(
+    name: Annotated[str, typer.Argument(help="A data set: " + ", ".join(n for n, d in DATASETS.items() if d.fetch))],
+    data: Annotated[Path, typer.Option(help="The folder of data sets.", envvar="HARNESS_DATA")] = Path("data"),
+) -> None:
+    """Download a data set into the data folder and check it."""
+    known = [n for n, entry in DATASETS.items() if entry.fetch]
+    if name not in known:
+        typer.echo(f"{name!r} cannot be fetched; choose from {', '.join(known)}{nearest(name, known)}", err=True)
+        raise typer.Exit(2)
+    entry = DATASETS[name]
+    download = resolve(entry.fetch)
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        for train in (True, False):
+            download(str(data), train=train, download=True)
+    except (OSError, RuntimeError) as error:  # URLError is an OSError; torchvision raises RuntimeError for a bad file
+        places = ", ".join(str(data / file) for file in entry.files[:3])
+        typer.echo(
+            f"{name}: could not be fetched: {error}\nBy hand: {entry.hint}, so that there are {places} ...", err=True
+        )
+        raise typer.Exit(3) from None
+    typer.echo(f"{name} is in {data}")
