@@ -115,5 +115,5 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The precedent of GraSP (Wang et al., 2020) for Tiny-ImageNet: x0.1 at half and three quarters.
     "tiny": {"epochs": 300, "milestones": (150.0, 225.0), "weight_decay": 1e-4},
     # For trying things out in minutes: one cycle of the same shape, warmed up because it is so short.
-    "quick": {"epochs": 12, "milestones": (6.0, 9.0), "batch": 64, "warmup": 1.0, "weight_decay": 5e-4},
+    "quick": {"epochs": 8, "milestones": (4.0, 6.0), "batch": 64, "warmup": 1.0, "weight_decay": 5e-4},
 }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -93,17 +94,25 @@ class Plan:
         stages = {key: stage for key, stage in self.stages.items() if key in needed}
         return Plan(self.name, stages, chosen, self.missing, self.plugins, self.united)
 
-    def save(self, store: Store, sweep: Sweep, name: str) -> Path:
-        """Write the plan for workers to read, the file as run and the plug-ins' frozen sources; return its path."""
-        folder = store.sweep(name)
+    def save(self, store: Store, sweep: Sweep, whole: bool) -> Path:
+        """Write the plan for workers to read, the file as run and the plug-ins' frozen sources; return the plan's path.
+
+        A plan's file is named by its content, so that calls with other cells, or an edited file, leave it alone;
+        `plan.json` is the newest plan of the `whole` sweep, for workers started by hand.
+        """
+        folder = store.sweep(self.name)
         folder.mkdir(parents=True, exist_ok=True)
         for plugin in self.plugins:
             freeze(plugin, store.root)
         write_whole(folder / "sweep.yaml", Path(sweep.document.file).read_bytes())
         rows = [[s.key, s.kind, dict(s.spec), dict(s.parents), s.label, s.place] for s in self.stages.values()]
         body = {"name": self.name, "leaves": self.leaves, "stages": rows}
-        write_whole(folder / "plan.json", json.dumps(body, separators=(",", ":")).encode())
-        return folder / "plan.json"
+        data = json.dumps(body, separators=(",", ":")).encode()
+        path = folder / f"plan-{hashlib.sha256(data).hexdigest()[:12]}.json"
+        write_whole(path, data)
+        if whole:
+            write_whole(folder / "plan.json", data)
+        return path
 
 
 def read_plan(path: Path) -> Plan:
@@ -162,7 +171,9 @@ class _Planner:
         self.worlds.add(cell.world)
         mask = None if cell.mask.name == DENSE else self.mask(cell)
         recipe = self.recipe(cell.recipe, cell.protocol)
-        return self.train(cell, mask, recipe, cell.seed, cell.label)
+        key = self.train(cell, mask, recipe, cell.seed, cell.label)
+        self.plan.stages[key] = replace(self.plan.stages[key], label=cell.label)  # where a chain's round is a cell too
+        return key
 
     def entry(self, kind: str, choice: Choice) -> dict[str, Any]:
         """Return what a key holds of a chosen method."""
@@ -208,8 +219,8 @@ class _Planner:
         for choice in recipe.parts:
             spec = self.entry("part", choice)
             entry = self.sweep.names.entry("part", choice.name)
-            if "window" in entry.knobs:
-                name = str(settings(entry, dict(choice.given))["window"])
+            if "window" in entry.knobs or (isinstance(entry, Plugin) and "window" in entry.parameters):
+                name = str(settings(entry, dict(choice.given)).get("window", "default"))
                 drop = protocol.first_drop
                 window = WINDOWS.get(name, (drop / 2, drop * 89 / 90))
                 spec["args"] = {**spec.get("args", {}), "window": list(window)}

@@ -9,7 +9,6 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from harness.errors import UserError
@@ -17,6 +16,8 @@ from tost.catalog import Entry, Knob, nearest
 
 OFFERED = frozenset({"model", "batches", "shape", "generator", "classes", "channels", "folder", "window", "self"})
 """Parameter names that the harness fills; every other one with a literal default is a knob."""
+
+SOURCE_DIGITS = 32
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Plugin(Entry):
     files: tuple[Path, ...] = ()
     parameters: frozenset[str] = frozenset()
     chain: bool = False
-    halvings: int = 99
+    halvings: int = 0
 
     @property
     def attribute(self) -> str:
@@ -60,7 +61,7 @@ def find_plugin(reference: str, folder: Path) -> Plugin:
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
-    return Plugin(f"{path.name}:{attribute}", 1, knobs, digest.hexdigest()[:32], tuple(files), parameters)
+    return Plugin(f"{path.name}:{attribute}", 1, knobs, digest.hexdigest()[:SOURCE_DIGITS], tuple(files), parameters)
 
 
 def installed_plugins(group: str) -> dict[str, str]:
@@ -93,7 +94,9 @@ def _with_siblings(path: Path) -> list[Path]:
             names = []
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            elif isinstance(node, ast.ImportFrom) and node.level > 0:
+                raise ValueError(f"{file}:{node.lineno}: a relative import; write `import name` for a file beside it")
+            elif isinstance(node, ast.ImportFrom) and node.module:
                 names = [node.module]
             siblings = (path.parent / f"{name.split('.')[0]}.py" for name in names)
             waiting += [sibling for sibling in siblings if sibling.is_file()]
@@ -150,23 +153,33 @@ def load_frozen(store: Path, source: str, path: str) -> Any:
 
     Raises UserError when the copy is gone or defines no such name.
     """
-    name, _, attribute = path.partition(":")
-    file = store / "plugins" / source / name
+    filename, _, attribute = path.partition(":")
+    file = store / "plugins" / source / filename
     if not file.is_file():
         raise UserError(f"{file}: the frozen copy of a plug-in is gone; run the sweep command again to restore it")
-    modules: dict[str, ModuleType] = {}
+    name = f"plugin_{source}_{file.stem}"
+    if name in sys.modules:
+        return getattr(sys.modules[name], attribute)
     sys.path.insert(0, str(file.parent))
-    before = set(sys.modules)
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None  # a .py file always has a loader # noqa: S101
+    assert spec.loader is not None  # noqa: S101
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
     try:
-        spec = importlib.util.spec_from_file_location(f"plugin_{source}_{file.stem}", file)
-        assert spec is not None  # a .py file always has a loader # noqa: S101
-        assert spec.loader is not None  # noqa: S101
-        module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(file.parent))
-        for added in set(sys.modules) - before:  # a sibling of one plug-in must not serve another of the same name
-            origin = getattr(sys.modules[added], "__file__", None)
-            if origin and Path(origin).parent == file.parent:
-                modules[added] = sys.modules.pop(added)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return getattr(module, attribute)
+
+
+def forget_frozen() -> None:
+    """Unload all plug-ins and their siblings: the next stage may want another file of the same name."""
+    folders = {
+        path for path in sys.path if Path(path).parent.name == "plugins" and len(Path(path).name) == SOURCE_DIGITS
+    }
+    sys.path[:] = [path for path in sys.path if path not in folders]
+    for name, module in list(sys.modules.items()):
+        origin = getattr(module, "__file__", None)
+        if origin and str(Path(origin).parent) in folders:
+            del sys.modules[name]

@@ -94,11 +94,18 @@ class Protocol(BaseModel):
         read = {*OPTIMIZERS[self.optimizer].fields, *SCHEDULES[self.schedule].fields}
         sometimes = {f for table in (OPTIMIZERS, SCHEDULES) for entry in table.values() for f in entry.fields}
         skipped = {*VIEW_FIELDS, *MASK_FIELDS, "resize", "dev", "augment"} | (sometimes - read)
-        return {
+        fields = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in self
             if name not in skipped and value != type(self).model_fields[name].default
         }
+        used = {
+            "optimizer": OPTIMIZERS[self.optimizer],
+            "schedule": SCHEDULES[self.schedule],
+            "loss": LOSSES[self.loss],
+        }
+        versions = {kind: entry.version for kind, entry in used.items() if entry.version != 1}
+        return fields | ({"versions": versions} if versions else {})
 
     @cached_property
     def first_drop(self) -> float:

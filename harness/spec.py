@@ -321,13 +321,10 @@ class _Check:
             for axis in ("dataset", "arch", "mask"):
                 if axis not in block:
                     self.fault(path, f"{path[0]}: the axis {axis!r} is missing")
-            if "sparsity" not in block:
-                if all(getattr(mask, "name", "") == DENSE for mask in block.get("mask", [])):
-                    block["sparsity"] = [read_sparsity(0)]
-                else:
-                    self.fault(
-                        path, f"{path[0]}: the axis 'sparsity' is missing; write for example sparsity: [90%, 98%]"
-                    )
+            if all(getattr(mask, "name", "") == DENSE for mask in block.get("mask", [])):
+                block["sparsity"] = [read_sparsity(0)]
+            elif "sparsity" not in block:
+                self.fault(path, f"{path[0]}: the axis 'sparsity' is missing; write for example sparsity: [90%, 98%]")
             block.setdefault("recipe", [read_recipe("default", self.names)])
             block.setdefault("seed", [0])
 

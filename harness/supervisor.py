@@ -48,12 +48,15 @@ class Supervisor:
         self.trainer = self._start()
 
     def _start(self) -> Trainer:
-        trainer = Trainer()
+        trainer = Trainer(self.setup.device)
         deadline = time.monotonic() + STARTING
         while time.monotonic() < deadline:
             message = trainer.hear(1.0)
             if message and message["at"] == "ready":
                 return trainer
+            if message and message["at"] == "unfit":
+                trainer.kill()
+                raise Trouble(f"device {self.setup.device!r} cannot be used: {message['message']}")
             if message and message["at"] == "died":
                 raise Trouble(f"{message['message']} while loading torch; try: python -c 'import torch'")
             if self.stopping():
@@ -79,8 +82,11 @@ class Supervisor:
             end = self._follow(claim)
             outcome = self._conclude(stage, claim, parents, end)
         except OSError as error:
-            self._restart()
+            self.trainer.kill()
             raise Trouble(f"{claim.folder.path}: {error}") from error
+        except ValueError as error:  # such as a metric that JSON cannot hold: this stage's fault, not the worker's
+            claim.end("failed", cause="code", message=f"its result cannot be written: {error}")
+            end, outcome = {"outcome": "failed", "message": str(error)}, "failed"
         shown = str(end.get("message", "")) if outcome in ("failed", "diverged", "died") else ""
         self.tell(
             event="end",
@@ -237,7 +243,7 @@ def _provenance(claim: Claim, end: dict[str, Any]) -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "generation": claim.generation,
-        "resumed_at_step": max(end["resumed_at"], 0),
+        "resumed_at_step": end["resumed_at"],
         "seconds": round(end["seconds"], 3),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "job": os.environ.get("SLURM_JOB_ID", ""),

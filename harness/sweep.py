@@ -9,6 +9,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -191,13 +192,22 @@ class _Command:
         if self.plan.united:
             typer.echo(f"{self.plan.united} duplicate cells united", err=True)
         self.frontier = Frontier(self.plan, self.store, Observer(lease))
-        name = self.plan.name if not self.chosen else f"{self.plan.name}.part"
-        self.plan.save(self.store, self.sweep, name)
+        saved = self.plan.save(self.store, self.sweep, whole=not self.chosen)
         if retry:
             typer.echo(f"{release(self.frontier, retry)} failed stages released for another try", err=True)
         launch = self.sweep.file.launch
         machine = this_machine(workers or launch.workers, threads or launch.threads, device or launch.device)
-        argv = [name, "--store", str(self.store.root), "--device", machine.device, "--threads", str(machine.threads)]
+        argv = [
+            self.plan.name,
+            "--plan",
+            saved.name,
+            "--store",
+            str(self.store.root),
+            "--device",
+            machine.device,
+            "--threads",
+            str(machine.threads),
+        ]
         argv += ["--checkpoint-every", str(checkpoint_every), "--lease", str(lease)]
         interrupted = self._work(argv, machine)
         return self.report(interrupted)
@@ -211,6 +221,7 @@ class _Command:
         if not any(s.claimable or s.name == "running" for s in survey.todo.values()):
             return False
         assert isinstance(machine, Machine)  # noqa: S101
+        machine = replace(machine, workers=min(machine.workers, len(survey.todo)))
         display = Display(len(self.plan.stages) - len(survey.todo), len(self.plan.stages), machine.workers)
         crew = Workers(argv, machine, display.hear)
 

@@ -15,21 +15,21 @@ STARTING = 300.0
 """Seconds that loading torch may take, on a cold network file system."""
 
 
-def serve(pipe: Connection) -> None:
+def serve(pipe: Connection, device: str) -> None:
     """Enter the trainer process."""
     from harness.train.process import serve as run
 
-    run(pipe)
+    run(pipe, device)
 
 
 class Trainer:
     """A forkserver child that has torch loaded: starting another after a fault takes milliseconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["harness.train.process"])
+        context.set_forkserver_preload(["harness.train.preload"])
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs,), daemon=True)
+        self.process = context.Process(target=serve, args=(theirs, device), daemon=True)
         self.process.start()
         theirs.close()
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import signal
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,7 +101,9 @@ class Worker:
                 folder = self.frontier.store.folder(stage.kind, stage.key)
                 if folder.generation == state.generation:
                     claim = take(folder, state.generation, self.supervisor.owner())
-                    if claim is not None:
+                    if claim is not None and self.frontier.result(stage.key, with_artifact=True):
+                        claim.end("gave up", message="it was published just before")  # between the look and the claim
+                    elif claim is not None:
                         return (stage, claim), True
                 others = True
         return None, others
@@ -127,17 +131,33 @@ def release(frontier: Frontier, cause: str) -> int:
     return released
 
 
-def _events(stop: threading.Event) -> Any:
-    """Return a function that prints events as JSON lines; where nobody reads them any more, the worker stops."""
+class Events:
+    """Prints events as JSON lines, and never waits: a reader that is stopped (Ctrl-Z) must not stop the heartbeats."""
 
-    def tell(**event: Any) -> None:
-        try:
-            sys.stdout.write(json.dumps(event) + "\n")
-            sys.stdout.flush()
-        except (BrokenPipeError, ValueError):
-            stop.set()
+    def __init__(self, stop: threading.Event) -> None:
+        self.stop = stop
+        self.waiting: queue.Queue[str] = queue.Queue(1000)
+        threading.Thread(target=self._write, daemon=True).start()
 
-    return tell
+    def tell(self, **event: Any) -> None:
+        """Queue an event; progress is dropped where the reader is behind."""
+        if event["event"] != "step" or self.waiting.qsize() < 100:
+            with contextlib.suppress(queue.Full):
+                self.waiting.put_nowait(json.dumps(event) + "\n")
+
+    def drain(self) -> None:
+        """Give what is queued a moment to be read."""
+        deadline = time.monotonic() + 2
+        while self.waiting.unfinished_tasks and time.monotonic() < deadline and not self.stop.wait(0.01):
+            pass
+
+    def _write(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while True:
+                sys.stdout.write(self.waiting.get())
+                sys.stdout.flush()
+                self.waiting.task_done()
+        self.stop.set()  # nobody reads any more: the command that started this worker is gone
 
 
 def _words(**event: Any) -> None:
@@ -152,6 +172,7 @@ def _words(**event: Any) -> None:
 def main(
     name: Annotated[str, typer.Argument(help="The sweep's name, as in its file.")],
     store: Annotated[Path, typer.Option(help="The store's folder.")] = Path("runs"),
+    plan: Annotated[str, typer.Option(help="One of the sweep's plan files, in place of its newest.")] = "plan.json",
     device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads of the trainer.", min=1)] = 1,
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between two checkpoints.", min=0)] = 300.0,
@@ -170,21 +191,24 @@ def main(
         signal.signal(number, ask)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    tell = _events(stop) if events else _words
+    printer = Events(stop) if events else None
+    tell = printer.tell if printer else _words
     try:
         place = Store(store)
-        plan = read_plan(place.sweep(name) / "plan.json")
-        frontier = Frontier(plan, place, Observer(lease))
+        frontier = Frontier(read_plan(place.sweep(name) / Path(plan).name), place, Observer(lease))
         supervisor = Supervisor(frontier, Setup(device, threads, checkpoint_every, lease), tell, stop.is_set)
         with contextlib.closing(supervisor):
             Worker(frontier, supervisor, stop, tell).run()
     except UserError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
-    except Trouble as error:
+    except (Trouble, OSError) as error:
         tell(event="trouble", message=str(error))
         typer.echo(f"this worker takes no more stages: {error}", err=True)
         raise typer.Exit(3) from None
+    finally:
+        if printer:
+            printer.drain()
 
 
 if __name__ == "__main__":

@@ -77,7 +77,8 @@ class Workers:
         """Start all workers and follow them until the last one has ended; one that is killed is replaced."""
         with selectors.DefaultSelector() as selector:
             for slot in range(self.machine.workers):
-                self._start(slot, selector)
+                if not self.stopping:
+                    self._start(slot, selector)
             try:
                 while self._running:
                     for chosen, _ in selector.select(timeout=0.5):
@@ -111,6 +112,8 @@ class Workers:
         worker = _Running(slot, process, time.monotonic())
         self._running.append(worker)
         selector.register(process.stdout, selectors.EVENT_READ, worker)
+        if self.stopping:  # asked while this one was being started
+            process.terminate()
 
     def _read(self, worker: _Running, selector: selectors.BaseSelector) -> None:
         assert worker.process.stdout is not None  # it was asked for # noqa: S101

@@ -58,13 +58,15 @@ def encode(decoded: Decoded, size: int, content: str) -> tuple[dict[str, Tensor]
     )
     mean = sums / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 1.0))
-    metadata = {
-        "classes": json.dumps(list(decoded.classes)),
-        "mean": json.dumps([round(m / 255, 8) for m in mean]),
-        "std": json.dumps([round(s / 255, 8) for s in std]),
+    about = {
+        "classes": list(decoded.classes),
+        "mean": [round(m / 255, 8) for m in mean],
+        "std": [round(s / 255, 8) for s in std],
         "content": content,
         "note": decoded.note,
     }
+    # One entry only: safetensors writes several in an order that changes from process to process.
+    metadata = {"about": json.dumps(about, sort_keys=True)}
     return tensors, metadata
 
 
@@ -85,15 +87,13 @@ class Images:
     def __init__(self, path: Path, spec: Mapping[str, Any], device: torch.device) -> None:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            metadata = file.metadata()
+            about = json.loads(file.metadata()["about"])
         labels = tensors["train.labels"].numpy()
-        held = _held_out(spec["dev"], labels, metadata["content"])
-        mean, std = (
-            (json.loads(metadata[k]) for k in ("mean", "std")) if spec["normalize"] == "measured" else spec["normalize"]
-        )
+        held = _held_out(spec["dev"], labels, about["content"])
+        mean, std = (about["mean"], about["std"]) if spec["normalize"] == "measured" else spec["normalize"]
         channels = tensors["train.images"].shape[1]
         self.device = device
-        self.classes = len(json.loads(metadata["classes"]))
+        self.classes = len(about["classes"])
         self.shape = tuple(tensors["train.images"].shape[1:])
         self.mean = torch.tensor(mean, device=device).view(1, channels, 1, 1) * 255
         self.std = torch.tensor(std, device=device).view(1, channels, 1, 1) * 255

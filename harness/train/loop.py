@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.train.checkpoint import Position
+from harness.train.draws import seed_for
 from harness.train.images import Images, Split
 from tost.masks import Masks
 from tost.masks.apply import Pruned, clear, pruned
@@ -22,15 +23,18 @@ CHECK_EVERY = 50
 
 
 class Diverged(Exception):
-    """The loss is no longer a finite number."""
+    """A loss is no longer a finite number."""
 
-    def __init__(self, epoch: int, step: int) -> None:
-        super().__init__(f"the loss is not finite at epoch {epoch + 1}, step {step + 1}")
+    def __init__(self, epoch: int, step: int, what: str = "the loss") -> None:
+        super().__init__(f"{what} is not finite at epoch {epoch + 1}, step {step + 1}")
         self.epoch, self.step = epoch, step
 
 
 class Watcher(Protocol):
     """What the loop tells of itself. A watcher reads and never writes, but may end the loop by raising."""
+
+    def begin(self, training: Training) -> None:
+        """See the loop begin, fresh or where a checkpoint stood."""
 
     def after_step(self, training: Training, due: Callable[[], None]) -> None:
         """See a step done; `due` brings the position up to date before it is saved."""
@@ -95,6 +99,7 @@ def train(run: Training, watch: Watcher) -> None:
 
     Raises Diverged as soon as a loss is not finite, and whatever the watcher raises.
     """
+    watch.begin(run)
     at = run.position
     pending: list[tuple[int, int, Tensor, Tensor]] = []
 
@@ -108,6 +113,7 @@ def train(run: Training, watch: Watcher) -> None:
         run.model.train()
         for step, images, labels in run.images.epoch(run.seed, at.epoch, run.batch, at.step):
             run.go_to(run.done)
+            torch.manual_seed(seed_for(run.seed, "step", run.done))  # for dropout and the like in a user's network
             with run.autocast():
                 logits = run.model(images)
                 loss = criterion(logits, labels)
@@ -163,6 +169,9 @@ def _row(run: Training) -> dict[str, Any]:
         row["best"] = False
     if row["best"] or at.epoch + 1 == run.epochs:
         row["test_loss"], row["test_accuracy"] = evaluate(run, run.images.test)
+    for name, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise Diverged(at.epoch, run.steps - 1, name.replace("_", " "))
     return row
 
 

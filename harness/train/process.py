@@ -22,6 +22,7 @@ import torch
 
 from harness import __version__
 from harness.errors import UserError
+from harness.plugins import forget_frozen
 from harness.store import file_sha256, write_whole
 from harness.train.checkpoint import save_checkpoint
 from harness.train.loop import Diverged, Training
@@ -74,14 +75,17 @@ class Watch:
         self.attempt = Path(order.attempt)
         now = time.monotonic()
         self.next_save, self.next_tell = now + order.checkpoint_every, now
-        self.resumed_at = -1
+        self.resumed_at = 0
         self.since, self.steps = now, 0
+
+    def begin(self, training: Training) -> None:
+        """See the loop begin: write the rows of the checkpoint that this attempt goes on from; its own follow them."""
+        self.resumed_at = training.done
+        if rows := training.position.rows:
+            write_whole(self.attempt / "metrics.jsonl", "".join(map(_line, rows)).encode())
 
     def after_step(self, training: Training, due: Callable[[], None]) -> None:
         """See a step done."""
-        if self.resumed_at < 0:
-            self.resumed_at = training.done - 1
-            self.metrics(training)
         self.steps += 1
         now = time.monotonic()
         stopping = self.control.stop.is_set()
@@ -99,12 +103,6 @@ class Watch:
         """See an epoch done: add its row to the metrics."""
         with open(self.attempt / "metrics.jsonl", "a") as file:
             file.write(_line(training.position.rows[-1]))
-
-    def metrics(self, training: Training) -> None:
-        """Write the rows of the checkpoint that this attempt goes on from; its own follow them."""
-        rows = training.position.rows
-        if rows:
-            write_whole(self.attempt / "metrics.jsonl", "".join(map(_line, rows)).encode())
 
     def save(self, training: Training) -> None:
         """Write a checkpoint."""
@@ -132,30 +130,33 @@ def _line(row: dict[str, Any]) -> str:
     return json.dumps(row) + "\n"
 
 
-def serve(pipe: Connection) -> None:
+def serve(pipe: Connection, device: str) -> None:
     """Run a trainer: orders from the pipe, one after another, until the pipe closes."""
     control = Control(pipe)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the supervisor decides
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, lambda *_: control.stop.set())
     threading.Thread(target=control.listen, daemon=True).start()
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.allow_tf32 = False  # on by default: fp32 would mean another precision on some devices
+    try:
+        torch.ones(1, device=device).add_(1).cpu()
+    except (RuntimeError, AssertionError) as error:
+        control.tell(at="unfit", message=str(error).splitlines()[0])
+        return
     control.tell(at="ready")
     while True:
-        order = control.orders.get()
-        with _log(Path(order.attempt) / "log"):
-            end = _run(order, control)
+        end = _run(control.orders.get(), control)
         control.stop.clear()
         control.tell(at="end", **end)
 
 
 def _run(order: Order, control: Control) -> dict[str, Any]:
     """Run one order; whatever happens becomes a message."""
-    began = time.monotonic()
     try:
-        torch.set_num_threads(order.threads)
-        watch = Watch(order, control)
-        outcome = run_stage(order, watch)
+        with _log(Path(order.attempt) / "log"), contextlib.ExitStack() as after:
+            after.callback(forget_frozen)
+            return _made(order, control)
     except Stopped:
         return {"outcome": "stopped", "message": "asked to stop"}
     except Corrupt as error:
@@ -167,13 +168,26 @@ def _run(order: Order, control: Control) -> dict[str, Any]:
     except MemoryError as error:
         return {"outcome": "failed", "cause": "memory", "message": f"out of memory: {error}"}
     except Exception as error:
-        traceback.print_exc()
-        if isinstance(error, OSError) and error.errno in TROUBLE:
+        _note(order, traceback.format_exc())
+        if (isinstance(error, OSError) and error.errno in TROUBLE) or isinstance(error, torch.AcceleratorError):
             return {"outcome": "trouble", "message": str(error)}
         memory = isinstance(error, torch.OutOfMemoryError)
         where = traceback.extract_tb(error.__traceback__)[-1]
         message = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
         return {"outcome": "failed", "cause": "memory" if memory else "code", "message": message}
+
+
+def _note(order: Order, text: str) -> None:
+    with contextlib.suppress(OSError), open(Path(order.attempt) / "log", "a") as file:
+        file.write(text)
+
+
+def _made(order: Order, control: Control) -> dict[str, Any]:
+    """Run an order and return the message of its success."""
+    began = time.monotonic()
+    torch.set_num_threads(order.threads)
+    watch = Watch(order, control)
+    outcome = run_stage(order, watch)
     return {
         "outcome": "made",
         "draft": outcome.draft.name,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from harness.catalog import DATASETS, LOSSES, OPTIMIZERS, SCHEDULES
@@ -113,7 +113,7 @@ def _data(order: Order, watch: Watcher) -> Outcome:
         decoded = read(Path(order.place), spec.get("size", 0), **args)
     tensors, metadata = encode(decoded, spec.get("size", 0), spec["content"])
     draft = Path(order.attempt) / "data.safetensors"
-    save_file(tensors, draft, metadata)
+    draft.write_bytes(save(tensors, metadata))
     return Outcome(
         draft,
         {
@@ -185,7 +185,7 @@ def _mask(order: Order, watch: Watcher) -> Outcome:
     }
     if "batches" in inspect.signature(score).parameters:
         offered["batches"] = images.per_class(spec["ticket_seed"], int(knobs.get("per_class", PER_CLASS.default)))
-    masks = find_masks(score, model, keep, which=spec["prunable"], within=within, **composed, **offered)
+    masks = find_masks(score, model, keep, which=spec["prunable"], within=within, **composed, offered=offered)
     draft = Path(order.attempt) / "mask.safetensors"
     save_masks(masks, draft)
     layers = {name: [int(mask.sum()), mask.numel()] for name, mask in masks.items()}
@@ -207,7 +207,7 @@ def _train(order: Order, watch: Watcher) -> Outcome:
 def _training(order: Order) -> tuple[Training, Masks]:
     """Put a training together: network, masks, recipe, optimizer, all as they are before the first step."""
     spec, images = order.spec, _open_images(order)
-    protocol = Protocol(**spec["protocol"])
+    protocol = Protocol(**{k: v for k, v in spec["protocol"].items() if k != "versions"})
     model = _build(order, images)
     masks = load_masks(order.parent("mask")) if "mask" in order.parents else {}
     check_masks(model, masks)
@@ -257,7 +257,7 @@ def _trained(order: Order, run: Training, masks: Masks) -> Outcome:
     tensors = {name: value.contiguous().cpu() for name, value in run.model.state_dict().items()}
     tensors |= {f"mask/{name}": mask.to(torch.uint8) for name, mask in masks.items()}
     draft = Path(order.attempt) / "weights.safetensors"
-    save_file(tensors, draft)
+    draft.write_bytes(save(tensors))  # not save_file, whose error for a full disk is no OSError
     rows = run.position.rows
     last = rows[-1]
     metrics: dict[str, Any] = {

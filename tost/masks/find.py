@@ -26,7 +26,7 @@ def find_masks(
     within: Masks | None = None,
     steps: int = 1,
     scope: str = "global",
-    **offered: Any,
+    offered: Mapping[str, Any] | None = None,
 ) -> Masks:
     """Return masks over the prunable set that keep exactly `keep` weights, those with the highest scores.
 
@@ -38,7 +38,7 @@ def find_masks(
     weights = prunable(model, which)
     total = sum(weight.numel() for weight in weights.values())
     accepted = inspect.signature(score).parameters
-    arguments = {name: value for name, value in offered.items() if name in accepted}
+    arguments = {name: value for name, value in (offered or {}).items() if name in accepted}
     work, masks = copy.deepcopy(model), within
     for step in range(1, steps + 1):
         if masks is not None:

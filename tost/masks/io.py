@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from tost.masks.apply import Masks
 
 
 def save_masks(masks: Masks, path: Path) -> None:
     """Write masks to a safetensors file."""
-    save_file({name: mask.to(torch.uint8).contiguous() for name, mask in masks.items()}, path)
+    path.write_bytes(save({name: mask.to(torch.uint8).contiguous() for name, mask in masks.items()}))
 
 
 def load_masks(path: Path) -> Masks:

@@ -1,0 +1,12 @@
+"""What the fork server loads before it forks trainers. It belongs to the trainers' process group, and so is sent the
+signals that ask them to save and leave: it must outlive those.
+"""
+
+import signal
+
+import harness.train.process
+
+__all__ = ["harness"]
+
+for _number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+    signal.signal(_number, signal.SIG_IGN)

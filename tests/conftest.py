@@ -1,0 +1,163 @@
+"""What many tests need: a thin network of one's own, sweep files, the real command in a real process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+THIN = """
+from torch import nn
+
+
+def build(classes, channels, width=6):
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.Conv2d(width, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes),
+    )
+"""
+
+GRID = """
+name: tiny
+protocol: {preset: quick, epochs: 2}
+use: {thin: "./thin.py:build"}
+grid:
+  dataset: digits
+  arch: thin
+  mask: [random, lth]
+  sparsity: [50%]
+  recipe: [default, ls]
+  seed: 0..1
+also:
+  - {mask: dense, recipe: default}
+tables: [any-mask]
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with a sweep file `tiny.yaml` of a thin network, small enough to train in a second."""
+    (tmp_path / "thin.py").write_text(THIN)
+    (tmp_path / "tiny.yaml").write_text(GRID)
+    return tmp_path
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "NO_COLOR": "1", "COLUMNS": "160", "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture
+def sweep(project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `python -m harness.sweep` in the project's folder, to its end."""
+
+    def run(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "harness.sweep", *arguments],
+            cwd=project,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
+
+
+@pytest.fixture
+def start(project: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start a module of the harness in the background; whatever is left of it is killed at the test's end."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def run(module: str, *arguments: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=project,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        kill_tree(process.pid)
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+def descendants(pid: int) -> list[int]:
+    """Return a process and all below it, whatever session they are in."""
+    parents: dict[int, list[int]] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, IndexError):
+                continue
+            parents.setdefault(parent, []).append(int(folder.name))
+    found, waiting = [], [pid]
+    while waiting:
+        here = waiting.pop()
+        found.append(here)
+        waiting += parents.get(here, [])
+    return found
+
+
+def send(pids: Sequence[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def kill_tree(pid: int) -> None:
+    send(descendants(pid), signal.SIGKILL)
+
+
+def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
+    """Return the first true value of a condition, looked at again and again; fail when the time is over."""
+    deadline, pause = time.monotonic() + seconds, threading.Event()
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        pause.wait(0.005)
+    raise AssertionError("the condition did not come true in time")
+
+
+def results(store: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return every stage's results by key, oldest first."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(store.glob("stages/*/*/*/result-*.json")):
+        found.setdefault(path.parent.name, []).append(json.loads(path.read_text())["result"])
+    return found
+
+
+def hashes(store: Path) -> dict[str, str]:
+    """Return every stage's newest artifact by key."""
+    return {key: editions[-1]["artifact"]["sha256"] for key, editions in results(store).items()}
+
+
+def claims(store: Path) -> dict[str, int]:
+    """Return the number of claims of every stage."""
+    found: dict[str, int] = {}
+    for path in store.glob("stages/*/*/*/claim-*"):
+        found[path.parent.name] = found.get(path.parent.name, 0) + 1
+    return found

@@ -1,0 +1,247 @@
+"""The main command, run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.conftest import claims, descendants, hashes, results, until
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_a_grid_trains_to_a_table_and_running_it_again_trains_nothing(sweep: Run, project: Path) -> None:
+    first = sweep("tiny.yaml")
+    assert first.returncode == 0, first.stderr
+    assert "any-mask" in first.stdout
+    assert "± " in first.stdout
+    assert "10 of 10 cells done" in first.stderr
+    before, made = claims(project / "runs"), hashes(project / "runs")
+    again = sweep("tiny.yaml")
+    assert again.returncode == 0
+    assert again.stdout == first.stdout
+    assert claims(project / "runs") == before
+    assert hashes(project / "runs") == made
+    report = project / "runs" / "sweeps" / "tiny" / "report"
+    assert {"report.html", "cells.csv", "any-mask.md", "any-mask.tex", "any-mask.csv"} <= {
+        p.name for p in report.iterdir()
+    }
+
+
+def test_a_finished_stage_holds_few_files_and_no_checkpoint(sweep: Run, project: Path) -> None:
+    sweep("tiny.yaml", "--only", "mask=random,seed=0,recipe=default", "--checkpoint-every", "0")
+    for folder in (project / "runs" / "stages" / "train").glob("*/*"):
+        names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+        assert len(names) == 6, names
+        assert not [name for name in names if "checkpoint" in name]
+
+
+def test_a_lost_mask_is_made_again_only_when_something_needs_it(sweep: Run, project: Path) -> None:
+    chosen = ("--only", "mask=random,seed=0")
+    assert sweep("tiny.yaml", *chosen).returncode == 0
+    store = project / "runs"
+    made, before = hashes(store), claims(store)
+    (mask,) = (store / "stages" / "mask").glob("*/*")
+    (artifact,) = mask.glob("*.safetensors")
+    artifact.unlink()
+    assert sweep("tiny.yaml", *chosen).returncode == 0
+    assert claims(store) == before, "nothing needs the mask, so nothing runs"
+    text = (project / "tiny.yaml").read_text().replace("recipe: [default, ls]", "recipe: [default, ls, gsw]")
+    (project / "tiny.yaml").write_text(text)
+    assert sweep("tiny.yaml", *chosen).returncode == 0
+    assert artifact.exists()
+    assert claims(store)[mask.name] == 2
+    assert {key: n for key, n in claims(store).items() if key in before and key != mask.name} == {
+        key: n for key, n in before.items() if key != mask.name
+    }, "the rebuilt mask is the same, so what was trained with it stands"
+    assert {key: hashes(store)[key] for key in made} == made
+
+
+def test_children_run_again_when_a_rebuilt_parent_differs(sweep: Run, project: Path) -> None:
+    chosen = ("--only", "mask=random,seed=0,recipe=default")
+    assert sweep("tiny.yaml", *chosen).returncode == 0
+    store = project / "runs"
+    (mask,) = (store / "stages" / "mask").glob("*/*")
+    (child,) = (store / "stages" / "train").glob("*/*")
+    from harness.store import Artifact, Result
+
+    old = Result.load(mask / "result-0001.json", 1)
+    assert old is not None
+    other = Result(2, Artifact("0" * 64, old.artifact.bytes), old.parents)
+    (mask / "result-0002.json").write_bytes(other.dump())  # another machine's rebuild, its artifact lost since
+    assert sweep("tiny.yaml", *chosen).returncode == 0
+    assert len(results(store)[mask.name]) == 3
+    assert claims(store)[child.name] == 1, "the third edition is the first one's content again, so the child stands"
+
+
+def test_a_damaged_artifact_is_set_aside_and_made_again(sweep: Run, project: Path) -> None:
+    chosen = ("--only", "mask=random,seed=0")
+    assert sweep("tiny.yaml", *chosen, "--limit", "1").returncode == 0
+    store = project / "runs"
+    (mask,) = (store / "stages" / "mask").glob("*/*")
+    (artifact,) = mask.glob("*.safetensors")
+    data = bytearray(artifact.read_bytes())
+    data[-1] ^= 1
+    artifact.write_bytes(data)
+    done = sweep("tiny.yaml", *chosen)
+    assert done.returncode == 0, done.stderr
+    assert (mask / f"damaged-{artifact.name}").exists()
+    assert artifact.exists()
+    assert claims(store)[mask.name] == 2
+
+
+def test_the_plan_prints_sharing_and_starts_nothing(sweep: Run, project: Path) -> None:
+    text = (project / "tiny.yaml").read_text().replace("[50%]", "[50%, 36%]")
+    (project / "tiny.yaml").write_text(text)
+    done = sweep("tiny.yaml", "--plan")
+    assert done.returncode == 0
+    # A seed: random 2 x 2; lottery rounds 0 to 3, of which 0 is the dense row and 2 the default cell at 36 %, two cells
+    # at 50 % and one more at 36 %. Alone: random 4, lottery 2 x (4 + 1) + 2 x (2 + 1), dense 1.
+    assert "18 cells, " in done.stdout
+    assert "trainings: 22 with shared tickets; 42 if every cell made its own" in done.stdout
+    assert not (project / "runs" / "stages").exists()
+
+
+def test_only_and_limit_choose_cells_and_say_what_there_is(sweep: Run, project: Path) -> None:
+    done = sweep("tiny.yaml", "--plan", "--only", "mask=random,seed=0")
+    assert "tiny: 2 cells" in done.stdout
+    assert "tiny: 3 cells" in sweep("tiny.yaml", "--plan", "--limit", "3").stdout
+    for wrong, said in [
+        ("mask=randm", "did you mean 'random'"),
+        ("msk=random", "did you mean 'mask'"),
+        ("seed", "AXIS=VALUE"),
+    ]:
+        done = sweep("tiny.yaml", "--plan", "--only", wrong)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_failing_cell_stops_no_other_and_is_listed(sweep: Run, project: Path) -> None:
+    (project / "bad.py").write_text("def score(model):\n    raise RuntimeError('no score today')\n")
+    text = (project / "tiny.yaml").read_text().replace("mask: [random, lth]", "mask: [random, bad]")
+    (project / "tiny.yaml").write_text(
+        text.replace('thin: "./thin.py:build"', 'thin: "./thin.py:build", bad: "./bad.py:score"')
+    )
+    done = sweep("tiny.yaml", "--only", "seed=0")
+    assert done.returncode == 1
+    assert "3 of 5 cells done" in done.stderr
+    assert "no score today (bad.py:2); 2 cells wait for it" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "[1 failed above]" in done.stdout
+    before = claims(project / "runs")
+    assert sweep("tiny.yaml", "--only", "seed=0").returncode == 1
+    assert claims(project / "runs") == before, "a failure is not tried again by itself"
+    retried = sweep("tiny.yaml", "--only", "seed=0", "--retry", "code")
+    assert "1 failed stages released" in retried.stderr
+    assert sum(claims(project / "runs").values()) == sum(before.values()) + 2
+
+
+def test_a_diverging_training_is_recorded_with_its_step(sweep: Run, project: Path) -> None:
+    text = (
+        (project / "tiny.yaml")
+        .read_text()
+        .replace("{preset: quick, epochs: 2}", "{preset: quick, epochs: 2, lr: 1000, warmup: 0}")
+    )
+    (project / "nan.py").write_text(
+        "from torch import nn\n\nclass Log(nn.Module):\n    def forward(self, x):\n        return (x - 1e9).log()\n\n"
+        "def build(classes, channels):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, classes), Log())\n"
+    )
+    (project / "tiny.yaml").write_text(text.replace("./thin.py:build", "./nan.py:build"))
+    done = sweep("tiny.yaml", "--only", "mask=dense,seed=0")
+    assert done.returncode == 1
+    assert "diverged: the loss is not finite at epoch 1, step 1" in done.stderr
+    assert "[1 diverged]" in done.stdout
+
+
+def test_editing_a_mask_of_ones_own_runs_exactly_its_cells_again(sweep: Run, project: Path) -> None:
+    mine = project / "my_mask.py"
+    mine.write_text(
+        "def score(model, power=1.0):\n    return {n: p.detach().abs() ** power for n, p in model.named_parameters() if p.ndim > 1}\n"
+    )
+    text = (project / "tiny.yaml").read_text().replace("mask: [random, lth]", "mask: [random, {mine: {power: 0.5}}]")
+    (project / "tiny.yaml").write_text(
+        text.replace('thin: "./thin.py:build"', 'thin: "./thin.py:build", mine: "./my_mask.py:score"')
+    )
+    first = sweep("tiny.yaml", "--only", "seed=0")
+    assert first.returncode == 0, first.stderr
+    assert "mine(power=0.5)" in first.stdout
+    before = claims(project / "runs")
+    mine.write_text(mine.read_text().replace("abs()", "square()"))
+    assert sweep("tiny.yaml", "--only", "seed=0").returncode == 0
+    new = set(claims(project / "runs")) - set(before)
+    assert {key: n for key, n in claims(project / "runs").items() if key in before} == before
+    kinds = sorted(path.parent.parent.name for key in new for path in (project / "runs" / "stages").glob(f"*/*/{key}"))
+    assert kinds == ["mask", "train", "train"]
+
+
+def test_ctrl_c_saves_and_the_next_call_goes_on(
+    start: Callable[..., subprocess.Popen[bytes]], sweep: Run, project: Path
+) -> None:
+    (project / "tiny.yaml").write_text((project / "tiny.yaml").read_text().replace("epochs: 2", "epochs: 60"))
+    process = start("harness.sweep", "tiny.yaml", "--only", "mask=dense,seed=0")
+    until(lambda: list((project / "runs").glob("stages/train/*/*/attempt-0001/metrics.jsonl")))
+    os.kill(process.pid, signal.SIGINT)
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 130, output
+    assert "the same command goes on from here" in output
+    assert "Traceback" not in output
+    (attempt,) = (project / "runs").glob("stages/train/*/*/attempt-0001")
+    assert json.loads((attempt / "end.json").read_text())["outcome"] == "stopped"
+    assert list(attempt.glob("checkpoint-*"))
+    done = sweep("tiny.yaml", "--only", "mask=dense,seed=0")
+    assert done.returncode == 0, done.stderr
+    (result,) = results(project / "runs")[attempt.parent.name]
+    assert result["provenance"]["generation"] == 2
+    assert result["provenance"]["resumed_at_step"] > 0
+    rows = [json.loads(line) for line in (attempt.parent / "attempt-0002" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, 61))
+
+
+def test_workers_leave_with_a_killed_driver(start: Callable[..., subprocess.Popen[bytes]], project: Path) -> None:
+    (project / "tiny.yaml").write_text((project / "tiny.yaml").read_text().replace("epochs: 2", "epochs: 2000"))
+    process = start("harness.sweep", "tiny.yaml", "--only", "mask=dense,seed=0", "--workers", "1")
+    (claim,) = until(lambda: list((project / "runs").glob("stages/train/*/*/claim-0001")))
+    family = [pid for pid in descendants(process.pid) if pid != process.pid]
+    os.kill(process.pid, signal.SIGKILL)
+    until(lambda: (claim.parent / "attempt-0001" / "end.json").exists())
+    until(lambda: not [pid for pid in family if Path(f"/proc/{pid}").exists()])
+
+
+def test_help_is_quick_and_loads_no_torch() -> None:
+    code = (
+        "import sys\nsys.argv = ['sweep', '--help']\nimport harness.sweep\n"
+        "try:\n    harness.sweep.app()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'ray', 'wandb', 'pandas', 'matplotlib', 'sklearn', 'numpy', 'pydantic'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "--only" in done.stdout
+
+
+def test_the_schema_is_json(sweep: Run) -> None:
+    schema = json.loads(sweep("--schema").stdout)
+    assert "grid" in schema["properties"]
+
+
+def test_on_a_login_node_the_local_launcher_waits_to_be_named(sweep: Run, project: Path, monkeypatch: object) -> None:
+    folder = project / "bin"
+    folder.mkdir()
+    (folder / "sbatch").write_text("#!/bin/sh\n")
+    (folder / "sbatch").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+    environment.pop("SLURM_JOB_ID", None)
+    command = [sys.executable, "-m", "harness.sweep", "tiny.yaml", "--only", "mask=dense,seed=0"]
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "--via local" in done.stderr
+    done = subprocess.run(
+        [*command, "--via", "local"], cwd=project, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
