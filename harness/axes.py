@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.catalog import DATASETS
+from harness.errors import short, usable_path
 from harness.plugins import Plugin, find_plugin, installed_plugins
 from tost.catalog import MASKS, MODELS, PARTS, RECIPES, Entry, Value, nearest, settings
 
 DENSE = "dense"
 IMP_LEVELS = 16
-MOST_RANGE = 10_000_000
+MOST_VALUES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,10 @@ class Names:
                 said = {"dataset": "data set", "arch": "architecture", "mask": "mask method", "part": "recipe part"}[
                     kind
                 ]
-                raise ValueError(f"{name!r} is no {said}; choose from {', '.join(known)}{nearest(name, known)}")
-            self.plugins[kind, name] = find_plugin(reference, self.folder)
+                raise ValueError(f"{short(name)} is no {said}; choose from {', '.join(known)}{nearest(name, known)}")
+            plugin = find_plugin(reference, self.folder)
+            plugin.check(kind)
+            self.plugins[kind, name] = plugin
         return self.plugins[kind, name]
 
 
@@ -113,12 +116,7 @@ def _single(value: object) -> tuple[str, Mapping[str, Any]]:
         name, given = next(iter(value.items()))
         if given is None or isinstance(given, dict):
             return str(name), given or {}
-    raise ValueError(f"{_short(value)} is not allowed; write a name or {{name: {{knob: value}}}}")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:56] + " ..."
+    raise ValueError(f"{short(value)} is not allowed; write a name or {{name: {{knob: value}}}}")
 
 
 def read_choice(kind: str, value: object, names: Names) -> Choice:
@@ -129,12 +127,14 @@ def read_choice(kind: str, value: object, names: Names) -> Choice:
         name, _, place = name.partition(":")
         if not place:
             raise ValueError("write imagefolder:PATH with the folder that holds train/ and test/")
-        folder = str((names.folder / Path(place).expanduser()).resolve())
-    if kind == "mask" and name == DENSE and not given:
+        folder = str(usable_path(place, names.folder))
+    if kind == "mask" and name == DENSE:
+        if given:
+            raise ValueError("dense has no knobs")
         return Choice(DENSE)
     entry = names.entry(kind, name)
-    if kind == "dataset" and "folder" in given:
-        folder = str((names.folder / str(given["folder"])).resolve())
+    if isinstance(entry, Plugin) and kind == "dataset" and "folder" in given:
+        folder = str(usable_path(str(given["folder"]), names.folder))
         given = {k: v for k, v in given.items() if k != "folder"}
     try:
         full = settings(entry, given)
@@ -146,56 +146,70 @@ def read_choice(kind: str, value: object, names: Names) -> Choice:
 def read_recipe(value: object, names: Names) -> Recipe:
     """Read a recipe: a name, parts joined by +, or a name less parts (`tost-gsw`), with knobs where wanted."""
     text, given = _single(value)
-    chosen: dict[str, bool] = {}
-    for sign, word in re.findall(r"([-+]?)\s*([^-+\s]+)", text):
-        for part in RECIPES.get(word, (word,)):
-            if word not in RECIPES and word not in PARTS and word not in names.use:
-                known = [*RECIPES, *PARTS, *names.use]
-                raise ValueError(
-                    f"{word!r} is no recipe or recipe part; choose from {', '.join(known)}{nearest(word, known)}"
-                )
-            if sign == "-" and part not in chosen:
-                raise ValueError(f"{text!r} takes away {part!r}, which is not in it")
-            if sign == "-":
-                del chosen[part]
-            else:
-                chosen[part] = True
-    if not text.strip():
-        raise ValueError("a recipe is empty; write default for none of the parts")
-    missing = [part for part in chosen if part not in PARTS and part not in names.use]
-    if missing:
-        raise ValueError(f"{text!r} needs the parts {', '.join(missing)}, which this version does not have")
-    order = [*PARTS, *names.use]
-    parts = sorted(chosen, key=order.index)
-    nested = given if len(parts) != 1 or set(given) == set(parts) else {parts[0]: given}
-    for word in nested:
-        if word not in parts:
+    words = re.findall(r"([-+]?)\s*(\w+)", text)
+    if not re.fullmatch(r"\s*\w+(\s*[-+]\s*\w+)*\s*", text) or len(words) > 64:
+        raise ValueError(
+            f"{short(text)} is no recipe; write a name, parts joined by + (gsw+ls), or less a part (tost-gsw)"
+        )
+    known = [*RECIPES, *dict.fromkeys([*PARTS, *(p for parts in RECIPES.values() for p in parts)]), *names.use]
+    chosen: set[str] = set()
+    for sign, word in words:
+        if word not in known:
             raise ValueError(
-                f"{word!r} is no part of {text!r}, which has {', '.join(parts) or 'none'}{nearest(word, parts)}"
+                f"{short(word)} is no recipe or part; choose from {', '.join(known)}{nearest(word, known)}"
             )
+        parts = set(RECIPES.get(word, (word,)))
+        if sign == "-" and not parts <= chosen:
+            raise ValueError(f"{short(text)} takes away {word}, which is not in it")
+        if sign == "+" and parts & chosen:
+            raise ValueError(f"{short(text)} has {word} twice")
+        chosen = chosen - parts if sign == "-" else chosen | parts
+    order = [part for part in known if part in chosen]
+    missing = [part for part in order if part not in PARTS and part not in names.use]
+    if missing:
+        raise ValueError(f"{short(text)} needs the parts {', '.join(missing)}, which this version does not have")
+    return Recipe(_recipe_name(words, order, known), _part_choices(order, given, text, names))
+
+
+def _recipe_name(words: Sequence[tuple[str, str]], order: Sequence[str], known: Sequence[str]) -> str:
+    """Return one name for one set of parts, however it was written."""
+    first = words[0][1]
+    if not order or first not in RECIPES or first == "default":
+        return "+".join(order) or "default"
+    base = RECIPES[first]
+    less = [f"-{part}" for part in known if part in base and part not in order]
+    return "".join([first, *less, *(f"+{part}" for part in order if part not in base)])
+
+
+def _part_choices(order: Sequence[str], given: Mapping[str, Any], text: str, names: Names) -> tuple[Choice, ...]:
+    """Read the knobs of a recipe's parts: directly under a recipe of one part, by part otherwise."""
+    nested = {order[0]: given} if len(order) == 1 and set(given) != set(order) else given
+    for part in nested:
+        if part not in order:
+            has = ", ".join(order) or "none"
+            raise ValueError(f"{short(part)} is no part of {short(text)}, which has {has}{nearest(str(part), order)}")
     choices = []
-    for part in parts:
-        if not isinstance(nested.get(part, {}), dict):
+    for part in order:
+        knobs = nested.get(part)
+        if knobs is not None and not isinstance(knobs, dict):
             raise ValueError(f"{part}: write its knobs as {{knob: value}}")
-        choices.append(read_choice("part", {part: dict(nested.get(part, {}))}, names))
-    return Recipe(text.strip(), tuple(choices))
+        choices.append(read_choice("part", {part: knobs or {}}, names))
+    return tuple(choices)
 
 
 def read_sparsity(value: object) -> Sparsity:
     """Read 0.9, 90%, imp:12, or a ladder level by its rounded percentage (20.00 ... 97.19)."""
     text = str(value).strip()
-    hint = (
-        f"{_short(value)} is no sparsity; write a share below 1 (0.9), a percentage (90%), or a ladder level (imp:12)"
-    )
+    hint = f"{short(value)} is no sparsity; write a share below 1 (0.9), a percentage (90%), or a ladder level (imp:12)"
     if isinstance(value, bool) or len(text) > 30:
         raise ValueError(hint)
     if match := re.fullmatch(r"imp:(\d+)", text):
         level = int(match[1])
         if not 1 <= level <= 60:
-            raise ValueError(f"{text!r} is not allowed; ladder levels run from imp:1 to imp:60")
+            raise ValueError(f"{short(text)} is not allowed; ladder levels run from imp:1 to imp:60")
         return Sparsity(level=level)
     number = text.removesuffix("%").strip()
-    if not re.fullmatch(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d{1,3})?", number):
+    if not re.fullmatch(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d{1,2})?", number):
         raise ValueError(hint)
     share = Fraction(number) / (100 if text.endswith("%") else 1)
     if not 0 <= share < 1:
@@ -209,26 +223,29 @@ def read_sparsity(value: object) -> Sparsity:
 def read_whole(value: object) -> int:
     """Read a seed."""
     if type(value) is not int or not 0 <= value < 2**31:
-        raise ValueError(f"{_short(value)} is not allowed; write whole numbers from 0 on, or a range such as 0..4")
+        raise ValueError(f"{short(value)} is not allowed; write whole numbers from 0 on, or a range such as 0..4")
     return value
 
 
-def spread(value: object) -> list[Any] | range:
-    """Return the values of an axis: a list as it is, `a..b` as a range, anything else alone."""
+def spread(value: object) -> list[tuple[Any, int | None]] | range:
+    """Return the values of an axis, each with its place in the file's list: a list's items, `a..b` as a range.
+
+    Raises ValueError for an empty axis and for one of over a million values.
+    """
     if isinstance(value, str) and (match := re.fullmatch(r"\s*(-?\d{1,18})\s*\.\.\s*(-?\d{1,18})\s*", value)):
         first, last = int(match[1]), int(match[2])
         if last < first:
             raise ValueError(f"{value!r} is an empty range; it runs from the smaller to the larger number")
-        if last - first >= MOST_RANGE:
-            raise ValueError(f"{value!r} has {last - first + 1:,} values; at most {MOST_RANGE:,} are allowed")
+        if last - first >= MOST_VALUES:
+            raise ValueError(f"{value!r} has {last - first + 1:,} values; at most {MOST_VALUES:,} are allowed")
         return range(first, last + 1)
-    if isinstance(value, list):
-        if not value:
-            raise ValueError("is empty; give at least one value, or leave the axis out")
-        flat: list[Any] = []
-        for item in value:
-            flat.extend(spread(item) if isinstance(item, str) else [item])
-        return flat
-    if value is None:
+    if value is None or (isinstance(value, list) and not value):
         raise ValueError("is empty; give at least one value, or leave the axis out")
-    return [value]
+    flat: list[tuple[Any, int | None]] = []
+    for index, item in enumerate(value if isinstance(value, list) else [value]):
+        inner = spread(item) if isinstance(item, str) and ".." in item and isinstance(value, list) else [(item, None)]
+        if len(flat) + len(inner) > MOST_VALUES:
+            raise ValueError(f"has over {MOST_VALUES:,} values")
+        place = index if isinstance(value, list) else None
+        flat.extend((v, place) for v in inner) if isinstance(inner, range) else flat.append((item, place))
+    return flat

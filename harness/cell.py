@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from harness.axes import DENSE, Choice, Recipe, Sparsity
+from harness.axes import DENSE, Choice, Names, Recipe, Sparsity
 from harness.errors import Fault, FileError
 from harness.expressions import Values
 from harness.protocol import Protocol
 from harness.spec import Sweep
-from tost.catalog import PARTS
 
 AXES = ("dataset", "arch", "mask", "sparsity", "recipe", "seed", "ticket_seed", "world", "protocol")
 
@@ -50,7 +49,8 @@ class _View(dict[str, Any]):
     """What a condition sees of a point: names and numbers; other names are protocol fields."""
 
     def __init__(self, point: Mapping[str, Any], protocol: Protocol) -> None:
-        super().__init__(seed=point["seed"], ticket_seed=point.get("ticket_seed", point["seed"]))
+        seed = point["seed"]
+        super().__init__(seed=seed, ticket_seed=point.get("ticket_seed", seed), world=point.get("world", 1))
         self["sparsity"] = point["sparsity"].share
         self["recipe"] = point["recipe"].label
         for axis in ("dataset", "arch", "mask"):
@@ -95,7 +95,7 @@ def _cell(sweep: Sweep, point: dict[str, Any]) -> Cell | None:
     mask, sparsity = point["mask"], point["sparsity"]
     if mask.name == DENSE or sparsity.share == 0:
         mask, sparsity = Choice(DENSE), Sparsity()
-    recipe, used = _with_knobs(point["recipe"], point)
+    recipe, used = _with_knobs(point["recipe"], point, sweep.names)
     extra = tuple((k, v) for k, v in point.items() if k in Protocol.model_fields or k in used)
     return Cell(
         point["dataset"],
@@ -117,7 +117,7 @@ def _protocol(sweep: Sweep, point: Mapping[str, Any]) -> Protocol:
     return sweep.protocol(preset, {**sweep.overrides, **more, **fields})
 
 
-def _with_knobs(recipe: Recipe, point: Mapping[str, Any]) -> tuple[Recipe, set[str]]:
+def _with_knobs(recipe: Recipe, point: Mapping[str, Any], names: Names) -> tuple[Recipe, set[str]]:
     """Lay axes such as `gsw.b1` over a recipe; one whose part the recipe lacks has no effect on the cell."""
     axes = [axis for axis in point if "." in axis]
     used: set[str] = set()
@@ -129,7 +129,7 @@ def _with_knobs(recipe: Recipe, point: Mapping[str, Any]) -> tuple[Recipe, set[s
             if name == part.name:
                 used.add(axis)
                 given[knob] = point[axis]
-                if point[axis] == PARTS[name].knobs[knob].default:
+                if point[axis] == names.entry("part", name).knobs[knob].default:
                     del given[knob]
         parts.append(replace(part, given=tuple(sorted(given.items()))))
     return (replace(recipe, parts=tuple(parts)), used) if used else (recipe, used)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 MOST_SHOWN = 20
 
@@ -43,6 +44,24 @@ class FileError(UserError):
         if len(self.faults) > MOST_SHOWN:
             lines.append(f"... and {len(self.faults) - MOST_SHOWN} more")
         super().__init__("\n".join(lines))
+
+
+def short(value: object, limit: int = 60) -> str:
+    """Return a value as a message quotes it: its repr, cut where it is long."""
+    if value is None:
+        return "null"
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 4] + " ..."
+
+
+def usable_path(text: str, folder: Path) -> Path:
+    """Return a path, relative to a folder, made absolute. Raises ValueError for one that no file can have."""
+    try:
+        path = (folder / Path(text).expanduser()).resolve()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{short(text)} is no usable path: {getattr(error, 'strerror', None) or error}") from None
+    return path
 
 
 def printable(text: str, limit: int = 400) -> str:

@@ -7,11 +7,12 @@ import hashlib
 import importlib.util
 import sys
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
+from harness.errors import UserError, short, usable_path
 from tost.catalog import Entry, Knob, nearest
 
 OFFERED = frozenset({"model", "batches", "shape", "generator", "classes", "channels", "folder", "window", "self"})
@@ -30,6 +31,16 @@ class Plugin(Entry):
     chain: bool = False
     halvings: int = 0
 
+    def check(self, kind: str) -> None:
+        """Raise ValueError where the method cannot be one of its kind: it lacks a parameter that is always given."""
+        needed = {"mask": {"model"}, "arch": {"classes", "channels"}}.get(kind, set())
+        if lacking := sorted(needed - self.parameters):
+            said = "architecture" if kind == "arch" else kind
+            raise ValueError(
+                f"{self.path}: a method for {said} takes the parameters {', '.join(sorted(needed))}; "
+                f"it lacks {', '.join(lacking)}"
+            )
+
     @property
     def attribute(self) -> str:
         """Return the name of the function or class."""
@@ -43,19 +54,8 @@ def find_plugin(reference: str, folder: Path) -> Plugin:
     """
     place, colon, attribute = reference.rpartition(":")
     if not colon or not attribute.isidentifier():
-        raise ValueError(f"{reference!r} is not allowed; write './file.py:function' or 'package.module:function'")
-    if place.endswith(".py"):
-        path = (folder / place).resolve()
-    else:
-        try:
-            spec = importlib.util.find_spec(place)
-        except (ImportError, ValueError):
-            spec = None
-        if spec is None or not spec.origin:
-            raise ValueError(
-                f"{reference!r}: no module {place!r} is installed; a file is written './file.py:{attribute}'"
-            )
-        path = Path(spec.origin)
+        raise ValueError(f"{short(reference)} is not allowed; write './file.py:function' or 'package.module:function'")
+    path = usable_path(place, folder) if place.endswith(".py") else _module_file(place, attribute)
     files = _with_siblings(path)
     knobs, parameters = _signature(path, attribute)
     digest = hashlib.sha256()
@@ -64,12 +64,30 @@ def find_plugin(reference: str, folder: Path) -> Plugin:
     return Plugin(f"{path.name}:{attribute}", 1, knobs, digest.hexdigest()[:SOURCE_DIGITS], tuple(files), parameters)
 
 
+def _module_file(module: str, attribute: str) -> Path:
+    """Return the file of an installed module, its parent packages' __init__ being the only code that runs."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError, AttributeError):
+        spec = None
+    if spec is None or not spec.origin:
+        raise ValueError(f"no module {short(module)} is installed; a file is written './file.py:{attribute}'")
+    if not spec.origin.endswith(".py"):
+        raise ValueError(
+            f"{short(module)} is built in or compiled; a method must be in a Python file that can be hashed"
+        )
+    return Path(spec.origin)
+
+
+@cache
 def installed_plugins(group: str) -> dict[str, str]:
     """Return name -> 'package.module:attribute' of the entry points in a group, such as `tost.masks`."""
     return {point.name: point.value for point in entry_points(group=group)}
 
 
 def _parse(path: Path) -> ast.Module:
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: is no plain file")
     try:
         return ast.parse(path.read_bytes())
     except FileNotFoundError:
@@ -77,8 +95,10 @@ def _parse(path: Path) -> ast.Module:
         raise ValueError(f"{path}: no such file{near}") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(f"{path}: not Python: {error}") from None
+    except SyntaxError as error:
+        raise ValueError(f"{path}:{error.lineno}: not Python: {error.msg}") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{path}: not Python: {error or type(error).__name__}") from None
 
 
 def _with_siblings(path: Path) -> list[Path]:
@@ -98,7 +118,7 @@ def _with_siblings(path: Path) -> list[Path]:
                 raise ValueError(f"{file}:{node.lineno}: a relative import; write `import name` for a file beside it")
             elif isinstance(node, ast.ImportFrom) and node.module:
                 names = [node.module]
-            siblings = (path.parent / f"{name.split('.')[0]}.py" for name in names)
+            siblings = (path.parent / f"{name.split('.')[0]}.py" for name in names if len(name) < 200)
             waiting += [sibling for sibling in siblings if sibling.is_file()]
     return [path, *sorted(set(found) - {path})]
 
@@ -107,9 +127,8 @@ def _signature(path: Path, attribute: str) -> tuple[dict[str, Knob], frozenset[s
     tree = _parse(path)
     nodes = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     if attribute not in nodes:
-        raise ValueError(
-            f"{path} defines no {attribute!r}; it defines {', '.join(nodes) or 'nothing'}{nearest(attribute, nodes)}"
-        )
+        there = ", ".join(nodes) or "none"
+        raise ValueError(f"{path} has no `def` or `class` {attribute}; there are {there}{nearest(attribute, nodes)}")
     node = nodes[attribute]
     if isinstance(node, ast.ClassDef):
         inits = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
@@ -126,9 +145,9 @@ def _signature(path: Path, attribute: str) -> tuple[dict[str, Knob], frozenset[s
             continue
         try:
             value = ast.literal_eval(default) if default is not None else None
-        except ValueError:
+        except (ValueError, TypeError, RecursionError):
             value = None
-        if not isinstance(value, int | float | str | bool):
+        if not isinstance(value, int | float | str | bool) or value in (float("inf"), float("-inf")):
             raise ValueError(
                 f"{path}: {attribute}() has the parameter {arg.arg!r}, which is not one the harness fills "
                 f"({', '.join(sorted(OFFERED - {'self'}))}) and has no plain default that would make it a knob"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from harness.catalog import LOSSES, OPTIMIZERS, PRESETS, SCHEDULES
+from harness.errors import short
 from tost.catalog import nearest
 
 VIEW_FIELDS = ("report",)
@@ -49,7 +51,7 @@ class Protocol(BaseModel):
     def _known(cls, name: str, info: Any) -> str:
         table: Mapping[str, Any] = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "loss": LOSSES}[info.field_name]
         if name not in table:
-            raise ValueError(f"{name!r} is unknown; choose from {', '.join(table)}{nearest(name, table)}")
+            raise ValueError(f"{short(name)} is unknown; choose from {', '.join(table)}{nearest(name, table)}")
         return name
 
     @field_validator("milestones", mode="before")
@@ -60,17 +62,10 @@ class Protocol(BaseModel):
     @field_validator("dev")
     @classmethod
     def _dev(cls, value: str) -> str:
-        kind, _, amount = value.partition(":")
-        try:
-            fits = (
-                value in ("standard", "none")
-                or (kind == "first" and int(amount) > 0)
-                or (kind == "stratified" and 0 < float(amount) < 1)
-            )
-        except ValueError:
-            fits = False
-        if not fits:
-            raise ValueError(f"{value!r} is not allowed; write standard, none, first:5000 or stratified:0.1")
+        if not re.fullmatch(r"standard|none|first:[1-9]\d{0,8}|stratified:0?\.\d{1,6}", value) or value.rstrip(
+            "0."
+        ).endswith(":"):
+            raise ValueError(f"{short(value)} is not allowed; write standard, none, first:5000 or stratified:0.1")
         return value
 
     @model_validator(mode="after")
@@ -80,6 +75,8 @@ class Protocol(BaseModel):
             or not all(0 < m < self.epochs for m in self.milestones)
         ):
             raise ValueError(f"milestones {list(self.milestones)} must rise and lie inside the {self.epochs} epochs")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
         if self.warmup >= self.epochs:
             raise ValueError(
                 f"warmup of {self.warmup:g} epochs is no shorter than the {self.epochs} epochs of training"
@@ -96,7 +93,7 @@ class Protocol(BaseModel):
         skipped = {*VIEW_FIELDS, *MASK_FIELDS, "resize", "dev", "augment"} | (sometimes - read)
         fields = {
             name: list(value) if isinstance(value, tuple) else value
-            for name, value in self
+            for name, value in ((name, getattr(self, name)) for name in type(self).model_fields)
             if name not in skipped and value != type(self).model_fields[name].default
         }
         used = {
@@ -120,7 +117,7 @@ def make_protocol(preset: str, overrides: Mapping[str, Any]) -> Protocol:
     Raises ValueError for an unknown preset, pydantic's ValidationError for a wrong field.
     """
     if preset not in PRESETS:
-        raise ValueError(f"{preset!r} is no preset; choose from {', '.join(PRESETS)}{nearest(preset, PRESETS)}")
+        raise ValueError(f"{short(preset)} is no preset; choose from {', '.join(PRESETS)}{nearest(preset, PRESETS)}")
     fields = dict(PRESETS[preset])
     epochs = overrides.get("epochs")
     if type(epochs) is int and epochs > 0:

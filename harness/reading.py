@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from harness.errors import Fault, FileError, Mark, UserError
+from harness.errors import Fault, FileError, Mark, UserError, short
 
 Path_ = tuple[str | int, ...]
 
@@ -48,20 +49,24 @@ def read_document(path: Path) -> Document:
     text = _text(path)
     yaml = YAML(typ="safe", pure=True)
     try:
-        node = yaml.compose(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an anchor used twice: the nearer one counts, as YAML has it
+            node = yaml.compose(text)
     except MarkedYAMLError as error:
         where = error.problem_mark or error.context_mark
         hint = " (indent with spaces, YAML allows no tabs)" if "\\t" in str(error.problem) else ""
         mark = Mark(str(path), where.line + 1 if where else 1)
         raise FileError([Fault(mark, f"not valid YAML: {error.problem or error.context}{hint}")]) from None
-    except (YAMLError, RecursionError, ValueError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+    except Exception as error:  # ruamel lets some of its own through, such as OverflowError for "\\UFFFFFFFF"
+        reason = (
+            "nested too deeply" if isinstance(error, RecursionError) else (str(error).splitlines() or ["unknown"])[0]
+        )
         raise FileError([Fault(Mark(str(path), 1), f"not valid YAML: {reason}")]) from None
     if not isinstance(node, MappingNode):
         raise FileError(
             [Fault(Mark(str(path), 1), "a sweep file is a mapping of keys to values, such as `name: mine`")]
         )
-    builder = _Builder(str(path))
+    builder = _Builder(str(path), text)
     values = builder.build(node, (), 0)
     if builder.faults:
         raise FileError(builder.faults)
@@ -70,6 +75,8 @@ def read_document(path: Path) -> Document:
 
 def _text(path: Path) -> str:
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"{path}: is no plain file; name a sweep file")
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
@@ -79,7 +86,7 @@ def _text(path: Path) -> str:
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder; name a sweep file in it") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"{short(str(path))}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(data) > MOST_BYTES:
         raise UserError(f"{path}: over {MOST_BYTES // 1024} KiB; a sweep file is a few hundred lines of text")
     try:
@@ -96,8 +103,8 @@ def _text(path: Path) -> str:
 class _Builder:
     """Turns composed nodes into plain values; every alias counts again, so a bomb is met by the limit."""
 
-    def __init__(self, file: str) -> None:
-        self.file, self.count = file, 0
+    def __init__(self, file: str, text: str) -> None:
+        self.file, self.text, self.count = file, text, 0
         self.marks: dict[Path_, Mark] = {}
         self.faults: list[Fault] = []
 
@@ -120,26 +127,29 @@ class _Builder:
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
             mark = Mark(self.file, key_node.start_mark.line + 1)
+            self.tag(key_node, mark)
             if not isinstance(key_node, ScalarNode):
                 self.faults.append(Fault(mark, "a key must be a plain word"))
                 continue
             key = str(key_node.value)
             if key in values:
-                self.faults.append(Fault(mark, f"key {key!r} stands twice; the second would silently win"))
+                self.faults.append(Fault(mark, f"key {short(key)} stands twice; the second would silently win"))
                 continue
             self.marks[(*path, key)] = mark
             values[key] = self.build(value_node, (*path, key), depth + 1)
         return values
 
-    def tag(self, node: Node, mark: Mark) -> None:
-        tag = str(node.ctag) if node.ctag else ""
-        if tag and not re.fullmatch(r"(tag:yaml\.org,2002:|!!)(map|seq|str|int|float|bool|null|omap|set)", tag):
-            self.faults.append(Fault(mark, f"tag {tag!r} is not allowed; write plain values"))
+    def tag(self, node: Node, mark: Mark) -> str:
+        """Return the tag written before a node, if any; only YAML's own plain ones are allowed."""
+        written = re.match(r"(?:&\S+\s+)?(!\S*)", self.text[node.start_mark.index : node.start_mark.index + 200])
+        tag = written[1] if written else ""
+        if tag and tag not in ("!!map", "!!seq", "!!str"):
+            self.faults.append(Fault(mark, f"tag {short(tag)} is not allowed; write plain values"))
+        return tag
 
     def scalar(self, node: ScalarNode, mark: Mark) -> Any:
         text = str(node.value)
-        if node.style is not None:  # quoted or block text
-            self.tag(node, mark)
+        if self.tag(node, mark) or node.style is not None:  # !!str, quoted or block text
             return text
         if _NULL.fullmatch(text):
             return None
@@ -149,7 +159,6 @@ class _Builder:
             return int(text) if len(text) < 40 else text
         if _FLOAT.fullmatch(text):
             return float(text)
-        self.tag(node, mark)
         return text
 
 

@@ -29,6 +29,13 @@ class Source:
 
 def find_source(choice: Choice, entry: object, data: Path, cache: Path) -> Source:
     """Locate a data set and hash its content; the hash is remembered in `cache` by the files' sizes and times."""
+    try:
+        return _find(choice, entry, data, cache)
+    except OSError as error:
+        return Source(data, f"absent:{choice.name}", f"{choice.label}: {error.filename}: {error.strerror}")
+
+
+def _find(choice: Choice, entry: object, data: Path, cache: Path) -> Source:
     if choice.name == "digits":
         spec = importlib.util.find_spec("sklearn")
         if spec is None or not spec.origin:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,16 +25,23 @@ class Knob:
         """Return the value, or raise ValueError that says what is allowed."""
         if self.choices:
             if value not in self.choices:
-                raise ValueError(f"{value!r} is not allowed; choose from {', '.join(map(str, self.choices))}")
+                raise ValueError(f"{_short(value)} is not allowed; choose from {', '.join(map(str, self.choices))}")
             return value
         kind = type(self.default)
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
-            raise ValueError(f"{value!r} is not {_article(kind)}")
+            raise ValueError(f"{_short(value)} is not {_article(kind)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{value!r} is not a finite number")
         if isinstance(value, int | float) and not self.low <= value <= self.high:
             raise ValueError(f"{value!r} lies outside {self.low:g} .. {self.high:g}")
         return value
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:56] + " ..."
 
 
 def _article(kind: type) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from harness.axes import DENSE
+from harness.form import Table
 from harness.report.frame import Frame, Line
-from harness.spec import Table
 
 HEADS = {"dataset": "data set", "arch": "network", "mask": "mask", "sparsity": "sparsity", "recipe": "recipe"}
 

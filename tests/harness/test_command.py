@@ -150,7 +150,8 @@ def test_a_diverging_training_is_recorded_with_its_step(sweep: Run, project: Pat
     )
     (project / "nan.py").write_text(
         "from torch import nn\n\nclass Log(nn.Module):\n    def forward(self, x):\n        return (x - 1e9).log()\n\n"
-        "def build(classes, channels):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, classes), Log())\n"
+        "def build(classes, channels):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, classes), Log())\n"
     )
     (project / "tiny.yaml").write_text(text.replace("./thin.py:build", "./nan.py:build"))
     done = sweep("tiny.yaml", "--only", "mask=dense,seed=0")
@@ -162,7 +163,8 @@ def test_a_diverging_training_is_recorded_with_its_step(sweep: Run, project: Pat
 def test_editing_a_mask_of_ones_own_runs_exactly_its_cells_again(sweep: Run, project: Path) -> None:
     mine = project / "my_mask.py"
     mine.write_text(
-        "def score(model, power=1.0):\n    return {n: p.detach().abs() ** power for n, p in model.named_parameters() if p.ndim > 1}\n"
+        "def score(model, power=1.0):\n"
+        "    return {n: p.detach().abs() ** power for n, p in model.named_parameters() if p.ndim > 1}\n"
     )
     text = (project / "tiny.yaml").read_text().replace("mask: [random, lth]", "mask: [random, {mine: {power: 0.5}}]")
     (project / "tiny.yaml").write_text(

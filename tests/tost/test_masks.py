@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from tost.masks.find import private_generator
 from tost.masks.io import load_masks, save_masks
 from tost.masks.scores import magnitude, snip, synflow
 from tost.masks.select import allocate
-import itertools
 
 METHODS = sorted(MASKS)
 
@@ -238,8 +238,8 @@ def test_snip_in_train_mode_uses_the_batch_statistics() -> None:
 
 def test_synflow_conserves_flow_and_ignores_signs_data_and_statistics() -> None:
     net = nn.Sequential(
-        nn.Conv2d(3, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 3, bias=False), nn.Flatten(),
-        nn.Linear(4 * 36, 3, bias=False),
+        nn.Conv2d(3, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 3, bias=False),
+        nn.Flatten(), nn.Linear(4 * 36, 3, bias=False),
     )  # fmt: skip
     scores = synflow(net, (3, 8, 8))
     sums = [float(score.sum()) for score in scores.values()]

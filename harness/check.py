@@ -1,0 +1,278 @@
+"""Read and check a sweep file: every fault is found in one go, each with its line."""
+
+from __future__ import annotations
+
+import keyword
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.axes import DENSE, Names, read_choice, read_recipe, read_sparsity, read_whole, spread
+from harness.catalog import DATASETS, PRESETS
+from harness.errors import Fault, FileError, UserError, short, usable_path
+from harness.expressions import Condition, parse_condition
+from harness.form import SweepFile, When, form_fault
+from harness.plugins import find_plugin
+from harness.protocol import Protocol, make_protocol
+from harness.reading import Document, Path_, merge, read_document
+from harness.spec import Axes, Sweep, complaints
+from tost.catalog import MASKS, MODELS, PARTS, RECIPES, nearest
+
+MOST_BASES = 16
+MOST_FAULTS = 100
+MOST_VALUES = 10_000
+
+
+def load_sweep(path: Path) -> Sweep:
+    """Read and check a sweep file and its bases. Raises FileError with one line per fault, or UserError."""
+    document = _with_base(path, [])
+    try:
+        file = SweepFile.model_validate({k: v for k, v in document.values.items() if k != "base"})
+    except ValidationError as error:
+        raise FileError([form_fault(document, e) for e in error.errors()]) from None
+    return _Check(file, document, path.absolute().parent).sweep()
+
+
+def _with_base(path: Path, seen: list[Path]) -> Document:
+    document = read_document(path)
+    here = path.resolve()
+    if here in seen:
+        raise UserError(f"{path}: base files form a circle: {' -> '.join(p.name for p in [*seen, here])}")
+    if len(seen) >= MOST_BASES:
+        raise UserError(f"{path}: over {MOST_BASES} base files, one on another")
+    base = document.values.get("base")
+    if base is None:
+        return document
+    try:
+        if not isinstance(base, str):
+            raise ValueError(f"{short(base)} is not the path of a sweep file")
+        usable_path(base, path.parent)
+    except ValueError as error:
+        raise FileError([Fault(document.mark(("base",)), f"base: {error}")]) from None
+    return merge(_with_base(path.parent / base, [*seen, here]), document)
+
+
+class _Check:
+    """Reads every value of a well-formed file and gathers all faults."""
+
+    def __init__(self, file: SweepFile, document: Document, folder: Path) -> None:
+        self.file, self.document = file, document
+        self.names = Names(file.use, folder)
+        self.faults: list[Fault] = []
+        self.readers: dict[str, Callable[[Any], Any]] = {
+            "dataset": lambda v: read_choice("dataset", v, self.names),
+            "arch": lambda v: read_choice("arch", v, self.names),
+            "mask": lambda v: read_choice("mask", v, self.names),
+            "sparsity": read_sparsity,
+            "recipe": lambda v: read_recipe(v, self.names),
+            "seed": read_whole,
+            "ticket_seed": read_whole,
+            "world": _world,
+            "protocol": _protocol,
+        }
+
+    def sweep(self) -> Sweep:
+        """Return the checked sweep, or raise FileError with everything found."""
+        preset: str = "tost"
+        overrides: dict[str, Any] = {}
+        try:
+            preset, overrides = _split_preset(self.file.protocol)
+            make_protocol(preset, overrides)
+        except ValidationError as error:
+            for e, said in zip(error.errors(), complaints(error), strict=True):
+                self.fault(("protocol", *e["loc"][:1]), f"protocol: {said}")
+        except ValueError as error:
+            self.fault(("protocol", "preset"), f"protocol: {error}")
+        self.uses()
+        grid = self.axes(self.file.grid, ("grid",))
+        blocks = [{**grid}]
+        for index, block in enumerate(self.file.also):
+            if not block:
+                self.fault(("also", index), "also: an empty block repeats the grid; give it at least one axis")
+            blocks.append({**grid, **self.axes(block, ("also", index))})
+        if not self.faults:
+            self.complete(blocks)
+        rules = [self.rule(when, index) for index, when in enumerate(self.file.when)]
+        excludes = [self.condition(text, ("exclude", i)) for i, text in enumerate(self.file.exclude)]
+        self.tables()
+        if self.faults:
+            raise FileError(self.faults)
+        return Sweep(self.file, self.document, self.names, preset, overrides, blocks, rules, excludes)
+
+    def fault(self, path: Path_, message: str) -> None:
+        """Note one fault; after a hundred, give up."""
+        self.faults.append(Fault(self.document.mark(path), message))
+        if len(self.faults) >= MOST_FAULTS:
+            raise FileError(self.faults)
+
+    def uses(self) -> None:
+        """Check that the user's own methods are there, used or not, and hide no name of the catalog."""
+        taken = {*DATASETS, *MODELS, *MASKS, *PARTS, *RECIPES, DENSE}
+        for name, reference in self.file.use.items():
+            try:
+                if not name.isidentifier() or keyword.iskeyword(name):
+                    raise ValueError("a name is a plain word")
+                if name in taken:
+                    raise ValueError("the catalog has that name already; choose another")
+                find_plugin(reference, self.names.folder)
+            except (ValueError, OSError) as error:
+                self.fault(("use", name), f"use: {short(name)}: {error}")
+
+    def reader(self, axis: str) -> Callable[[Any], Any]:
+        """Return the reader of an axis's values. Raises ValueError for a name that is no axis."""
+        if axis in self.readers:
+            return self.readers[axis]
+        if axis in Protocol.model_fields:
+            return lambda value: self.field(axis, value)
+        part, dot, knob = axis.partition(".")
+        if dot and (part in PARTS or part in self.names.use):
+            knobs = self.names.entry("part", part).knobs
+            if knob not in knobs:
+                raise ValueError(f"{part} has no knob {short(knob)}; it has {', '.join(knobs)}{nearest(knob, knobs)}")
+            return knobs[knob].check
+        known = [*self.readers, *Protocol.model_fields, *(f"{p}.{k}" for p, e in PARTS.items() for k in e.knobs)]
+        raise ValueError(
+            f"{short(axis)} is no axis; there are {', '.join(self.readers)}, any protocol field and any part.knob"
+            + nearest(axis, known)
+        )
+
+    def field(self, name: str, value: Any) -> Any:
+        """Check one protocol field by itself; combinations are checked when cells are made."""
+        given = {name: value, **({"epochs": 100_000} if name in ("milestones", "warmup") else {})}
+        if name == "nesterov" or (name == "momentum" and value == 0):
+            given |= {"momentum": 0.5} if name == "nesterov" else {"nesterov": False}
+        try:
+            return getattr(make_protocol("tost", given), name)
+        except ValidationError as error:
+            raise ValueError(complaints(error)[0].removeprefix(f"{name}: ")) from None
+
+    def axes(self, block: Mapping[str, Any], path: Path_) -> Axes:
+        """Read a block of axes."""
+        found: Axes = {}
+        for axis, value in block.items():
+            here = (*path, axis)
+            try:
+                read = self.reader(axis)
+                one = axis == "milestones" and isinstance(value, list) and not any(isinstance(v, list) for v in value)
+                values = spread([value] if one and value else value)
+                if isinstance(values, range) and axis in ("seed", "ticket_seed"):
+                    found[axis] = values
+                    self.values(read, [(values[0], None), (values[-1], None)], here)
+                    continue
+                if len(values) > MOST_VALUES and axis not in ("seed", "ticket_seed"):
+                    raise ValueError(f"has {len(values):,} values; at most {MOST_VALUES:,} are allowed")
+            except ValueError as error:
+                self.fault(here, f"{'.'.join(map(str, here))}: {error}")
+                continue
+            pairs: list[tuple[Any, int | None]] = [(v, None) for v in values] if isinstance(values, range) else values
+            found[axis] = self.values(read, pairs, here)
+        return found
+
+    def values(self, read: Callable[[Any], Any], values: list[tuple[Any, int | None]], path: Path_) -> list[Any]:
+        """Read the values of one axis, each fault at its own line."""
+        found = []
+        for value, index in values:
+            try:
+                found.append(read(value))
+            except ValueError as error:
+                here = path if index is None else (*path, index)
+                self.fault(here, f"{'.'.join(map(str, path))}: {error}")
+        return found
+
+    def complete(self, blocks: list[Axes]) -> None:
+        """Fill in the axes that may be left out, and ask for those that may not."""
+        for index, block in enumerate(blocks):
+            path: Path_ = ("grid",) if index == 0 else ("also", index - 1)
+            for axis in ("dataset", "arch", "mask"):
+                if axis not in block:
+                    self.fault(path, f"{path[0]}: the axis {axis!r} is missing")
+            if all(getattr(mask, "name", "") == DENSE for mask in block.get("mask", [])):
+                block["sparsity"] = [read_sparsity(0)]
+            elif "sparsity" not in block:
+                self.fault(path, f"{path[0]}: the axis 'sparsity' is missing; write for example sparsity: [90%, 98%]")
+            block.setdefault("recipe", [read_recipe("default", self.names)])
+            block.setdefault("seed", [0])
+            parts = {part.name for recipe in block["recipe"] for part in getattr(recipe, "parts", ())}
+            for axis in block:
+                if "." in axis and axis.partition(".")[0] not in parts and index == 0:
+                    self.fault((*path, axis), f"{path[0]}: {axis} has no effect: no recipe here has that part")
+
+    def condition(self, text: str, path: Path_) -> Condition:
+        """Compile a condition."""
+        names: dict[str, Callable[[Any], Any]] = {
+            "dataset": lambda v: read_choice("dataset", v, self.names).name,
+            "arch": lambda v: read_choice("arch", v, self.names).name,
+            "mask": lambda v: read_choice("mask", v, self.names).name,
+            "recipe": lambda v: read_recipe(v, self.names).label,
+            "sparsity": lambda v: read_sparsity(v).share if isinstance(v, str) else _number(v),
+            **dict.fromkeys(("seed", "ticket_seed", "world"), _number),
+            **{name: _field_reader(self, name) for name in Protocol.model_fields},
+        }
+        try:
+            return parse_condition(text, names)
+        except ValueError as error:
+            self.fault(path, f"{path[0]}: {error}")
+            return lambda cell: False
+
+    def rule(self, when: When, index: int) -> tuple[Condition, dict[str, Any]]:
+        """Compile a conditional override."""
+        condition = self.condition(when.condition, ("when", index, "if"))
+        found: dict[str, Any] = {}
+        for axis, value in when.set.items():
+            try:
+                found[axis] = self.reader(axis)(value)
+            except (ValueError, FileError) as error:
+                self.fault(("when", index, "set", axis), f"when.set.{axis}: {error}")
+        return condition, found
+
+    def tables(self) -> None:
+        """Check that the tables' rows and columns are axes."""
+        for index, table in enumerate(self.file.tables):
+            for axis in (*table.rows, *table.columns):
+                try:
+                    self.reader(axis)
+                except ValueError as error:
+                    self.fault(("tables", index), f"tables: {error}")
+            try:
+                read_recipe(table.baseline, self.names)
+            except ValueError as error:
+                self.fault(("tables", index), f"tables: baseline: {error}")
+
+
+def _field_reader(check: _Check, name: str) -> Callable[[Any], Any]:
+    return lambda value: check.field(name, value)
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{short(value)} is not a number")
+    return value
+
+
+def _protocol(value: object) -> tuple[str, dict[str, Any]]:
+    """Read a value of the axis `protocol`: a preset, or one with overrides."""
+    preset, overrides = _split_preset({"preset": value} if isinstance(value, str) else value)
+    try:
+        make_protocol(preset, overrides)
+    except ValidationError as error:
+        raise ValueError("; ".join(complaints(error))) from None
+    return preset, overrides
+
+
+def _world(value: object) -> int:
+    if type(value) is not int or not 1 <= value <= 4096:
+        raise ValueError(f"{short(value)} is not allowed; write the number of processes a cell trains with")
+    return value
+
+
+def _split_preset(value: object) -> tuple[str, dict[str, Any]]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{short(value)} is not allowed; write a preset's name or {{preset: NAME, field: value}}")
+    preset = value.get("preset", "tost")
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise ValueError(
+            f"{short(preset)} is no preset; choose from {', '.join(PRESETS)}{nearest(str(preset), PRESETS)}"
+        )
+    return preset, {k: v for k, v in value.items() if k != "preset"}

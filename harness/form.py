@@ -1,0 +1,165 @@
+"""The form of a sweep file as pydantic models, and pydantic's complaints in words of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from harness.errors import Fault, short
+from harness.protocol import Protocol
+from harness.reading import Document, Path_
+from tost.catalog import nearest
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+
+
+class Form(BaseModel):
+    """A part of the sweep file; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class When(Form):
+    """A conditional override: where the condition holds, axes or protocol fields are set."""
+
+    condition: str = Field(alias="if")
+    set: dict[str, Any] = Field(min_length=1)
+
+
+class Table(Form):
+    """A table to print: which axes make its rows and columns; other axes that vary give a block each."""
+
+    name: str = Field(pattern=f"^{NAME}$")
+    rows: tuple[str, ...] = Field(min_length=1)
+    columns: tuple[str, ...] = Field(min_length=1)
+    baseline: str = "default"
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Table:
+        axes = [*self.rows, *self.columns]
+        if twice := [axis for axis in axes if axes.count(axis) > 1]:
+            raise ValueError(f"{twice[0]!r} stands twice in its rows and columns")
+        return self
+
+
+TABLES: Mapping[str, Table] = {
+    "any-mask": Table(name="any-mask", rows=("mask", "recipe"), columns=("dataset", "sparsity")),
+    "components": Table(name="components", rows=("recipe",), columns=("sparsity",)),
+    "ablation": Table(name="ablation", rows=("recipe",), columns=("mask", "sparsity")),
+    "generality": Table(name="generality", rows=("arch", "recipe"), columns=("dataset", "sparsity")),
+}
+
+
+class Launch(Form, strict=True):
+    """Where workers live: this machine (`local`), or a cluster profile."""
+
+    via: str = "local"
+    workers: int | None = Field(None, ge=1, le=1024)
+    threads: int | None = Field(None, ge=1, le=1024)
+    device: str | None = Field(None, pattern=r"^[a-z]+(:\d+)?$")
+
+
+class Wandb(Form, strict=True):
+    """Where results are mirrored to."""
+
+    project: str = Field(min_length=1, max_length=128)
+    entity: str | None = None
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+
+
+class SweepFile(Form):
+    """A sweep: the grid of cells, how they are trained, and the tables that come of it."""
+
+    name: str = Field(pattern=f"^{NAME}$")
+    base: str | None = None
+    protocol: dict[str, Any] = Field(default_factory=dict)
+    grid: dict[str, Any] = Field(min_length=1)
+    also: list[dict[str, Any]] = Field(default_factory=list)
+    when: list[When] = Field(default_factory=list)
+    exclude: list[str] = Field(default_factory=list)
+    use: dict[str, str] = Field(default_factory=dict)
+    data: str | None = None
+    tables: list[Table] = Field(default_factory=list)
+    launch: Launch = Field(default_factory=lambda: Launch())
+    wandb: Wandb | None = None
+
+    @field_validator("protocol", mode="before")
+    @classmethod
+    def _preset(cls, value: object) -> object:
+        return {"preset": value} if isinstance(value, str) else value
+
+    @field_validator("tables", mode="before")
+    @classmethod
+    def _shapes(cls, value: object) -> object:
+        if not isinstance(value, list):
+            return value
+        for item in value:
+            if isinstance(item, str) and item not in TABLES:
+                raise ValueError(
+                    f"{short(item)} is no table shape; choose from {', '.join(TABLES)}{nearest(item, TABLES)}"
+                )
+        return [TABLES[item] if isinstance(item, str) else item for item in value]
+
+    @field_validator("tables")
+    @classmethod
+    def _named_once(cls, tables: list[Table]) -> list[Table]:
+        names = [table.name.lower() for table in tables]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two tables are named {twice[0]!r}; they would be the same file")
+        return tables
+
+
+WANTED = {
+    "dict_type": "write a mapping (key: value)",
+    "model_type": "write a mapping (key: value)",
+    "model_attributes_type": "write a mapping (key: value)",
+    "list_type": "write a list",
+    "tuple_type": "write a list",
+    "string_type": "write a text",
+    "int_type": "write a whole number",
+    "int_from_float": "write a whole number",
+    "int_parsing": "write a whole number",
+    "float_type": "write a number",
+    "bool_type": "write true or false",
+    "too_short": "give at least one",
+    "string_pattern_mismatch": "it has not the right form",
+    "string_too_short": "it is empty",
+}
+
+
+def form_fault(document: Document, error: Any) -> Fault:
+    """Turn one of pydantic's errors about a sweep file into a fault at its line."""
+    location: Path_ = error["loc"]
+    if error["type"] == "missing":
+        location = tuple("if" if part == "condition" else part for part in location)
+    name = ".".join(map(str, location))
+    mark = document.mark(location)
+    if error["type"] == "extra_forbidden":
+        model = _model_at(location[:-1])
+        known = [f.alias or n for n, f in model.model_fields.items()]
+        return Fault(mark, f"{name}: unknown key; allowed are {', '.join(known)}{nearest(str(location[-1]), known)}")
+    return Fault(mark, f"{name}: {sentence(error)}")
+
+
+def _model_at(location: Path_) -> type[BaseModel]:
+    models: dict[str | int, type[BaseModel]] = {"launch": Launch, "wandb": Wandb, "when": When, "tables": Table}
+    return models.get(location[0], SweepFile) if location else SweepFile
+
+
+def sentence(error: Any) -> str:
+    """Say what was given and what is allowed, for one of pydantic's errors."""
+    given = short(error.get("input"))
+    if error["type"] == "missing":
+        return "is missing"
+    if error["type"] == "extra_forbidden":
+        known = ["preset", *Protocol.model_fields]
+        field = str(error["loc"][-1])
+        return f"{short(field)} is no field; there are {', '.join(known)}{nearest(field, known)}"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    if error["type"] == "string_pattern_mismatch" and NAME in error["ctx"]["pattern"]:
+        return f"{given} is not allowed; a name is letters, digits, dots, dashes and underscores, at most 64"
+    wanted = WANTED.get(error["type"], f"{error['msg'][0].lower()}{error['msg'][1:]}")
+    return f"{given} is not allowed; {wanted}"
