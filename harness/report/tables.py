@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from harness.axes import DENSE
+from harness.catalog import DATASETS, Dataset
 from harness.form import Table
 from harness.report.frame import Frame, Line
 
@@ -182,7 +183,7 @@ def _caption(table: Table, lines: Sequence[Line], frame: Frame) -> str:
         "epochs": _several(str(p.epochs) for p in protocols),
         "precision": _several(p.precision for p in protocols),
         "prunable": _several(p.prunable for p in protocols),
-        "dev": _several(p.dev for p in protocols),
+        "dev": _several(_dev(line) for line in lines),
     }
     devices = _several(str(line.result.stamp.get("device")) for line in lines if line.result)
     sentences = [
@@ -196,6 +197,11 @@ def _caption(table: Table, lines: Sequence[Line], frame: Frame) -> str:
     if any(line.cell.mask.name == DENSE for line in lines) and "sparsity" in table.columns:
         sentences.append("The dense network is the same under every sparsity.")
     return " ".join([*sentences, *sorted(notes)])
+
+
+def _dev(line: Line) -> str:
+    dev, entry = line.cell.protocol.dev, DATASETS.get(line.cell.dataset.name)
+    return (entry or Dataset("")).dev if dev == "standard" else dev
 
 
 def _several(labels: Iterable[str]) -> str:
