@@ -40,7 +40,7 @@ def save_checkpoint(
     `parents` holds the hashes of the artifacts that this training reads; it may only be resumed with the same ones.
     """
     metadata = {"position": json.dumps(asdict(position)), "parents": json.dumps(dict(parents), sort_keys=True)}
-    data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+    data = save({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, metadata)
     name = f"checkpoint-{steps_done:09d}-{hashlib.sha256(data).hexdigest()[:32]}.safetensors"
     write_whole(folder / name, data)
     for old in _newest(folder)[KEPT:]:

@@ -48,8 +48,8 @@ def encode(decoded: Decoded, size: int, content: str) -> tuple[dict[str, Tensor]
             raise UserError(f"the data set's {split} labels lie outside its {len(decoded.classes)} classes")
         if size:
             images = resize(images, size)
-        tensors[f"{split}.images"] = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        tensors[f"{split}.labels"] = torch.from_numpy(labels.astype(np.int64))
+        tensors[f"{split}.images"] = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        tensors[f"{split}.labels"] = torch.from_numpy(labels.astype(np.int64, copy=True))
     pixels = tensors["train.images"].numpy()
     count = pixels.size / pixels.shape[1]
     sums = pixels.sum((0, 2, 3), dtype=np.uint64).astype(float)

@@ -254,7 +254,7 @@ def _trained(order: Order, run: Training, masks: Masks) -> Outcome:
     for name, mask in masks.items():
         if bool((weights[name].detach().cpu()[~mask] != 0).any()):
             raise RuntimeError(f"pruned weights of {name} are not 0 at the end of training")
-    tensors = {name: value.contiguous().cpu() for name, value in run.model.state_dict().items()}
+    tensors = {name: value.cpu().clone().contiguous() for name, value in run.model.state_dict().items()}
     tensors |= {f"mask/{name}": mask.to(torch.uint8) for name, mask in masks.items()}
     draft = Path(order.attempt) / "weights.safetensors"
     draft.write_bytes(save(tensors))  # not save_file, whose error for a full disk is no OSError

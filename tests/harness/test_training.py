@@ -97,7 +97,9 @@ RECIPES = ["default", "gsw", "ls", "gsw+ls"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("extra", ["", ", optimizer: adamw, lr: 0.01", ", schedule: cosine, nesterov: true"])
+@pytest.mark.parametrize(
+    "extra", ["", ", optimizer: adamw, lr: 0.01", ", schedule: cosine, nesterov: true", ", precision: bf16"]
+)
 def test_a_training_cut_anywhere_and_resumed_ends_the_same_to_the_bit(
     recipe: str, extra: str, orders: Callable[..., dict[str, Order]], tmp_path: Path
 ) -> None:

@@ -1,0 +1,171 @@
+"""The plan: what a key depends on, what is shared, and the counts worked by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from harness.axes import read_sparsity
+from harness.check import load_sweep
+from harness.claims import Observer
+from harness.frontier import Frontier
+from harness.plan import Plan, read_plan
+from harness.planner import make_plan
+from harness.store import Store, digest
+
+BASE = """
+name: x
+protocol: {head}
+grid:
+  dataset: digits
+  arch: resnet20
+  mask: {mask}
+  sparsity: {sparsity}
+  recipe: {recipe}
+  seed: {seed}
+"""
+
+
+def plan(tmp_path: Path, after: str = "", head: str = "quick", **axes: str) -> Plan:
+    values = {"mask": "snip", "sparsity": "90%", "recipe": "default", "seed": "0", "head": head, **axes}
+    (tmp_path / "x.yaml").write_text(BASE.format(**values) + after)
+    return make_plan(load_sweep(tmp_path / "x.yaml"), Store(tmp_path / "runs"), tmp_path)
+
+
+def kinds(made: Plan) -> Counter[str]:
+    return Counter(stage.kind for stage in made.stages.values())
+
+
+def leaf(tmp_path: Path, **settings: str) -> str:
+    return plan(tmp_path, **settings).leaves[0]
+
+
+def test_a_key_is_the_hash_of_the_spec_and_parents_come_first(tmp_path: Path) -> None:
+    made = plan(tmp_path, mask="[snip, lth]", sparsity="[90%, 50%]", recipe="[default, gsw]")
+    for stage in made.stages.values():
+        assert digest({"kind": stage.kind, "parents": dict(stage.parents), **stage.spec}) == stage.key
+    graph = {key: set(stage.parents.values()) for key, stage in made.stages.items()}
+    order = {key: number for number, key in enumerate(made.stages)}
+    assert list(TopologicalSorter(graph).static_order())
+    assert all(order[parent] < order[key] for key, parents in graph.items() for parent in parents)
+
+
+def test_cells_of_all_recipes_share_one_ticket(tmp_path: Path) -> None:
+    made = plan(tmp_path, recipe="[default, gsw, ls, gsw+ls]")
+    assert kinds(made) == {"data": 1, "mask": 1, "train": 4}
+    assert made.unshared_trainings() == 4
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "rounds"), [("90%", 11), ("95%", 14), ("98%", 18), ("imp:1", 1), ("imp:12", 12), ("20%", 1)]
+)
+def test_a_lottery_ticket_takes_the_rounds_above_it(sparsity: str, rounds: int, tmp_path: Path) -> None:
+    made = plan(tmp_path, mask="lth", sparsity=sparsity, recipe="ls")
+    assert kinds(made)["train"] == rounds + 1
+    assert kinds(made)["mask"] == rounds
+
+
+def test_all_sparsities_are_cuts_of_one_chain_and_round_0_is_the_dense_row(tmp_path: Path) -> None:
+    made = plan(
+        tmp_path,
+        "also: [{mask: dense, recipe: default}]\n",
+        mask="lth",
+        sparsity="[90%, 95%, 98%]",
+        recipe="[default, gsw, ls]",
+        seed="0..2",
+    )
+    assert kinds(made)["train"] == 3 * (18 + 9)
+    assert made.unshared_trainings() == 3 * (3 * (11 + 14 + 18 + 3) + 1)
+
+
+def test_the_ladder_and_its_percentages_meet(tmp_path: Path) -> None:
+    assert read_sparsity("97.19%").level == 16
+    assert read_sparsity("20%").level == 1
+    assert read_sparsity("90%").level == 0
+    assert read_sparsity("imp:3").share == pytest.approx(0.488)
+    ladder = "[" + ", ".join(f"imp:{n}" for n in range(1, 17)) + "]"
+    made = plan(tmp_path, mask="lth", sparsity=ladder)
+    assert kinds(made) == {"data": 1, "mask": 16, "train": 17}, "each level's default cell is the next round"
+
+
+def test_the_path_and_the_view_are_no_part_of_a_key(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    key = leaf(tmp_path)
+    assert leaf(tmp_path / "other") == key
+    assert leaf(tmp_path, head="{preset: quick, report: test@best-dev}") == key
+    assert leaf(tmp_path, head="{preset: quick, dev: 'stratified:0.1'}") == key, "the standard split of digits"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"head": "{preset: quick, lr: 0.05}"},
+        {"head": "{preset: quick, prunable: conv}"},
+        {"head": "{preset: quick, precision: bf16}"},
+        {"head": "{preset: quick, dev: none}"},
+        {"head": "{preset: quick, augment: none}"},
+        {"head": "{preset: quick, resize: 16}"},
+        {"sparsity": "91%"},
+        {"mask": "{snip: {bn: train}}"},
+        {"mask": "random"},
+        {"recipe": "ls"},
+        {"recipe": "{ls: {alpha: 0.2}}"},
+        {"seed": "1"},
+    ],
+    ids=str,
+)
+def test_whatever_changes_the_number_changes_the_key(change: dict[str, str], tmp_path: Path) -> None:
+    keys = {leaf(tmp_path), leaf(tmp_path, **change)}
+    if change == {"recipe": "{ls: {alpha: 0.2}}"}:
+        keys.add(leaf(tmp_path, recipe="ls"))
+        assert len(keys) == 3
+    assert len(keys) >= 2
+
+
+def test_a_dense_training_depends_on_no_prunable_set(tmp_path: Path) -> None:
+    assert leaf(tmp_path, mask="dense") == leaf(tmp_path, mask="dense", head="{preset: quick, prunable: conv}")
+
+
+def test_the_window_follows_the_first_drop(tmp_path: Path) -> None:
+    for head, window in [
+        ("tost", (45 / 182, 89 / 182)),
+        ("quick", (0.25, 0.5 * 89 / 90)),
+        ("{preset: tost, epochs: 91}", (45 / 182, 89 / 182)),
+    ]:
+        made = plan(tmp_path, recipe="gsw", head=head)
+        (part,) = made.stages[made.leaves[0]].spec["recipe"]
+        assert part["args"]["window"] == pytest.approx(window)
+    made = plan(tmp_path, recipe="{gsw: {window: early}}")
+    assert made.stages[made.leaves[0]].spec["recipe"][0]["args"]["window"] == pytest.approx((0, 1 / 6))
+
+
+def test_ticket_and_order_can_have_seeds_of_their_own(tmp_path: Path) -> None:
+    made = plan(tmp_path, "  ticket_seed: 7\n", mask="lth", sparsity="20%", seed="0..3", recipe="ls")
+    assert kinds(made) == {"data": 1, "mask": 1, "train": 5}
+
+
+def test_the_longest_chain_goes_first(tmp_path: Path) -> None:
+    made = plan(tmp_path, mask="[snip, lth]", sparsity="90%")
+    frontier = Frontier(made, Store(tmp_path / "runs"), Observer())
+    heights = made.heights
+    (data,) = frontier.ready(frontier.survey())
+    assert data.kind == "data"
+    assert heights[data.key] == 12
+    assert sorted(heights[leaf] for leaf in made.leaves) == [1, 1]
+
+
+def test_a_saved_plan_comes_back(tmp_path: Path) -> None:
+    made = plan(tmp_path, mask="lth", sparsity="50%")
+    sweep = load_sweep(tmp_path / "x.yaml")
+    store = Store(tmp_path / "runs")
+    path = made.save(store, sweep, whole=True)
+    back = read_plan(path)
+    assert back.leaves == made.leaves
+    assert {k: (s.kind, dict(s.spec), dict(s.parents)) for k, s in back.stages.items()} == {
+        k: (s.kind, dict(s.spec), dict(s.parents)) for k, s in made.stages.items()
+    }
+    assert (store.sweep("x") / "plan.json").read_bytes() == path.read_bytes()
+    assert (store.sweep("x") / "sweep.yaml").read_text() == (tmp_path / "x.yaml").read_text()

@@ -1,0 +1,107 @@
+"""Methods of one's own: found without being run, hashed with what they import, frozen, and told what they lack."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.plugins import find_plugin, forget_frozen, freeze, load_frozen
+
+GOOD = "import helper\n\ndef score(model, batches, power=2.0, signed=False):\n    return helper.VALUE\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(GOOD)
+    (tmp_path / "helper.py").write_text("VALUE = 1\n")
+    return tmp_path
+
+
+def test_knobs_are_the_parameters_with_plain_defaults(folder: Path) -> None:
+    plugin = find_plugin("./mine.py:score", folder)
+    assert {name: knob.default for name, knob in plugin.knobs.items()} == {"power": 2.0, "signed": False}
+    assert {"model", "batches"} <= plugin.parameters
+
+
+def test_finding_runs_nothing(folder: Path) -> None:
+    (folder / "mine.py").write_text("raise SystemExit('run')\n" + GOOD)
+    find_plugin("./mine.py:score", folder)
+
+
+def test_the_source_covers_imported_siblings_and_not_the_folder(folder: Path, tmp_path: Path) -> None:
+    first = find_plugin("./mine.py:score", folder).source
+    (folder / "unrelated.py").write_text("x = 1\n")
+    assert find_plugin("./mine.py:score", folder).source == first
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("mine.py", "helper.py"):
+        (copy / name).write_text((folder / name).read_text())
+    assert find_plugin("./mine.py:score", copy).source == first
+    (folder / "helper.py").write_text("VALUE = 2\n")
+    assert find_plugin("./mine.py:score", folder).source != first
+
+
+def test_what_was_planned_runs_whatever_is_edited_later(folder: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    old = find_plugin("./mine.py:score", folder)
+    freeze(old, store)
+    (folder / "helper.py").write_text("VALUE = 2\n")
+    new = find_plugin("./mine.py:score", folder)
+    freeze(new, store)
+    try:
+        assert load_frozen(store, old.source, old.path)(None, None) == 1
+        forget_frozen()
+        assert load_frozen(store, new.source, new.path)(None, None) == 2
+    finally:
+        forget_frozen()
+    assert "helper" not in sys.modules
+    assert not any("plugins" in path for path in sys.path)
+
+
+def test_dataclasses_and_late_imports_work_in_a_frozen_copy(folder: Path, tmp_path: Path) -> None:
+    (folder / "mine.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n"
+        "@dataclass\nclass Box:\n    x: int\n\n"
+        "def score(model):\n    import helper\n    return Box(helper.VALUE).x\n"
+    )
+    plugin = find_plugin("./mine.py:score", folder)
+    freeze(plugin, tmp_path / "store")
+    try:
+        assert load_frozen(tmp_path / "store", plugin.source, plugin.path)(None) == 1
+    finally:
+        forget_frozen()
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "said"),
+    [
+        (GOOD, "./mine.py", "write './file.py:function'"),
+        (GOOD, "./mnie.py:score", "did you mean 'mine.py'?"),
+        (GOOD, "./mine.py:scor", "did you mean 'score'?"),
+        (GOOD, "no_such_package.module:score", "no module 'no_such_package.module' is installed"),
+        ("def score(model:\n", "./mine.py:score", "mine.py:1: not Python"),
+        ("def score(model, other): ...\n", "./mine.py:score", "has the parameter 'other'"),
+        ("def score(model, k={}): ...\n", "./mine.py:score", "has the parameter 'k'"),
+        ("from . import helper\ndef score(model): ...\n", "./mine.py:score", "mine.py:1: a relative import"),
+        ("async def score(model): ...\n", "./mine.py:score", "no `def` or `class` score"),
+    ],
+)
+def test_what_cannot_be_a_plugin_is_said(text: str, reference: str, said: str, folder: Path) -> None:
+    (folder / "mine.py").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        find_plugin(reference, folder)
+
+
+def test_a_method_without_what_its_kind_is_given_is_refused(folder: Path) -> None:
+    plugin = find_plugin("./mine.py:score", folder)
+    plugin.check("mask")
+    with pytest.raises(ValueError, match="takes the parameters channels, classes"):
+        plugin.check("arch")
+
+
+def test_an_installed_module_can_be_a_plugin() -> None:
+    plugin = find_plugin("tost.masks.scores:magnitude", Path())
+    assert plugin.path == "scores.py:magnitude"
