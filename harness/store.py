@@ -76,6 +76,17 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def remove_dead_drafts(folder: Path) -> None:
+    """Remove the drafts in a folder whose writers, on this host, are gone."""
+    for draft in folder.glob(f".draft-{os.uname().nodename[:32]}-*"):
+        try:
+            os.kill(int(draft.name.split("-")[-2]), 0)
+        except (ProcessLookupError, ValueError, OverflowError):
+            draft.unlink(missing_ok=True)
+        except PermissionError:
+            continue
+
+
 def place(source: Path, target: Path) -> bool:
     """Give a finished file a second name, unless that name is taken; return whether this call did."""
     try:

@@ -15,13 +15,16 @@ from typing import Any
 from harness.claims import BEATS_PER_LEASE, Claim, Owner
 from harness.frontier import Frontier
 from harness.plan import Stage
-from harness.store import Artifact, Result, file_sha256, place, publish, sync, write_whole
+from harness.store import Artifact, Result, file_sha256, place, publish, remove_dead_drafts, sync, write_whole
 from harness.trainer import STARTING, Trainer
 
 STALL = 3600.0
 """Seconds without any word from the trainer after which it counts as hung."""
 GRACE = 60.0
 """Seconds that a trainer asked to stop may take to save and leave."""
+
+KEPT = frozenset({"metrics.jsonl", "log", "end.json"})
+"""What stays of an attempt when its stage is done."""
 
 Tell = Callable[..., None]
 
@@ -222,9 +225,7 @@ class Supervisor:
             if before is not None:
                 self.frontier.forget()
         claim.end("published", edition=claim.base_edition + 1)
-        for attempt in [claim.attempt, *claim.earlier]:
-            for checkpoint in attempt.glob("checkpoint-*"):
-                checkpoint.unlink(missing_ok=True)
+        _clean(claim)
         return "published"
 
     def _read(self, stage: Stage, parents: dict[str, tuple[str, str]]) -> dict[str, str]:
@@ -237,6 +238,15 @@ class Supervisor:
             draft.unlink(missing_ok=True)
         else:
             os.replace(draft, target)
+
+
+def _clean(claim: Claim) -> None:
+    """Remove what a finished stage needs no more: checkpoints, unpublished drafts, what a killed writer left."""
+    for attempt in [claim.attempt, *claim.earlier]:
+        for file in attempt.iterdir() if attempt.is_dir() else ():
+            if file.name not in KEPT:
+                file.unlink(missing_ok=True)
+    remove_dead_drafts(claim.folder.path)
 
 
 def _provenance(claim: Claim, end: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.store import Artifact, Result, Store, digest, place, publish, write_whole
+from harness.store import Artifact, Result, Store, digest, place, publish, remove_dead_drafts, write_whole
 
 
 def test_a_file_is_written_whole_and_readable_by_colleagues(tmp_path: Path) -> None:
@@ -109,3 +109,14 @@ def test_a_key_is_pinned() -> None:
     assert digest(spec) == digest(json.loads(json.dumps(spec)))
     assert digest(spec) == digest(dict(reversed(spec.items())))
     assert digest(spec) == "762b0257662815655c0320a9d93ad837"
+
+
+def test_what_a_killed_writer_left_is_removed_and_a_living_ones_kept(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    host = os.uname().nodename[:32]
+    for pid in (gone.pid, os.getpid()):
+        (tmp_path / f".draft-{host}-{pid}-0").touch()
+    (tmp_path / f".draft-elsewhere-{gone.pid}-0").touch()
+    remove_dead_drafts(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted([f".draft-{host}-{os.getpid()}-0", f".draft-elsewhere-{gone.pid}-0"])
