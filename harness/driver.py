@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -32,6 +32,24 @@ from harness.worker import release
 MANY_CELLS = 1_000_000
 
 
+@dataclass(frozen=True)
+class Options:
+    """How one call wants its stages run; what is None is the sweep file's to say."""
+
+    via: str | None
+    workers: int | None
+    threads: int | None
+    device: str | None
+    retry: str
+    checkpoint_every: float
+    lease: float
+
+    @property
+    def argv(self) -> list[str]:
+        """Return what every worker is told."""
+        return ["--checkpoint-every", str(self.checkpoint_every), "--lease", str(self.lease)]
+
+
 class Driver:
     """One call of the command: the sweep, its plan, and the store as it stands."""
 
@@ -40,7 +58,6 @@ class Driver:
     frontier: Frontier
 
     def __init__(self, file: Path, store: Path, data: Path | None, yes: bool) -> None:
-
         self.file, self.store, self.data, self.yes = file, Store(store), data, yes
 
     def load(self, only: str, limit: int | None) -> None:
@@ -104,51 +121,31 @@ class Driver:
             lines.append(f"  {axis + ':':10s} {shown}{' ...' if len(values) > 12 else ''}")
         print(printable("\n".join(lines), 20_000))  # noqa: T201 - the result of the command
 
-    def run(
-        self,
-        via: str | None,
-        workers: int | None,
-        threads: int | None,
-        device: str | None,
-        retry: str,
-        checkpoint_every: float,
-        lease: float,
-    ) -> int:
+    def run(self, options: Options) -> int:
         """Run what is missing; return the exit code."""
-
-        if self.lacks(via):
+        if self.lacks(options.via):
             return 2
-        _refuse_login_node(via or self.sweep.file.launch.model_fields_set & {"via"})
+        _refuse_login_node(options.via or self.sweep.file.launch.model_fields_set & {"via"})
         if self.sweep.file.wandb:
             typer.echo(
                 "wandb: nothing is mirrored to Weights & Biases by this version; results are in the store", err=True
             )
         if self.plan.united:
             typer.echo(f"{self.plan.united} duplicate cells united", err=True)
-        self.frontier = Frontier(self.plan, self.store, Observer(lease))
+        self.frontier = Frontier(self.plan, self.store, Observer(options.lease))
         saved = self.plan.save(self.store, self.sweep, whole=not self.chosen)
-        if retry:
-            typer.echo(f"{release(self.frontier, retry)} failed stages released for another try", err=True)
+        if options.retry:
+            released = release(self.frontier, options.retry)
+            typer.echo(f"{released} failed stages released for another try", err=True)
         launch = self.sweep.file.launch
-        machine = this_machine(workers or launch.workers, threads or launch.threads, device or launch.device)
-        argv = [
-            self.plan.name,
-            "--plan",
-            saved.name,
-            "--store",
-            str(self.store.root),
-            "--device",
-            machine.device,
-            "--threads",
-            str(machine.threads),
-        ]
-        argv += ["--checkpoint-every", str(checkpoint_every), "--lease", str(lease)]
-        interrupted = self._work(argv, machine)
-        return self.report(interrupted)
+        machine = this_machine(
+            options.workers or launch.workers, options.threads or launch.threads, options.device or launch.device
+        )
+        argv = [self.plan.name, "--plan", saved.name, "--store", str(self.store.root), *options.argv, *machine.argv]
+        return self.report(self._work(argv, machine))
 
     def _work(self, argv: list[str], machine: Machine) -> bool:
         """Start workers where something is to be done; return whether they were stopped."""
-
         survey = self.frontier.survey()
         if not any(s.claimable or s.name == "running" for s in survey.todo.values()):
             return False

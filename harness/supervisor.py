@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -177,9 +178,8 @@ class Supervisor:
         if outcome == "made":
             return self._publish(stage, claim, parents, end)
         if outcome == "corrupt":
-            self._set_aside(*parents[end["role"]])
+            outcome = "stopped" if self._set_aside(*parents[end["role"]]) else "died"  # a misread may be repeated
             self.frontier.forget()
-            outcome = "stopped"
         if outcome == "trouble":
             outcome = "stopped"
         details = {k: v for k, v in end.items() if k not in ("at", "outcome")}
@@ -188,11 +188,14 @@ class Supervisor:
             self._restart()
         return outcome
 
-    def _set_aside(self, path: str, sha256: str) -> None:
+    def _set_aside(self, path: str, sha256: str) -> bool:
         """Rename an artifact that is certainly damaged, so that its stage counts as in need of a new one."""
         file = Path(path)
-        if file.exists() and file_sha256(file) != sha256:
+        if file.exists() and file_sha256(file) == sha256:
+            return False
+        with contextlib.suppress(FileNotFoundError):
             os.replace(file, file.with_name(f"damaged-{file.name}"))
+        return True
 
     def _publish(self, stage: Stage, claim: Claim, parents: dict[str, tuple[str, str]], end: dict[str, Any]) -> str:
         """Give the artifact its name and link the result, unless somebody has taken over, or a parent has changed."""

@@ -53,7 +53,7 @@ def main(
             return
         if file == Path("-"):
             raise UserError("name a sweep file, for example: python -m harness.sweep sweeps/quickstart.yaml")
-        from harness.driver import Driver
+        from harness.driver import Driver, Options
 
         driver = Driver(file, store, data, yes)
         driver.load(only, limit)
@@ -61,7 +61,7 @@ def main(
             driver.print_plan()
             code = 2 if driver.lacks(via) else 0
         else:
-            code = driver.run(via, workers, threads, device, retry, checkpoint_every, lease)
+            code = driver.run(Options(via, workers, threads, device, retry, checkpoint_every, lease))
     except UserError as error:
         typer.echo(printable(str(error), 20_000), err=True)
         raise typer.Exit(2) from None

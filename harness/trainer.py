@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
-import os
 import signal
 from collections.abc import Mapping
 from multiprocessing.connection import Connection, wait
@@ -65,7 +64,7 @@ class Trainer:
 
     def kill(self) -> None:
         """End the process at once and wait for it."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        if self.process.is_alive():
+            self.process.kill()
         self.process.join()
         self.pipe.close()

@@ -29,6 +29,11 @@ class Machine:
     device: str
     gpus: tuple[str, ...] = ()
 
+    @property
+    def argv(self) -> list[str]:
+        """Return what every worker is told."""
+        return ["--device", self.device, "--threads", str(self.threads)]
+
 
 def this_machine(workers: int | None, threads: int | None, device: str | None) -> Machine:
     """Return a worker for every GPU, or for every core; whatever is given wins."""
