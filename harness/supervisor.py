@@ -175,6 +175,11 @@ class Supervisor:
     def _conclude(self, stage: Stage, claim: Claim, parents: dict[str, tuple[str, str]], end: dict[str, Any]) -> str:
         """Publish what was made, or write down how the attempt ended."""
         outcome = str(end["outcome"])
+        if not claim.current():  # whatever went wrong here, the stage is another's, who may have cleaned up under us
+            if "draft" in end:
+                (claim.attempt / end["draft"]).unlink(missing_ok=True)
+            claim.end("gave up", message="another worker has taken over")
+            return "gave up"
         if outcome == "made":
             return self._publish(stage, claim, parents, end)
         if outcome == "corrupt":
@@ -200,10 +205,6 @@ class Supervisor:
     def _publish(self, stage: Stage, claim: Claim, parents: dict[str, tuple[str, str]], end: dict[str, Any]) -> str:
         """Give the artifact its name and link the result, unless somebody has taken over, or a parent has changed."""
         draft = claim.attempt / str(end["draft"])
-        if not claim.current():
-            draft.unlink(missing_ok=True)
-            claim.end("gave up", message="another worker has taken over")
-            return "gave up"
         for role, key in stage.parents.items():
             now = self.frontier.fresh_result(key)
             if now is not None and now.artifact.sha256 != parents[role][1]:
