@@ -133,7 +133,9 @@ def read_choice(kind: str, value: object, names: Names) -> Choice:
             raise ValueError("dense has no knobs")
         return Choice(DENSE)
     entry = names.entry(kind, name)
-    if isinstance(entry, Plugin) and kind == "dataset" and "folder" in given:
+    if isinstance(entry, Plugin) and kind == "dataset" and "folder" in entry.parameters:
+        if "folder" not in given:
+            raise ValueError(f"{name} reads a folder; write {{{name}: {{folder: PATH}}}}")
         folder = str(usable_path(str(given["folder"]), names.folder))
         given = {k: v for k, v in given.items() if k != "folder"}
     try:

@@ -83,11 +83,11 @@ class Display:
 
     def _step(self, slot: int, event: dict[str, Any]) -> str:
         loss = "" if event.get("loss") is None else f"  loss {event['loss']:.3f}"
-        speed, left = f"{event['speed']:.0f} images/s", _span(event["left"])
+        speed, left = f"{event['speed']:.0f} images/s", span(event["left"])
         return f"{self.labels.get(slot, '')}  epoch {event['epoch']}/{event['epochs']}{loss}  {speed}  {left} left"
 
     def _end(self, slot: int, event: dict[str, Any]) -> None:
-        self.lines[slot] = "waiting for a stage"
+        self.lines[slot] = "saved, leaving" if event["outcome"] == "stopped" else "waiting for a stage"
         if event["outcome"] == "published":
             self.done += 1
         elif event["outcome"] in ("failed", "diverged"):
@@ -108,7 +108,8 @@ class Display:
         return Group(self.bar, *lines)
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """Return a time in words."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +16,9 @@ import typer
 
 from harness.check import load_sweep
 from harness.claims import Observer
-from harness.display import Display, ask
+from harness.display import Display, ask, span
 from harness.errors import UserError, printable
-from harness.frontier import Frontier, Survey
+from harness.frontier import Frontier
 from harness.launch.local import Machine, Workers, this_machine
 from harness.only import cell_filter
 from harness.plan import Plan
@@ -28,8 +29,10 @@ from harness.report.writers import on_terminal, write_report
 from harness.spec import MOST_CELLS, Sweep
 from harness.store import Store
 from harness.worker import release
+from tost.catalog import nearest
 
 MANY_CELLS = 1_000_000
+CAUSES = ("all", "code", "input", "memory", "died", "diverged")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,9 @@ class Driver:
     frontier: Frontier
 
     def __init__(self, file: Path, store: Path, data: Path | None, yes: bool) -> None:
+        for path in (store, *store.parents):
+            if path.exists() and not path.is_dir():
+                raise UserError(f"--store {store}: {path} is a file; name a folder")
         self.file, self.store, self.data, self.yes = file, Store(store), data, yes
 
     def load(self, only: str, limit: int | None) -> None:
@@ -123,6 +129,8 @@ class Driver:
 
     def run(self, options: Options) -> int:
         """Run what is missing; return the exit code."""
+        if options.retry and options.retry not in CAUSES:
+            raise UserError(f"--retry {options.retry}: choose from {', '.join(CAUSES)}{nearest(options.retry, CAUSES)}")
         if self.lacks(options.via):
             return 2
         _refuse_login_node(options.via or self.sweep.file.launch.model_fields_set & {"via"})
@@ -133,11 +141,13 @@ class Driver:
         if self.plan.united:
             typer.echo(f"{self.plan.united} duplicate cells united", err=True)
         self.frontier = Frontier(self.plan, self.store, Observer(options.lease))
-        saved = self.plan.save(self.store, self.sweep, whole=not self.chosen)
         if options.retry:
             released = release(self.frontier, options.retry)
-            typer.echo(f"{released} failed stages released for another try", err=True)
+            typer.echo(f"{_count(released, 'failed stage')} released for another try", err=True)
         launch = self.sweep.file.launch
+        if not self.frontier.survey().todo:
+            return self.report(interrupted=False)
+        saved = self.plan.save(self.store, self.sweep, whole=not self.chosen)
         machine = this_machine(
             options.workers or launch.workers, options.threads or launch.threads, options.device or launch.device
         )
@@ -152,6 +162,7 @@ class Driver:
         machine = replace(machine, workers=min(machine.workers, len(survey.todo)))
         display = Display(len(self.plan.stages) - len(survey.todo), len(self.plan.stages), machine.workers)
         crew = Workers(argv, machine, display.hear)
+        began, before_run = time.monotonic(), display.done
 
         def stop(number: int, frame: FrameType | None) -> None:
             crew.stop()
@@ -166,6 +177,7 @@ class Driver:
                 signal.signal(number, handler)
         for sentence in crew.trouble:
             display.say(sentence)
+        display.say(f"{_count(display.done - before_run, 'stage')} run in {span(time.monotonic() - began)}")
         return crew.stopping > 0
 
     def report(self, interrupted: bool) -> int:
@@ -177,28 +189,32 @@ class Driver:
         frame = read_frame(self.plan, self.frontier, survey)
         grids = [grid for table in self.sweep.file.tables for grid in build(table, frame)]
         folder = self.store.sweep(self.plan.name) / ("report" if not self.chosen else "report.part")
-        write_report(folder, self.plan.name, frame, grids)
+        done = sum(key in survey.results for _, key in self.plan.cells)
         out = Console(highlight=False)
-        for grid in grids:
-            out.print(on_terminal(grid))
+        for grid in grids if done or not interrupted else ():
+            out.print(*on_terminal(grid, out.width), sep="\n")
+        where = f"tables in {_short(folder)}"
+        try:
+            write_report(folder, self.plan.name, frame, grids)
+        except OSError as error:
+            where = f"the report could not be written: {error.strerror}"
         failed = failures(self.plan, self.frontier, survey)
-        for label, cause, held in failed[:20]:
-            typer.echo(printable(f"failed: {label}: {cause}; {held} cells wait for it"), err=True)
+        for sentence, held, log in failed[:20]:
+            typer.echo(printable(f"{sentence}; {_count(held, 'cell')} held back"), err=True)
+            if log:
+                typer.echo(f"  log: {_short(Path(log))}", err=True)
         if failed:
-            typer.echo(f"{len(failed)} stages failed; run again with --retry all to try them once more", err=True)
+            typer.echo(f"{_count(len(failed), 'stage')} failed; --retry all runs them once more", err=True)
         left = len(survey.todo)
-        typer.echo(
-            f"{_cells_done(self.plan, survey)} of {len(self.plan.cells)} cells done; tables in {_short(folder)}",
-            err=True,
-        )
+        typer.echo(f"{done} of {_count(len(self.plan.cells), 'cell')} done; {where}", err=True)
         if interrupted:
             typer.echo("stopped; the same command goes on from here", err=True)
             return 130
         return 1 if left else 0
 
 
-def _cells_done(plan: Plan, survey: Survey) -> int:
-    return sum(key in survey.results for _, key in plan.cells)
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _short(path: Path) -> str:

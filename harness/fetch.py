@@ -24,6 +24,9 @@ def fetch(
     data: Annotated[Path, typer.Option(help="The folder of data sets.", envvar="HARNESS_DATA")] = Path("data"),
 ) -> None:
     """Download a data set into the data folder and check it."""
+    if name == "digits":
+        typer.echo("digits comes with scikit-learn; there is nothing to fetch")
+        return
     known = [n for n, entry in DATASETS.items() if entry.fetch]
     if name not in known:
         typer.echo(f"{name!r} cannot be fetched; choose from {', '.join(known)}{nearest(name, known)}", err=True)

@@ -15,6 +15,7 @@ from harness.errors import UserError
 from harness.plugins import Plugin, freeze
 from harness.spec import Sweep
 from harness.store import Store, write_whole
+from tost.catalog import nearest
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,12 @@ def read_plan(path: Path) -> Plan:
         plan = Plan(body["name"], stages)
         plan.leaves = body["leaves"]
     except FileNotFoundError:
-        raise UserError(f"{path}: no such plan; run the sweep command once to write it") from None
+        folder = path.parent.parent
+        there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        raise UserError(
+            f"{path.parent.name!r} has no plan {path.name} in {folder}; there are {', '.join(there) or 'none'}"
+            f"{nearest(path.parent.name, there)}. The sweep command writes one"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a plan ({error}); run the sweep command again to rewrite it") from None
     return plan

@@ -76,6 +76,8 @@ def _folder(choice: Choice, folder: Path, cache: Path, plugin: bool) -> Source:
         listed = [f for p in parts for f in _walk(folder / p) if f.suffix.lower() in IMAGES]
     else:
         listed = list(_walk(folder))
+    if not listed and plugin:
+        return Source(folder, f"absent:{name}", f"{name}: {folder} is empty")
     if not listed:
         return Source(folder, f"absent:{name}", f"{name}: {folder} holds no image ({', '.join(sorted(IMAGES))})")
     return Source(folder, _content(listed, folder, cache))

@@ -20,6 +20,8 @@ class Line:
     key: str
     result: Result | None
     reason: str = ""
+    cause: str = ""
+    """What the stage that holds the cell back died of."""
 
     @property
     def value(self) -> float | None:
@@ -42,7 +44,9 @@ def read_frame(plan: Plan, frontier: Frontier, survey: Survey) -> Frame:
     lines = []
     for cell, key in plan.cells:
         result = survey.results.get(key)
-        lines.append(Line(cell, key, result, "" if result else _reason(key, survey, blocked)))
+        reason = "" if result else _reason(plan, key, survey, blocked)
+        cause = "" if result or key not in blocked else survey.todo[blocked[key]].detail
+        lines.append(Line(cell, key, result, reason, cause))
     names = dict.fromkeys([*AXES[:-1], *(name for cell, _ in plan.cells for name, _ in cell.extra)])
     names.pop("seed")
     varying = [name for name in names if len({str(cell.axis(name)) for cell, _ in plan.cells}) > 1]
@@ -51,21 +55,25 @@ def read_frame(plan: Plan, frontier: Frontier, survey: Survey) -> Frame:
     return Frame(lines, varying)
 
 
-def _reason(key: str, survey: Survey, blocked: dict[str, str]) -> str:
+def _reason(plan: Plan, key: str, survey: Survey, blocked: dict[str, str]) -> str:
     state = survey.todo[key].name
     if key in blocked and blocked[key] != key:
-        return f"{survey.todo[blocked[key]].name} above"
+        stage = plan.stages[blocked[key]]
+        what = "ticket" if stage.kind == "train" else stage.kind
+        return f"{what} {survey.todo[blocked[key]].name}"
     return "missing" if state == "todo" else state
 
 
-def failures(plan: Plan, frontier: Frontier, survey: Survey) -> list[tuple[str, str, int]]:
-    """Return (stage, cause, cells it holds back) for every stage that failed."""
+def failures(plan: Plan, frontier: Frontier, survey: Survey) -> list[tuple[str, int, str]]:
+    """Return (what failed and why, cells that wait for it, path of its log) for every stage that failed."""
     blocked = frontier.blocked(survey)
     found = []
     for key, state in survey.todo.items():
         if state.name in ("failed", "diverged"):
             held = sum(blocked.get(leaf) == key for _, leaf in plan.cells)
-            found.append((f"{plan.stages[key].label} [{key[:8]}]", f"{state.name}: {state.detail}", held))
+            stage = plan.stages[key]
+            log = frontier.store.folder(stage.kind, key).attempt(state.generation) / "log"
+            found.append((f"{state.name}: {stage.label}: {state.detail}", held, str(log) if log.exists() else ""))
     return found
 
 
@@ -86,6 +94,7 @@ def tidy(frame: Frame) -> list[dict[str, Any]]:
                 "kept": metrics.get("kept"),
                 "prunable": metrics.get("prunable"),
                 "hole": line.reason,
+                "cause": line.cause,
                 "key": line.key,
             }
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from harness.axes import DENSE
 from harness.catalog import DATASETS, Dataset
+from harness.errors import short
 from harness.form import Table
 from harness.report.frame import Frame, Line
 
@@ -196,6 +197,9 @@ def _caption(table: Table, lines: Sequence[Line], frame: Frame) -> str:
     notes = {note for line in lines if line.result and (note := line.result.metrics.get("note"))}
     if any(line.cell.mask.name == DENSE for line in lines) and "sparsity" in table.columns:
         sentences.append("The dense network is the same under every sparsity.")
+    causes = sorted({f"{line.reason}: {line.cause}" for line in lines if line.cause})
+    if causes:
+        sentences.append("Holes: " + "; ".join(short(cause, 120) for cause in causes[:3]) + ".")
     return " ".join([*sentences, *sorted(notes)])
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from harness.report.frame import Frame, tidy
 from harness.report.tables import Entry, Grid
@@ -58,19 +59,38 @@ def write_report(folder: Path, name: str, frame: Frame, grids: Sequence[Grid]) -
     return paths
 
 
-def on_terminal(grid: Grid) -> RichTable:
-    """Return a grid for the terminal."""
-    table = RichTable(title=grid.name, caption=grid.caption, title_justify="left", caption_justify="left")
-    for head in grid.heads:
-        table.add_column(head)
+def on_terminal(grid: Grid, width: int) -> list[RichTable]:
+    """Return a grid for the terminal, as several tables one below the other where it is too wide for one."""
+    labels = [max(len(head), *(len(row[n]) for row in grid.row_keys)) for n, head in enumerate(grid.heads)]
+    room = width - sum(size + 3 for size in labels) - 1
+    parts: list[list[tuple[str, ...]]] = [[]]
+    used = 0
     for column in grid.column_keys:
-        table.add_column("\n".join(column), no_wrap=True)
+        size = 3 + max(*map(len, column), *(len(grid.entry(row, column).text) for row in grid.row_keys), 1)
+        if parts[-1] and used + size > room:
+            parts.append([])
+            used = 0
+        parts[-1].append(column)
+        used += size
+    tables = [_rich_table(grid, columns, labels) for columns in parts]
+    tables[0].title = grid.name
+    tables[-1].caption = grid.caption
+    return tables
+
+
+def _rich_table(grid: Grid, columns: Sequence[tuple[str, ...]], labels: Sequence[int]) -> RichTable:
+    table = RichTable(title_justify="left", caption_justify="left")
+    for head, size in zip(grid.heads, labels, strict=True):
+        table.add_column(Text(head), min_width=size, no_wrap=True)
+    for column in columns:
+        table.add_column(Text("\n".join(column)), no_wrap=True)
     previous: tuple[str, ...] | None = None
     for row in grid.row_keys:
-        if previous and len(row) > 1 and previous[0] != row[0]:
+        first = previous is None or previous[0] != row[0]
+        if previous and first and len(row) > 1:
             table.add_section()
-        shown = [*row] if not previous or previous[0] != row[0] or len(row) == 1 else ["", *row[1:]]
-        table.add_row(*shown, *(grid.entry(row, column).text for column in grid.column_keys))
+        shown = [*row] if first or len(row) == 1 else ["", *row[1:]]
+        table.add_row(*map(Text, shown), *(Text(grid.entry(row, column).text) for column in columns))
         previous = row
     return table
 

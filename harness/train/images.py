@@ -46,10 +46,22 @@ def encode(decoded: Decoded, size: int, content: str) -> tuple[dict[str, Tensor]
             )
         if labels.min() < 0 or labels.max() >= len(decoded.classes):
             raise UserError(f"the data set's {split} labels lie outside its {len(decoded.classes)} classes")
+        if (
+            split == "train"
+            and (empty := np.flatnonzero(np.bincount(labels, minlength=len(decoded.classes)) == 0)).size
+        ):
+            raise UserError(
+                f"the data set has no training image of class {decoded.classes[empty[0]]!r} (label {empty[0]})"
+            )
         if size:
             images = resize(images, size)
         tensors[f"{split}.images"] = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
         tensors[f"{split}.labels"] = torch.from_numpy(labels.astype(np.int64, copy=True))
+    if tensors["train.images"].shape[1:] != tensors["test.images"].shape[1:]:
+        raise UserError(
+            f"train images are {list(tensors['train.images'].shape[1:])}, test images "
+            f"{list(tensors['test.images'].shape[1:])} [C, H, W]; set resize: 32 (or another size) in the protocol"
+        )
     pixels = tensors["train.images"].numpy()
     count = pixels.size / pixels.shape[1]
     sums = pixels.sum((0, 2, 3), dtype=np.uint64).astype(float)

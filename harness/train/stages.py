@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ from harness.train.images import Images, encode
 from harness.train.loop import Training, Watcher, train
 from harness.train.optimizers import load_named_state, named_state
 from tost.catalog import MASKS, MODELS, PARTS, PER_CLASS, resolve, settings
-from tost.masks import Masks, find_masks, imp_count, keep_count, prunable
+from tost.masks import MaskError, Masks, find_masks, imp_count, keep_count, prunable
 from tost.masks.apply import apply_masks, check_masks
 from tost.masks.io import load_masks, save_masks
 from tost.recipe import Part
@@ -132,13 +134,19 @@ def _decoded(value: Any) -> Decoded:
         return value
     try:
         (train_images, train_labels), (test_images, test_labels) = value
-        classes = tuple(map(str, range(int(max(max(train_labels), max(test_labels))) + 1)))
     except (TypeError, ValueError):
         raise UserError(
             f"the data set returned {type(value).__name__}; "
             "it must return ((images, labels), (images, labels)) of train and test"
         ) from None
-    return Decoded(train_images, train_labels, test_images, test_labels, classes)
+    labels = [np.asarray(split) for split in (train_labels, test_labels)]
+    for split in labels:
+        if split.ndim != 1 or split.dtype.kind not in "iu" or not len(split):
+            raise UserError(
+                f"the data set's labels are {split.dtype}{list(split.shape)}; they must be whole numbers [N] from 0 on"
+            )
+    classes = tuple(map(str, range(int(max(split.max() for split in labels)) + 1)))
+    return Decoded(train_images, labels[0].astype(np.int64), test_images, labels[1].astype(np.int64), classes)
 
 
 def _open_images(order: Order) -> Images:
@@ -160,7 +168,23 @@ def _build(order: Order, images: Images) -> nn.Module:
         model = build(images.classes, images.shape[0], **spec.get("args", {}))
     if not isinstance(model, nn.Module):
         raise UserError(f"the architecture returned {type(model).__name__}; it must return a torch.nn.Module")
+    _check_outputs(model, images)
     return model.to(images.device)
+
+
+def _check_outputs(model: nn.Module, images: Images) -> None:
+    """Raise UserError where a network does not map images to logits: torch would say so late, or not at all."""
+    shape = list(images.shape)
+    try:
+        with torch.no_grad():
+            logits = copy.deepcopy(model).cpu().eval()(torch.zeros(2, *shape))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise UserError(
+            f"the network cannot take images of shape {shape} [channels, height, width]: {error}"
+        ) from error
+    if not isinstance(logits, Tensor) or list(logits.shape) != [2, images.classes]:
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"the network returns {got} for 2 images; it must return logits [2, {images.classes}]")
 
 
 def _mask(order: Order, watch: Watcher) -> Outcome:
@@ -174,6 +198,8 @@ def _mask(order: Order, watch: Watcher) -> Outcome:
         within = masks or None
     weights = prunable(model, spec["prunable"])
     total = sum(weight.numel() for weight in weights.values())
+    if not total:
+        raise UserError(f"the network has no weight to prune: no Conv2d or Linear layer in the set {spec['prunable']}")
     level = spec["sparsity"].get("imp")
     keep = imp_count(total, level) if level else keep_count(total, Fraction(spec["sparsity"]["density"]))
     score = _load(order, MASKS, spec["method"])
@@ -185,7 +211,10 @@ def _mask(order: Order, watch: Watcher) -> Outcome:
     }
     if "batches" in inspect.signature(score).parameters:
         offered["batches"] = images.per_class(spec["ticket_seed"], int(knobs.get("per_class", PER_CLASS.default)))
-    masks = find_masks(score, model, keep, which=spec["prunable"], within=within, **composed, offered=offered)
+    try:
+        masks = find_masks(score, model, keep, which=spec["prunable"], within=within, **composed, offered=offered)
+    except MaskError as error:
+        raise UserError(str(error)) from error
     draft = Path(order.attempt) / "mask.safetensors"
     save_masks(masks, draft)
     layers = {name: [int(mask.sum()), mask.numel()] for name, mask in masks.items()}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from tests.conftest import claims, descendants, hashes, results, until
 
@@ -134,14 +137,18 @@ def test_a_failing_cell_stops_no_other_and_is_listed(sweep: Run, project: Path) 
     done = sweep("tiny.yaml", "--only", "seed=0")
     assert done.returncode == 1
     assert "3 of 5 cells done" in done.stderr
-    assert "no score today (bad.py:2); 2 cells wait for it" in done.stderr
+    assert "no score today (bad.py:2); 2 cells held back" in done.stderr
     assert "Traceback" not in done.stderr
-    assert "[1 failed above]" in done.stdout
+    assert "[1 mask failed]" in done.stdout
+    assert "Holes: 'mask failed: RuntimeError: no score today (bad.py:2)'" in " ".join(done.stdout.split())
+    (log,) = re.findall(r"log: (\S+)", done.stderr)
+    assert "Traceback" in (project / log).read_text()
+    assert sweep("tiny.yaml", "--only", "seed=0", "--retry", "cod").returncode == 2
     before = claims(project / "runs")
     assert sweep("tiny.yaml", "--only", "seed=0").returncode == 1
     assert claims(project / "runs") == before, "a failure is not tried again by itself"
     retried = sweep("tiny.yaml", "--only", "seed=0", "--retry", "code")
-    assert "1 failed stages released" in retried.stderr
+    assert "1 failed stage released" in retried.stderr
     assert sum(claims(project / "runs").values()) == sum(before.values()) + 2
 
 
@@ -159,7 +166,7 @@ def test_a_diverging_training_is_recorded_with_its_step(sweep: Run, project: Pat
     (project / "tiny.yaml").write_text(text.replace("./thin.py:build", "./nan.py:build"))
     done = sweep("tiny.yaml", "--only", "mask=dense,seed=0")
     assert done.returncode == 1
-    assert "diverged: the loss is not finite at epoch 1, step 1" in done.stderr
+    assert "diverged: digits thin dense default seed 0: the loss is not finite at epoch 1, step 1" in done.stderr
     assert "[1 diverged]" in done.stdout
 
 
@@ -250,3 +257,50 @@ def test_on_a_login_node_the_local_launcher_waits_to_be_named(sweep: Run, projec
         [*command, "--via", "local"], cwd=project, env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            "nn.Sequential(nn.Flatten(), nn.Linear(64, 2 * classes))",
+            "the network returns [2, 20] for 2 images; it must return",
+        ),
+        ("nn.Conv2d(3, 4, 3)", "the network cannot take images of shape [1, 8, 8] [C, H, W]: "),
+        ("None", "the architecture returned NoneType; it must return a torch.nn.Module"),
+        ("nn.Sequential(nn.AdaptiveAvgPool2d((1, 10)), nn.Flatten())", "the network has no weight to prune"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_said_in_a_sentence(body: str, said: str, sweep: Run, project: Path) -> None:
+    (project / "thin.py").write_text(f"from torch import nn\n\ndef build(classes, channels):\n    return {body}\n")
+    done = sweep("tiny.yaml", "--only", "seed=0,mask=random,recipe=ls")
+    assert done.returncode == 1
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("None", "the score returned NoneType; it must return {parameter name: tensor}"),
+        ("{'x': 1}", "the score returned nothing for '0.weight'"),
+        ("dict.fromkeys(['0.weight', '3.weight', '8.weight'], 1.0)", "the score of '0.weight' has shape float"),
+        ("{n: w.detach() / 0 for n, w in prunable(model).items()}", "the scores of '0.weight' are not all finite"),
+    ],
+)
+def test_a_score_that_makes_no_mask_is_said_in_a_sentence(body: str, said: str, sweep: Run, project: Path) -> None:
+    source = f"from tost.masks import prunable\n\ndef score(model):\n    return {body}\n"
+    (project / "bad.py").write_text(source)
+    text = (project / "tiny.yaml").read_text().replace("mask: [random, lth]", "mask: bad")
+    text = text.replace('thin: "./thin.py:build"', 'thin: "./thin.py:build", bad: "./bad.py:score"')
+    (project / "tiny.yaml").write_text(text)
+    done = sweep("tiny.yaml", "--only", "seed=0,mask=bad,recipe=ls")
+    assert done.returncode == 1
+    assert said in done.stderr
+
+
+def test_a_store_that_cannot_be_one_is_said(sweep: Run, project: Path) -> None:
+    (project / "file").write_text("")
+    for place in ("file", "file/below"):
+        done = sweep("tiny.yaml", "--plan", "--store", place)
+        assert done.returncode == 2
+        assert "file is a file; name a folder" in done.stderr

@@ -117,7 +117,7 @@ def test_a_stage_that_kills_every_trainer_is_given_up(project: Path, sweep: Run)
     )
     done = sweep("tiny.yaml", "--only", "seed=0")
     assert done.returncode == 1
-    assert "(3 times in a row); 2 cells wait for it" in done.stderr
+    assert "(3 times in a row); 2 cells held back" in done.stderr
     assert "3 of 5 cells done" in done.stderr
 
 

@@ -16,7 +16,7 @@ from harness.check import load_sweep
 from harness.form import TABLES, Table
 from harness.report.frame import Frame, Line
 from harness.report.tables import Entry, Grid, build
-from harness.report.writers import write_report
+from harness.report.writers import on_terminal, write_report
 from harness.store import Artifact, Result
 
 SWEEP = """
@@ -118,6 +118,21 @@ def test_a_caption_says_how_the_numbers_came_about(frame: Frame) -> None:
 def test_a_single_seed_has_no_deviation() -> None:
     assert Entry((91.234,)).text == "91.23 (1)"
     assert Entry((), (), ("failed", "failed", "missing")).text == "– [2 failed, 1 missing]"
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_on_a_terminal_no_label_or_number_is_cut(width: int, frame: Frame) -> None:
+    from rich.console import Console
+
+    made = grid(frame)
+    out = Console(width=width, record=True, file=io.StringIO())
+    out.print(*on_terminal(made, width), sep="\n")
+    text = out.export_text()
+    for row in made.row_keys:
+        for column in made.column_keys:
+            assert made.entry(row, column).text in text
+    assert "…" not in text
+    assert text.count("recipe") >= len(on_terminal(made, width))
 
 
 def test_every_format_is_written_and_the_numbers_are_unrounded(frame: Frame, tmp_path: Path) -> None:

@@ -1,7 +1,17 @@
 """Masks: which weights of a network are kept, found by a score and an exact selection."""
 
 from tost.masks.apply import Masks, apply_masks, density, prunable
-from tost.masks.find import find_masks
+from tost.masks.find import MaskError, find_masks
 from tost.masks.select import imp_count, keep_count, select
 
-__all__ = ["Masks", "apply_masks", "density", "find_masks", "imp_count", "keep_count", "prunable", "select"]
+__all__ = [
+    "MaskError",
+    "Masks",
+    "apply_masks",
+    "density",
+    "find_masks",
+    "imp_count",
+    "keep_count",
+    "prunable",
+    "select",
+]

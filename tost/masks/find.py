@@ -17,6 +17,10 @@ from tost.masks.select import select
 Score = Callable[..., Mapping[str, Tensor]]
 
 
+class MaskError(ValueError):
+    """A score returned something that no mask can be made of."""
+
+
 def find_masks(
     score: Score,
     model: nn.Module,
@@ -33,7 +37,7 @@ def find_masks(
     `steps` > 1 scores again and again, the pruned weights being 0, down the exponential schedule
     N·(keep/N)^(t/steps) (SynFlow). `offered` holds what a score may ask for by parameter name (batches, shape,
     generator, knobs). The model is not changed.
-    Raises ValueError when the scores do not cover the prunable set, have other shapes, or are not finite.
+    Raises MaskError when the scores do not cover the prunable set, have other shapes, or are not finite.
     """
     weights = prunable(model, which)
     total = sum(weight.numel() for weight in weights.values())
@@ -49,14 +53,17 @@ def find_masks(
     return masks
 
 
-def _covering(scores: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _covering(scores: object, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if not isinstance(scores, Mapping):
+        raise MaskError(f"the score returned {type(scores).__name__}; it must return {{parameter name: tensor}}")
     for name, weight in weights.items():
         if name not in scores:
-            raise ValueError(f"the score returned nothing for {name!r}; it must cover every prunable weight")
-        if scores[name].shape != weight.shape:
-            raise ValueError(
-                f"the score of {name!r} has shape {tuple(scores[name].shape)}; the weight has {tuple(weight.shape)}"
-            )
+            raise MaskError(f"the score returned nothing for {name!r}; it must cover every prunable weight")
+        if not isinstance(scores[name], Tensor) or scores[name].shape != weight.shape:
+            got = tuple(getattr(scores[name], "shape", ())) or type(scores[name]).__name__
+            raise MaskError(f"the score of {name!r} has shape {got}; the weight has {tuple(weight.shape)}")
+        if not bool(torch.isfinite(scores[name]).all()):
+            raise MaskError(f"the scores of {name!r} are not all finite")
     return {name: scores[name] for name in weights}
 
 
