@@ -46,13 +46,9 @@ def encode(decoded: Decoded, size: int, content: str) -> tuple[dict[str, Tensor]
             )
         if labels.min() < 0 or labels.max() >= len(decoded.classes):
             raise UserError(f"the data set's {split} labels lie outside its {len(decoded.classes)} classes")
-        if (
-            split == "train"
-            and (empty := np.flatnonzero(np.bincount(labels, minlength=len(decoded.classes)) == 0)).size
-        ):
-            raise UserError(
-                f"the data set has no training image of class {decoded.classes[empty[0]]!r} (label {empty[0]})"
-            )
+        counts = np.bincount(labels, minlength=len(decoded.classes))
+        if split == "train" and counts.min() == 0:
+            raise UserError(f"the data set has no training image of label {int(counts.argmin())}; labels run from 0 on")
         if size:
             images = resize(images, size)
         tensors[f"{split}.images"] = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())

@@ -266,7 +266,7 @@ def test_on_a_login_node_the_local_launcher_waits_to_be_named(sweep: Run, projec
             "nn.Sequential(nn.Flatten(), nn.Linear(64, 2 * classes))",
             "the network returns [2, 20] for 2 images; it must return",
         ),
-        ("nn.Conv2d(3, 4, 3)", "the network cannot take images of shape [1, 8, 8] [C, H, W]: "),
+        ("nn.Conv2d(3, 4, 3)", "the network cannot take images of shape [1, 8, 8] [channels, height, width]: "),
         ("None", "the architecture returned NoneType; it must return a torch.nn.Module"),
         ("nn.Sequential(nn.AdaptiveAvgPool2d((1, 10)), nn.Flatten())", "the network has no weight to prune"),
     ],
