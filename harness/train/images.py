@@ -58,24 +58,27 @@ def encode(decoded: Decoded, size: int, content: str) -> tuple[dict[str, Tensor]
             f"train images are {list(tensors['train.images'].shape[1:])}, test images "
             f"{list(tensors['test.images'].shape[1:])} [C, H, W]; set resize: 32 (or another size) in the protocol"
         )
-    pixels = tensors["train.images"].numpy()
-    count = pixels.size / pixels.shape[1]
-    sums = pixels.sum((0, 2, 3), dtype=np.uint64).astype(float)
-    squares = np.array(
-        [np.square(pixels[:, c], dtype=np.uint32).sum(dtype=np.uint64) for c in range(pixels.shape[1])], float
-    )
-    mean = sums / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 1.0))
+    mean, std = _moments(tensors["train.images"].numpy())
     about = {
         "classes": list(decoded.classes),
-        "mean": [round(m / 255, 8) for m in mean],
-        "std": [round(s / 255, 8) for s in std],
+        "mean": mean,
+        "std": std,
         "content": content,
         "note": decoded.note,
     }
     # One entry only: safetensors writes several in an order that changes from process to process.
     metadata = {"about": json.dumps(about, sort_keys=True)}
     return tensors, metadata
+
+
+def _moments(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation by channel of images [N, C, H, W], in 0 .. 1, summed as whole numbers."""
+    count = pixels.size / pixels.shape[1]
+    sums = pixels.sum((0, 2, 3), dtype=np.uint64).astype(float)
+    squares = [int(np.square(pixels[:, c], dtype=np.uint32).sum(dtype=np.uint64)) for c in range(pixels.shape[1])]
+    mean = sums / count
+    std = np.sqrt(np.maximum(np.array(squares, float) / count - mean**2, 1.0))
+    return [round(m / 255, 8) for m in mean.tolist()], [round(s / 255, 8) for s in std.tolist()]
 
 
 @dataclass(frozen=True)

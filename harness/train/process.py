@@ -26,7 +26,8 @@ from harness.plugins import forget_frozen
 from harness.store import file_sha256, write_whole
 from harness.train.checkpoint import save_checkpoint
 from harness.train.loop import Diverged, Training
-from harness.train.stages import Corrupt, Order, run_stage, state_tensors
+from harness.train.order import Corrupt, Order
+from harness.train.stages import run_stage, state_tensors
 
 TELL_EVERY = 0.5
 """Seconds between two progress messages."""

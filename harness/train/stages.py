@@ -2,111 +2,43 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from safetensors.torch import save
+from torch import Tensor
 
 from harness.catalog import DATASETS, LOSSES, OPTIMIZERS, SCHEDULES
 from harness.errors import UserError
-from harness.plugins import load_frozen
 from harness.protocol import Protocol
-from harness.store import file_sha256
-from harness.train.checkpoint import load_checkpoint
+from harness.train.checkpoint import Position, load_checkpoint
 from harness.train.decode import Decoded
-from harness.train.draws import global_draws, stream
-from harness.train.images import Images, encode
+from harness.train.images import encode
 from harness.train.loop import Training, Watcher, train
+from harness.train.network import build, load_method, open_images
 from harness.train.optimizers import load_named_state, named_state
-from tost.catalog import MASKS, MODELS, PARTS, PER_CLASS, resolve, settings
-from tost.masks import MaskError, Masks, find_masks, imp_count, keep_count, prunable
+from harness.train.order import Order, Outcome
+from harness.train.scoring import make_mask
+from tost.catalog import PARTS, resolve
+from tost.masks import Masks
 from tost.masks.apply import apply_masks, check_masks
-from tost.masks.io import load_masks, save_masks
+from tost.masks.io import load_masks
 from tost.recipe import Part
 
 
-class Corrupt(Exception):
-    """A parent's artifact is not what its result says it is."""
-
-    def __init__(self, role: str) -> None:
-        super().__init__(f"the {role} artifact is damaged: its bytes are not the ones its result names")
-        self.role = role
-
-
-@dataclass(frozen=True)
-class Order:
-    """A stage to run, as the supervisor sends it to the trainer."""
-
-    key: str
-    kind: str
-    spec: Mapping[str, Any]
-    store: str
-    attempt: str
-    earlier: tuple[str, ...]
-    """Folders of earlier attempts, where checkpoints may lie."""
-    parents: Mapping[str, tuple[str, str]]
-    """Role -> (path, SHA-256) of the parent's artifact."""
-    place: str = ""
-    device: str = "cpu"
-    threads: int = 1
-    checkpoint_every: float = 300.0
-
-    def parent(self, role: str) -> Path:
-        """Return the path of a parent's artifact, its checksum verified. Raises Corrupt."""
-        path, sha256 = self.parents[role]
-        if (path, sha256) not in _verified:
-            try:
-                if file_sha256(Path(path)) != sha256:
-                    raise Corrupt(role)
-            except OSError:
-                raise Corrupt(role) from None
-            _verified.add((path, sha256))
-        return Path(path)
-
-    @property
-    def read(self) -> dict[str, str]:
-        """Return role -> SHA-256 of what this stage reads."""
-        return {role: sha256 for role, (_, sha256) in self.parents.items()}
-
-
-_verified: set[tuple[str, str]] = set()
-_images: dict[tuple[Any, ...], Images] = {}
-
-
-@dataclass
-class Outcome:
-    """What a stage made: the artifact's draft in the attempt's folder, and metrics."""
-
-    draft: Path
-    metrics: dict[str, Any]
-    details: dict[str, Any] = field(default_factory=dict)
-
-
 def run_stage(order: Order, watch: Watcher) -> Outcome:
-    """Run one stage to its end."""
-    kinds: Mapping[str, Callable[[Order, Watcher], Outcome]] = {"data": _data, "mask": _mask, "train": _train}
-    return kinds[order.kind](order, watch)
+    """Run one stage to its end; only a training has steps to watch."""
+    if order.kind == "train":
+        return _train(order, watch)
+    return _data(order) if order.kind == "data" else make_mask(order)
 
 
-def _load(order: Order, table: Mapping[str, Any], spec: Mapping[str, Any]) -> Any:
-    """Import a method: a catalog's by name, a user's own from its frozen copy."""
-    if "source" in spec:
-        return load_frozen(Path(order.store), spec["source"], spec["path"])
-    return resolve(table[spec["name"]].path)
-
-
-def _data(order: Order, watch: Watcher) -> Outcome:
+def _data(order: Order) -> Outcome:
     spec = order.spec
-    read = _load(order, DATASETS, spec["dataset"])
+    read = load_method(order, DATASETS, spec["dataset"])
     args = dict(spec["dataset"].get("args", {}))
     if "source" in spec["dataset"]:
         accepted = inspect.signature(read).parameters
@@ -149,101 +81,28 @@ def _decoded(value: Any) -> Decoded:
     return Decoded(train_images, labels[0].astype(np.int64), test_images, labels[1].astype(np.int64), classes)
 
 
-def _open_images(order: Order) -> Images:
-    """Return the data set on the device; the last one is kept, since a worker's next stage mostly uses it again."""
-    path = order.parent("data")
-    view = {name: order.spec.get(name) for name in ("dev", "normalize", "augment")}
-    key = (str(path), json.dumps(view), order.device)
-    if key not in _images:
-        _images.clear()
-        _images[key] = Images(path, view, torch.device(order.device))
-    return _images[key]
-
-
-def _build(order: Order, images: Images) -> nn.Module:
-    """Build the network with the initial weights of the ticket seed."""
-    spec = order.spec["arch"]
-    build = _load(order, MODELS, spec)
-    with global_draws(order.spec["ticket_seed"], "init"):
-        model = build(images.classes, images.shape[0], **spec.get("args", {}))
-    if not isinstance(model, nn.Module):
-        raise UserError(f"the architecture returned {type(model).__name__}; it must return a torch.nn.Module")
-    _check_outputs(model, images)
-    return model.to(images.device)
-
-
-def _check_outputs(model: nn.Module, images: Images) -> None:
-    """Raise UserError where a network does not map images to logits: torch would say so late, or not at all."""
-    shape = list(images.shape)
-    try:
-        with torch.no_grad():
-            logits = copy.deepcopy(model).cpu().eval()(torch.zeros(2, *shape))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise UserError(
-            f"the network cannot take images of shape {shape} [channels, height, width]: {error}"
-        ) from error
-    if not isinstance(logits, Tensor) or list(logits.shape) != [2, images.classes]:
-        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"the network returns {got} for 2 images; it must return logits [2, {images.classes}]")
-
-
-def _mask(order: Order, watch: Watcher) -> Outcome:
-    spec, images = order.spec, _open_images(order)
-    model = _build(order, images)
-    within = None
-    if "trained" in order.parents:
-        tensors = load_file(order.parent("trained"))
-        masks = {name.removeprefix("mask/"): t.bool() for name, t in tensors.items() if name.startswith("mask/")}
-        model.load_state_dict({n: t for n, t in tensors.items() if not n.startswith("mask/")})
-        within = masks or None
-    weights = prunable(model, spec["prunable"])
-    total = sum(weight.numel() for weight in weights.values())
-    if not total:
-        raise UserError(f"the network has no weight to prune: no Conv2d or Linear layer in the set {spec['prunable']}")
-    level = spec["sparsity"].get("imp")
-    keep = imp_count(total, level) if level else keep_count(total, Fraction(spec["sparsity"]["density"]))
-    score = _load(order, MASKS, spec["method"])
-    given = spec["method"].get("args", {})
-    knobs = dict(given) if "source" in spec["method"] else settings(MASKS[spec["method"]["name"]], given)
-    offered = {**knobs, "shape": images.shape, "generator": stream(spec["ticket_seed"], "mask")}
-    composed = {
-        name: offered.pop(name) for name in ("steps", "scope") if name in offered and "source" not in spec["method"]
-    }
-    if "batches" in inspect.signature(score).parameters:
-        offered["batches"] = images.per_class(spec["ticket_seed"], int(knobs.get("per_class", PER_CLASS.default)))
-    try:
-        masks = find_masks(score, model, keep, which=spec["prunable"], within=within, **composed, offered=offered)
-    except MaskError as error:
-        raise UserError(str(error)) from error
-    draft = Path(order.attempt) / "mask.safetensors"
-    save_masks(masks, draft)
-    layers = {name: [int(mask.sum()), mask.numel()] for name, mask in masks.items()}
-    empty = [name for name, (kept, _) in layers.items() if kept == 0]
-    return Outcome(draft, {"kept": keep, "total": total, "layers": layers, "empty_layers": empty})
-
-
 def _train(order: Order, watch: Watcher) -> Outcome:
-    run, masks = _training(order)
+    run, masks = prepare(order)
     resumed = load_checkpoint([Path(order.attempt), *map(Path, order.earlier)], order.read)
     if resumed is not None:
-        _resume(run, *resumed)
+        resume(run, *resumed)
     train(run, watch)
     for part in run.parts:
         part.detach()
     return _trained(order, run, masks)
 
 
-def _training(order: Order) -> tuple[Training, Masks]:
+def prepare(order: Order) -> tuple[Training, Masks]:
     """Put a training together: network, masks, recipe, optimizer, all as they are before the first step."""
-    spec, images = order.spec, _open_images(order)
+    spec, images = order.spec, open_images(order)
     protocol = Protocol(**{k: v for k, v in spec["protocol"].items() if k != "versions"})
-    model = _build(order, images)
+    model = build(order, images)
     masks = load_masks(order.parent("mask")) if "mask" in order.parents else {}
     check_masks(model, masks)
     apply_masks(model, masks)
     parts: list[Part] = []
     for part in spec["recipe"]:
-        parts.append(_load(order, PARTS, part)(**part.get("args", {})))
+        parts.append(load_method(order, PARTS, part)(**part.get("args", {})))
         parts[-1].attach(model)
     optimizer = resolve(OPTIMIZERS[protocol.optimizer].path)(model.parameters(), protocol)
     schedule = resolve(SCHEDULES[protocol.schedule].path)
@@ -269,7 +128,8 @@ def state_tensors(run: Training) -> dict[str, Tensor]:
     return tensors | {f"optimizer/{name}": value for name, value in named_state(run.optimizer, run.model).items()}
 
 
-def _resume(run: Training, position: Any, tensors: dict[str, Tensor]) -> None:
+def resume(run: Training, position: Position, tensors: dict[str, Tensor]) -> None:
+    """Put a prepared training where a checkpoint stood."""
     run.position = position
     run.go_to(run.done)
     run.model.load_state_dict({n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")})

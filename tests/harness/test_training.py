@@ -22,7 +22,8 @@ from harness.train.checkpoint import Position, load_checkpoint, save_checkpoint
 from harness.train.draws import seed_for, stream
 from harness.train.images import Images
 from harness.train.loop import Diverged, Training, train
-from harness.train.stages import Corrupt, Order, _resume, _training, run_stage, state_tensors
+from harness.train.order import Corrupt, Order
+from harness.train.stages import prepare, resume, run_stage, state_tensors
 
 
 class Watcher:
@@ -88,7 +89,7 @@ def _made(order: Order) -> tuple[str, str]:
 
 
 def finish(order: Order) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    run, _ = _training(order)
+    run, _ = prepare(order)
     train(run, Watcher())
     return {k: v.clone() for k, v in run.model.state_dict().items()}, run.position.rows
 
@@ -105,19 +106,19 @@ def test_a_training_cut_anywhere_and_resumed_ends_the_same_to_the_bit(
 ) -> None:
     order = orders(extra, recipe)["train"]
     weights, rows = finish(order)
-    total = 3 * _training(order)[0].steps
+    total = 3 * prepare(order)[0].steps
     for cut in (1, random.Random(recipe + extra).randrange(2, total - 1), total - 1, total):
-        run, _ = _training(order)
+        run, _ = prepare(order)
         with pytest.raises(Pause):
             train(run, Watcher(cut))
         attempt = tmp_path / f"cut-{cut}"
         attempt.mkdir()
         save_checkpoint(attempt, run.done, run.position, state_tensors(run), order.read)
         torch.manual_seed(cut)  # whatever the global state is
-        resumed, _ = _training(order)
+        resumed, _ = prepare(order)
         found = load_checkpoint([attempt], order.read)
         assert found is not None
-        _resume(resumed, *found)
+        resume(resumed, *found)
         assert resumed.done == cut
         train(resumed, Watcher())
         assert_close(dict(resumed.model.state_dict()), weights, rtol=0, atol=0)
@@ -127,7 +128,7 @@ def test_a_training_cut_anywhere_and_resumed_ends_the_same_to_the_bit(
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_pruned_weights_are_exactly_zero_after_every_step(recipe: str, orders: Callable[..., dict[str, Order]]) -> None:
     order = orders(", nesterov: true, weight_decay: 0.01", recipe)["train"]
-    run, masks = _training(order)
+    run, masks = prepare(order)
 
     class Look(Watcher):
         def after_step(self, training: Training, due: Callable[[], None]) -> None:
@@ -157,7 +158,7 @@ def test_another_seed_orders_and_starts_otherwise(orders: Callable[..., dict[str
 
 
 def test_a_dead_loss_is_caught_in_its_step(orders: Callable[..., dict[str, Order]]) -> None:
-    run, _ = _training(orders()["train"])
+    run, _ = prepare(orders()["train"])
     plain, calls = run.criterion, iter(range(10**6))
     run.criterion = lambda logits, labels: plain(logits, labels) * (float("nan") if next(calls) == 30 else 1)
     with pytest.raises(Diverged) as caught:
