@@ -68,21 +68,41 @@ def test_a_lost_mask_is_made_again_only_when_something_needs_it(sweep: Run, proj
     assert {key: hashes(store)[key] for key in made} == made
 
 
-def test_children_run_again_when_a_rebuilt_parent_differs(sweep: Run, project: Path) -> None:
+def test_children_run_again_only_when_a_rebuilt_parent_differs(sweep: Run, project: Path) -> None:
+    from harness.store import Artifact, Result, file_sha256
+    from tost.masks.io import load_masks, save_masks
+
     chosen = ("--only", "mask=random,seed=0,recipe=default")
     assert sweep("tiny.yaml", *chosen).returncode == 0
     store = project / "runs"
     (mask,) = (store / "stages" / "mask").glob("*/*")
     (child,) = (store / "stages" / "train").glob("*/*")
-    from harness.store import Artifact, Result
-
     old = Result.load(mask / "result-0001.json", 1)
     assert old is not None
-    other = Result(2, Artifact("0" * 64, old.artifact.bytes), old.parents)
-    (mask / "result-0002.json").write_bytes(other.dump())  # another machine's rebuild, its artifact lost since
+
+    def rebuilt(edition: int, shift: int) -> str:
+        """Publish another edition of the mask, as another kind of machine might: the same weights kept, or others."""
+        masks = load_masks(mask / old.artifact.file)
+        save_masks({name: m.flatten().roll(shift).view(m.shape) for name, m in masks.items()}, mask / "draft")
+        sha256 = file_sha256(mask / "draft")
+        (mask / "draft").rename(mask / f"{sha256}.safetensors")
+        artifact = Artifact(sha256, (mask / f"{sha256}.safetensors").stat().st_size)
+        result = Result(edition, artifact, old.parents, old.metrics)
+        (mask / f"result-{edition:04d}.json").write_bytes(result.dump())
+        return sha256
+
+    assert rebuilt(2, 0) == old.artifact.sha256
     assert sweep("tiny.yaml", *chosen).returncode == 0
-    assert len(results(store)[mask.name]) == 3
-    assert claims(store)[child.name] == 1, "the third edition is the first one's content again, so the child stands"
+    assert claims(store)[child.name] == 1, "the same content: the child stands"
+    other = rebuilt(3, 1)
+    assert other != old.artifact.sha256
+    assert sweep("tiny.yaml", *chosen).returncode == 0
+    assert claims(store)[mask.name] == 1
+    first, second = results(store)[child.name]
+    assert second["parents"][mask.name] == other
+    assert first["artifact"] != second["artifact"]
+    assert sweep("tiny.yaml", *chosen).returncode == 0
+    assert claims(store)[child.name] == 2, "and then it stands again"
 
 
 def test_a_damaged_artifact_is_set_aside_and_made_again(sweep: Run, project: Path) -> None:
@@ -223,6 +243,8 @@ def test_workers_leave_with_a_killed_driver(start: Callable[..., subprocess.Pope
     os.kill(process.pid, signal.SIGKILL)
     until(lambda: (claim.parent / "attempt-0001" / "end.json").exists())
     until(lambda: not [pid for pid in family if Path(f"/proc/{pid}").exists()])
+    assert json.loads((claim.parent / "attempt-0001" / "end.json").read_text())["outcome"] == "stopped"
+    assert list((claim.parent / "attempt-0001").glob("checkpoint-*"))
 
 
 def test_help_is_quick_and_loads_no_torch() -> None:

@@ -28,7 +28,7 @@ def test_knobs_are_the_parameters_with_plain_defaults(folder: Path) -> None:
 
 def test_finding_runs_nothing(folder: Path) -> None:
     (folder / "mine.py").write_text("raise SystemExit('run')\n" + GOOD)
-    find_plugin("./mine.py:score", folder)
+    assert find_plugin("./mine.py:score", folder).path == "mine.py:score"
 
 
 def test_the_source_covers_imported_siblings_and_not_the_folder(folder: Path, tmp_path: Path) -> None:
