@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.axes import DENSE, Choice, Names, Recipe, Sparsity
+from harness.catalog import DATASETS, Dataset
 from harness.errors import Fault, FileError
 from harness.expressions import Values
 from harness.protocol import Protocol
 from harness.spec import Sweep
 
 AXES = ("dataset", "arch", "mask", "sparsity", "recipe", "seed", "ticket_seed", "world", "protocol")
+USUAL = Dataset("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,16 @@ class Cell:
         """Return the value of an axis as a table prints it."""
         value = getattr(self, name) if name in AXES else dict(self.extra).get(name, getattr(self.protocol, name, ""))
         return getattr(value, "label", value)
+
+    @property
+    def images(self) -> Dataset:
+        """Return how the cell's images are treated; a user's own data set gets the usual treatment."""
+        return DATASETS.get(self.dataset.name, USUAL)
+
+    @property
+    def dev(self) -> str:
+        """Return how the dev split is cut."""
+        return self.images.dev if self.protocol.dev == "standard" else self.protocol.dev
 
     @property
     def label(self) -> str:

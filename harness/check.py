@@ -15,7 +15,7 @@ from harness.errors import Fault, FileError, UserError, short, usable_path
 from harness.expressions import Condition, parse_condition
 from harness.form import SweepFile, When, form_fault
 from harness.plugins import find_plugin
-from harness.protocol import Protocol, make_protocol
+from harness.protocol import ALONE, Protocol, make_protocol
 from harness.reading import Document, Path_, merge, read_document
 from harness.spec import Axes, Sweep, complaints
 from tost.catalog import MASKS, MODELS, PARTS, RECIPES, nearest
@@ -140,11 +140,8 @@ class _Check:
 
     def field(self, name: str, value: Any) -> Any:
         """Check one protocol field by itself; combinations are checked when cells are made."""
-        given = {name: value, **({"epochs": 100_000} if name in ("milestones", "warmup") else {})}
-        if name == "nesterov" or (name == "momentum" and value == 0):
-            given |= {"momentum": 0.5} if name == "nesterov" else {"nesterov": False}
         try:
-            return getattr(make_protocol("tost", given), name)
+            return getattr(Protocol.model_validate({name: value}, context=ALONE), name)
         except ValidationError as error:
             raise ValueError(complaints(error)[0].removeprefix(f"{name}: ")) from None
 

@@ -95,18 +95,7 @@ class Owner:
 
     def certainly_gone(self) -> bool:
         """Return True where all its processes ran on this machine and are gone. Never proves that it lives."""
-        if (self.host, self.boot, self.space) == machine():
-            return all(process.gone() for process in self.processes)
-        return (
-            self.host == machine()[0]
-            and self.space == machine()[2]
-            and self.boot != machine()[1]
-            and _boots_are_known(self)
-        )
-
-
-def _boots_are_known(owner: Owner) -> bool:
-    return not (owner.boot.startswith("unknown-") or machine()[1].startswith("unknown-"))
+        return (self.host, self.boot, self.space) == machine() and all(process.gone() for process in self.processes)
 
 
 @dataclass

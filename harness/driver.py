@@ -18,7 +18,7 @@ from harness.check import load_sweep
 from harness.claims import Observer
 from harness.display import Display, ask, span
 from harness.errors import UserError, printable
-from harness.frontier import Frontier
+from harness.frontier import Frontier, Survey
 from harness.launch.local import Machine, Workers, this_machine
 from harness.only import cell_filter
 from harness.plan import Plan
@@ -27,7 +27,7 @@ from harness.report.frame import failures, read_frame
 from harness.report.tables import build
 from harness.report.writers import on_terminal, write_report
 from harness.spec import MOST_CELLS, Sweep
-from harness.store import Store
+from harness.store import KINDS, Store
 from harness.worker import release
 from tost.catalog import nearest
 
@@ -95,7 +95,7 @@ class Driver:
 
     def lacks(self, via: str | None) -> list[str]:
         """Return what keeps the sweep from running, printed too."""
-        found = [*self.plan.missing, *([] if via == "local" else map(str, unlaunchable(self.sweep)))]
+        found = [*self.plan.missing(), *([] if via == "local" else map(str, unlaunchable(self.sweep)))]
         if via not in (None, "local"):
             found.append(f"--via {via}: not part of this version; use --via local")
         for sentence in found:
@@ -110,11 +110,7 @@ class Driver:
         needed = Counter(plan.stages[key].kind for key in survey.todo)
         united = f" ({plan.united} duplicates united)" if plan.united else ""
         lines = [f"{plan.name}: {len(plan.cells)} cells{united}, {len(plan.stages)} stages"]
-        lines += [
-            f"  {kind:8s} {kinds[kind]:7,}   to run {needed[kind]:7,}"
-            for kind in ("data", "mask", "rescale", "train")
-            if kinds[kind]
-        ]
+        lines += [f"  {kind:8s} {kinds[kind]:7,}   to run {needed[kind]:7,}" for kind in KINDS if kinds[kind]]
         states = ", ".join(f"{n:,} {name}" for name, n in sorted(counts.items()) if name != "done")
         lines.append(f"  to do: {states or 'nothing, all is there'}")
         lines.append(
@@ -145,18 +141,18 @@ class Driver:
             released = release(self.frontier, options.retry)
             typer.echo(f"{_count(released, 'failed stage')} released for another try", err=True)
         launch = self.sweep.file.launch
-        if not self.frontier.survey().todo:
+        survey = self.frontier.survey()
+        if not survey.todo:
             return self.report(interrupted=False)
         saved = self.plan.save(self.store, self.sweep, whole=not self.chosen)
         machine = this_machine(
             options.workers or launch.workers, options.threads or launch.threads, options.device or launch.device
         )
         argv = [self.plan.name, "--plan", saved.name, "--store", str(self.store.root), *options.argv, *machine.argv]
-        return self.report(self._work(argv, machine))
+        return self.report(self._work(argv, machine, survey))
 
-    def _work(self, argv: list[str], machine: Machine) -> bool:
+    def _work(self, argv: list[str], machine: Machine, survey: Survey) -> bool:
         """Start workers where something is to be done; return whether they were stopped."""
-        survey = self.frontier.survey()
         if not any(s.claimable or s.name == "running" for s in survey.todo.values()):
             return False
         machine = replace(machine, workers=min(machine.workers, len(survey.todo)))

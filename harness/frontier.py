@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from harness.claims import Observer, State, state_of
@@ -93,14 +92,6 @@ class Frontier:
     def state(self, stage: Stage) -> State:
         """Return the state of a stage that has no usable result."""
         return state_of(self.store.folder(stage.kind, stage.key), self.observer)
-
-    def ready(self, survey: Survey) -> Iterator[Stage]:
-        """Yield the stages whose parents are all usable, those with the longest chains below them first."""
-        heights = self.plan.heights
-        for key in sorted(survey.todo, key=lambda k: -heights[k]):
-            stage = self.plan.stages[key]
-            if not any(parent in survey.todo for parent in stage.parents.values()):
-                yield stage
 
     def blocked(self, survey: Survey) -> dict[str, str]:
         """Return the stages that cannot run because one above them failed, with that one's key."""

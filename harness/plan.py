@@ -39,7 +39,8 @@ class Plan:
     name: str
     stages: dict[str, Stage] = field(default_factory=dict)
     cells: list[tuple[Cell, str]] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
+    """Data stage -> which of its files are missing, and where they go."""
     plugins: list[Plugin] = field(default_factory=list)
     united: int = 0
 
@@ -57,6 +58,14 @@ class Plan:
             for parent in stage.parents.values():
                 heights[parent] = max(heights[parent], heights[stage.key])
         return heights
+
+    def missing(self) -> list[str]:
+        """Return what must be there before these cells can run, one sentence each."""
+        absent = dict.fromkeys(said for key, said in self.absent.items() if key in self.stages)
+        return [*absent] + [
+            f"world: {world}: training one cell with several processes is not part of this version; use world: 1"
+            for world in sorted({cell.world for cell, _ in self.cells} - {1})
+        ]
 
     def ancestors(self, key: str) -> set[str]:
         """Return a stage and everything it is made from."""
@@ -81,7 +90,7 @@ class Plan:
         chosen = list(cells)
         needed = set().union(*(self.ancestors(key) for key in {key for _, key in chosen})) if chosen else set()
         stages = {key: stage for key, stage in self.stages.items() if key in needed}
-        return Plan(self.name, stages, chosen, self.missing, self.plugins, self.united)
+        return Plan(self.name, stages, chosen, self.absent, self.plugins, self.united)
 
     def save(self, store: Store, sweep: Sweep, whole: bool) -> Path:
         """Write the plan for workers to read, the file as run and the plug-ins' frozen sources; return the plan's path.

@@ -40,7 +40,6 @@ def make_plan(sweep: Sweep, store: Store, data: Path) -> Plan:
             continue
         by_key[key] = cell
         plan.cells.append((cell, key))
-    plan.missing = planner.missing()
     plan.plugins = list(sweep.names.plugins.values())
     return plan
 
@@ -53,19 +52,9 @@ class _Planner:
         self.plan = Plan(sweep.name)
         self.sources: dict[Choice, Source] = {}
         self.memo: dict[tuple[Any, ...], str] = {}
-        self.worlds: set[int] = set()
-
-    def missing(self) -> list[str]:
-        """Return what must be there before anything can run, one sentence each."""
-        lacks = [source.missing for source in self.sources.values() if source.missing]
-        return lacks + [
-            f"world: {world}: training one cell with several processes is not part of this version; use world: 1"
-            for world in sorted(self.worlds - {1})
-        ]
 
     def cell(self, cell: Cell) -> str:
         """Return the key of the training that a cell ends in."""
-        self.worlds.add(cell.world)
         mask = None if cell.mask.name == DENSE else self.mask(cell)
         recipe = self.recipe(cell.recipe, cell.protocol)
         key = self.train(cell, mask, recipe, cell.seed, cell.label)
@@ -101,7 +90,10 @@ class _Planner:
             spec = {"version": DATA_VERSION, "dataset": self.entry("dataset", cell.dataset), "content": source.content}
             if size:
                 spec["size"] = size
-            self.memo[memo] = self.add("data", spec, {}, f"data {cell.dataset.label}", str(source.path))
+            key = self.add("data", spec, {}, f"data {cell.dataset.label}", str(source.path))
+            self.memo[memo] = key
+            if source.missing:
+                self.plan.absent[key] = source.missing
         return self.memo[memo]
 
     def source(self, choice: Choice, entry: Entry) -> Source:
@@ -136,8 +128,7 @@ class _Planner:
             **self.views(cell),
         }
         if cell.protocol.augment == "standard":
-            images = self.images(cell)
-            spec["augment"] = {"pad": images.pad, "flip": images.flip}
+            spec["augment"] = {"pad": cell.images.pad, "flip": cell.images.flip}
         parents = {"data": self.dataset(cell), **({"mask": mask} if mask else {})}
         return self.add("train", spec, parents, label)
 
@@ -166,18 +157,10 @@ class _Planner:
         where = f"{cell.dataset.label} {cell.arch.label} {cell.mask.label} {sparsity.label}"
         return self.add("mask", spec, parents, f"mask {where} ticket seed {cell.ticket_seed}")
 
-    def images(self, cell: Cell) -> Dataset:
-        """Return how a cell's images are treated; a user's own data set gets the usual treatment."""
-        entry = self.sweep.names.entry("dataset", cell.dataset.name)
-        return entry if isinstance(entry, Dataset) else Dataset(entry.path)
-
     def views(self, cell: Cell) -> dict[str, Any]:
         """Return which images are held out for dev, and how pixels are scaled: trainings and scores depend on both."""
-        images, dev = self.images(cell), cell.protocol.dev
-        return {
-            "dev": images.dev if dev == "standard" else dev,
-            "normalize": [list(images.mean), list(images.std)] if images.mean else "measured",
-        }
+        mean, std = cell.images.mean, cell.images.std
+        return {"dev": cell.dev, "normalize": [list(mean), list(std)] if mean else "measured"}
 
     def chain(self, cell: Cell, level: int) -> str:
         """Return the training of a chain's round; round 0 is dense, each later one wears the cut of the round before.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError, short, usable_path
+from harness.store import write_whole
 from tost.catalog import Entry, Knob, nearest
 
 OFFERED = frozenset({"model", "batches", "shape", "generator", "classes", "channels", "folder", "window", "self"})
@@ -28,7 +29,6 @@ class Plugin(Entry):
     source: str = ""
     files: tuple[Path, ...] = ()
     parameters: frozenset[str] = frozenset()
-    chain: bool = False
     halvings: int = 0
 
     def check(self, kind: str) -> None:
@@ -40,11 +40,6 @@ class Plugin(Entry):
                 f"{self.path}: a method for {said} takes the parameters {', '.join(sorted(needed))}; "
                 f"it lacks {', '.join(lacking)}"
             )
-
-    @property
-    def attribute(self) -> str:
-        """Return the name of the function or class."""
-        return self.path.partition(":")[2]
 
 
 def find_plugin(reference: str, folder: Path) -> Plugin:
@@ -160,8 +155,6 @@ def freeze(plugin: Plugin, store: Path) -> None:
     """Copy a plug-in's sources into the store, so that every worker runs what was planned, whatever is edited later."""
     folder = store / "plugins" / plugin.source
     folder.mkdir(parents=True, exist_ok=True)
-    from harness.store import write_whole
-
     for file in plugin.files:
         if not (folder / file.name).exists():
             write_whole(folder / file.name, file.read_bytes())

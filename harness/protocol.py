@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from harness.catalog import LOSSES, OPTIMIZERS, PRESETS, SCHEDULES
 from harness.errors import short
@@ -15,6 +15,8 @@ from tost.catalog import nearest
 
 VIEW_FIELDS = ("report",)
 """Fields that choose a column of a table and change no training."""
+ALONE = {"alone": True}
+"""The validation context in which fields are checked one by one and not against each other."""
 MASK_FIELDS = ("prunable",)
 """Fields that a mask depends on, and a training only through its mask."""
 
@@ -69,7 +71,9 @@ class Protocol(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _times(self) -> Protocol:
+    def _together(self, info: ValidationInfo) -> Protocol:
+        if info.context == ALONE:
+            return self
         if self.schedule == "multistep" and (
             list(self.milestones) != sorted(set(self.milestones))
             or not all(0 < m < self.epochs for m in self.milestones)

@@ -15,7 +15,6 @@ from harness.catalog import DATASETS, Dataset
 from harness.store import canonical, write_whole
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
-MOST_FILES = 5_000_000
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-KINDS = ("data", "train", "mask", "rescale")
+KINDS = ("data", "mask", "rescale", "train")
 _serial = itertools.count()
 
 

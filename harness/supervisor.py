@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.claims import BEATS_PER_LEASE, Claim, Owner
+from harness.claims import BEATS_PER_LEASE, LEASE, Claim, Owner
 from harness.frontier import Frontier
 from harness.plan import Stage
 from harness.store import Artifact, Result, file_sha256, place, publish, remove_dead_drafts, sync, write_whole
@@ -37,7 +37,7 @@ class Setup:
     device: str = "cpu"
     threads: int = 1
     checkpoint_every: float = 300.0
-    lease: float = 180.0
+    lease: float = LEASE
 
 
 class Trouble(Exception):

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.claims import LEASE, Claim, Observer, State, take
+from harness.claims import LEASE, Claim, Observer, Owner, State, take
 from harness.errors import UserError
 from harness.frontier import Frontier
 from harness.plan import Stage, read_plan
@@ -114,8 +114,6 @@ def release(frontier: Frontier, cause: str) -> int:
 
     Done by an empty generation that ends at once, so that a failure is never forgotten and a retry is one of now.
     """
-    from harness.claims import Owner
-
     released = 0
     for key, state in frontier.survey().todo.items():
         if state.name not in ("failed", "diverged"):

@@ -22,6 +22,8 @@ class Line:
     reason: str = ""
     cause: str = ""
     """What the stage that holds the cell back died of."""
+    note: str = ""
+    """What a reader must know of the data set's splits."""
 
     @property
     def value(self) -> float | None:
@@ -41,12 +43,14 @@ class Frame:
 def read_frame(plan: Plan, frontier: Frontier, survey: Survey) -> Frame:
     """Join a plan's cells with the store's results; the plan must be one that was expanded, with its cells."""
     blocked = frontier.blocked(survey)
+    found = {key: frontier.any_result(key) for key, stage in plan.stages.items() if stage.kind == "data"}
+    notes = {key: str(data.metrics.get("note", "")) if data else "" for key, data in found.items()}
     lines = []
     for cell, key in plan.cells:
         result = survey.results.get(key)
         reason = "" if result else _reason(plan, key, survey, blocked)
         cause = "" if result or key not in blocked else survey.todo[blocked[key]].detail
-        lines.append(Line(cell, key, result, reason, cause))
+        lines.append(Line(cell, key, result, reason, cause, notes[plan.stages[key].parents["data"]]))
     names = dict.fromkeys([*AXES[:-1], *(name for cell, _ in plan.cells for name, _ in cell.extra)])
     names.pop("seed")
     varying = [name for name in names if len({str(cell.axis(name)) for cell, _ in plan.cells}) > 1]

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from harness.axes import DENSE
-from harness.catalog import DATASETS, Dataset
 from harness.errors import short
 from harness.form import Table
 from harness.report.frame import Frame, Line
@@ -98,7 +97,7 @@ def build(table: Table, frame: Frame) -> list[Grid]:
         suffix = "".join(f", {label}" for label in labels)
         grid = Grid(f"{table.name}{suffix}", table.rows, table.columns)
         _fill(grid, table, lines)
-        grid.caption = _caption(table, lines, frame)
+        grid.caption = _caption(table, lines)
         grids.append(grid)
     return grids
 
@@ -173,7 +172,7 @@ def _with_recipe(
     return put(row, table.rows), put(column, table.columns)
 
 
-def _caption(table: Table, lines: Sequence[Line], frame: Frame) -> str:
+def _caption(table: Table, lines: Sequence[Line]) -> str:
     """Say what the numbers are and how they came about."""
     protocols = {id(line.cell.protocol): line.cell.protocol for line in lines}.values()
     seeds = sorted({line.cell.seed for line in lines})
@@ -184,7 +183,7 @@ def _caption(table: Table, lines: Sequence[Line], frame: Frame) -> str:
         "epochs": _several(str(p.epochs) for p in protocols),
         "precision": _several(p.precision for p in protocols),
         "prunable": _several(p.prunable for p in protocols),
-        "dev": _several(_dev(line) for line in lines),
+        "dev": _several(line.cell.dev for line in lines),
     }
     devices = _several(str(line.result.stamp.get("device")) for line in lines if line.result)
     sentences = [
@@ -194,18 +193,13 @@ def _caption(table: Table, lines: Sequence[Line], frame: Frame) -> str:
         f"best epoch by dev accuracy; prunable: {said['prunable']}; seeds {_runs(seeds)}; "
         f"devices: {devices or 'none yet'}.",
     ]
-    notes = {note for line in lines if line.result and (note := line.result.metrics.get("note"))}
     if any(line.cell.mask.name == DENSE for line in lines) and "sparsity" in table.columns:
         sentences.append("The dense network is the same under every sparsity.")
     causes = sorted({f"{line.reason}: {line.cause}" for line in lines if line.cause})
     if causes:
         sentences.append("Holes: " + "; ".join(short(cause, 120) for cause in causes[:3]) + ".")
-    return " ".join([*sentences, *sorted(notes)])
-
-
-def _dev(line: Line) -> str:
-    dev, entry = line.cell.protocol.dev, DATASETS.get(line.cell.dataset.name)
-    return (entry or Dataset("")).dev if dev == "standard" else dev
+    sentences += [f"{line.note[0].upper()}{line.note[1:]}." for line in {n.note: n for n in lines if n.note}.values()]
+    return " ".join(sentences)
 
 
 def _several(labels: Iterable[str]) -> str:

@@ -73,12 +73,6 @@ def load_checkpoint(
     return None
 
 
-def remove_checkpoints(folders: Sequence[Path]) -> None:
-    """Remove all checkpoints of some attempts."""
-    for path in _newest(*folders):
-        path.unlink(missing_ok=True)
-
-
 def _newest(*folders: Path) -> list[Path]:
     found = [path for folder in folders if folder.is_dir() for path in folder.iterdir() if _NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: path.name, reverse=True)

@@ -84,13 +84,13 @@ class Training:
             group["lr"] = self.rate(steps_done / self.steps)
         for part in self.parts:
             part.step(steps_done / (self.steps * self.epochs))
-        self.wear(steps_done)
-
-    def wear(self, steps_done: int) -> None:
-        """Set the weights that the masks in force prune to 0."""
         masks = self.masks(steps_done)
         if masks is not self._worn:
             self._worn, self._pruned = masks, pruned(self.model, masks)
+            self.prune()
+
+    def prune(self) -> None:
+        """Set the weights that the masks in force prune to 0."""
         clear(self._pruned)
 
 
@@ -120,7 +120,7 @@ def train(run: Training, watch: Watcher) -> None:
             run.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             run.optimizer.step()
-            run.wear(run.done)
+            run.prune()
             pending.append((step, len(labels), loss.detach(), (logits.detach().argmax(1) == labels).sum()))
             if len(pending) >= check_every:
                 settle()

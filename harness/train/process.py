@@ -32,7 +32,6 @@ from harness.train.stages import run_stage, state_tensors
 TELL_EVERY = 0.5
 """Seconds between two progress messages."""
 
-
 TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EROFS})
 """Errors of the file system, which say nothing about the stage."""
 
@@ -119,7 +118,6 @@ class Watch:
             at="step",
             epoch=at.epoch + 1,
             epochs=training.epochs,
-            share=training.done / total,
             loss=loss,
             speed=speed,
             left=left,

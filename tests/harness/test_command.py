@@ -24,6 +24,7 @@ def test_a_grid_trains_to_a_table_and_running_it_again_trains_nothing(sweep: Run
     assert "any-mask" in first.stdout
     assert "± " in first.stdout
     assert "10 of 10 cells done" in first.stderr
+    assert "Test is a fixed stratified fifth of scikit-learn's digits." in " ".join(first.stdout.split())
     before, made = claims(project / "runs"), hashes(project / "runs")
     again = sweep("tiny.yaml")
     assert again.returncode == 0

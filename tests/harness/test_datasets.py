@@ -156,6 +156,11 @@ def test_missing_data_says_which_file_goes_where(sweep: Run, project: Path) -> N
     plan = sweep("tiny.yaml", "--data", "here", "--plan")
     assert plan.returncode == 2
     assert "trainings:" in plan.stdout, "a plan is printed all the same"
+    (project / "tiny.yaml").write_text(
+        (project / "tiny.yaml").read_text().replace("[cifar10, mnist]", "[digits, mnist]")
+    )
+    there = sweep("tiny.yaml", "--data", "here", "--plan", "--only", "dataset=digits")
+    assert there.returncode == 0, "what the chosen cells do not need may be missing"
 
 
 def test_cifar_files_that_are_not_the_official_ones_are_refused(tmp_path: Path) -> None:

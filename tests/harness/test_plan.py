@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -15,6 +16,7 @@ from harness.frontier import Frontier
 from harness.plan import Plan, read_plan
 from harness.planner import make_plan
 from harness.store import Store, digest
+from harness.worker import Worker
 
 BASE = """
 name: x
@@ -151,7 +153,9 @@ def test_the_longest_chain_goes_first(tmp_path: Path) -> None:
     made = plan(tmp_path, mask="[snip, lth]", sparsity="90%")
     frontier = Frontier(made, Store(tmp_path / "runs"), Observer())
     heights = made.heights
-    (data,) = frontier.ready(frontier.survey())
+    worker = Worker(frontier, None, threading.Event(), print)  # it only looks, and so needs no supervisor
+    worker.look()
+    ((data, _),) = worker.ready()
     assert data.kind == "data"
     assert heights[data.key] == 12
     assert sorted(heights[leaf] for leaf in made.leaves) == [1, 1]

@@ -17,7 +17,6 @@ from torch.testing import assert_close
 from tost.catalog import MASKS, resolve
 from tost.masks import density, find_masks, imp_count, keep_count, prunable, select
 from tost.masks.apply import apply_masks, check_masks
-from tost.masks.find import private_generator
 from tost.masks.io import load_masks, save_masks
 from tost.masks.scores import magnitude, snip, synflow
 from tost.masks.select import allocate
@@ -43,9 +42,13 @@ def small_net(seed: int = 0) -> nn.Module:
 
 
 def offers(seed: int = 1) -> dict[str, Any]:
-    generator = private_generator(seed)
+    generator = torch.Generator().manual_seed(seed)
     images = torch.randn(20, 3, 8, 8, generator=generator)
-    return {"batches": [(images, torch.arange(20) % 4)], "shape": (3, 8, 8), "generator": private_generator(seed)}
+    return {
+        "batches": [(images, torch.arange(20) % 4)],
+        "shape": (3, 8, 8),
+        "generator": torch.Generator().manual_seed(seed),
+    }
 
 
 def call(method: str, net: nn.Module, seed: int = 1) -> dict[str, torch.Tensor]:

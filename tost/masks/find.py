@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -65,13 +64,3 @@ def _covering(scores: object, weights: Mapping[str, Tensor]) -> dict[str, Tensor
         if not bool(torch.isfinite(scores[name]).all()):
             raise MaskError(f"the scores of {name!r} are not all finite")
     return {name: scores[name] for name in weights}
-
-
-def level_density(level: int) -> Fraction:
-    """Return the nominal density 0.8^level of a lottery-ticket level."""
-    return Fraction(4, 5) ** level
-
-
-def private_generator(seed: int) -> torch.Generator:
-    """Return a CPU random stream of its own, so that draws agree on every device and leave the global state alone."""
-    return torch.Generator().manual_seed(seed)
