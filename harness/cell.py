@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from harness.axes import DENSE, Choice, Names, Recipe, Sparsity
+from harness.axes import Sparsity
 from harness.catalog import DATASETS, Dataset
 from harness.errors import Fault, FileError
 from harness.expressions import Values
-from harness.protocol import Protocol
+from harness.names import DENSE, Choice, Names
+from harness.protocol import Protocol, as_fields
+from harness.recipes import Recipe
 from harness.spec import Sweep
 
 AXES = ("dataset", "arch", "mask", "sparsity", "recipe", "seed", "ticket_seed", "world", "protocol")
@@ -125,7 +127,7 @@ def _cell(sweep: Sweep, point: dict[str, Any]) -> Cell | None:
 
 def _protocol(sweep: Sweep, point: Mapping[str, Any]) -> Protocol:
     preset, more = point.get("protocol", (sweep.preset, {}))
-    fields = {k: v for k, v in point.items() if k in Protocol.model_fields}
+    fields = as_fields({k: v for k, v in point.items() if k in Protocol.model_fields})
     return sweep.protocol(preset, {**sweep.overrides, **more, **fields})
 
 

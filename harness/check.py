@@ -9,14 +9,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from harness.axes import DENSE, Names, read_choice, read_recipe, read_sparsity, read_whole, spread
+from harness.axes import read_sparsity, read_whole, spread
 from harness.catalog import DATASETS, PRESETS
 from harness.errors import Fault, FileError, UserError, short, usable_path
 from harness.expressions import Condition, parse_condition
 from harness.form import SweepFile, When, form_fault
+from harness.names import DENSE, SPECIAL, Names, read_choice
 from harness.plugins import find_plugin
-from harness.protocol import ALONE, Protocol, make_protocol
+from harness.protocol import ALONE, Protocol, as_fields, make_protocol, matched_recipe
 from harness.reading import Document, Path_, merge, read_document
+from harness.recipes import read_recipe, recipe_set
 from harness.spec import Axes, Sweep, complaints
 from tost.catalog import MASKS, MODELS, PARTS, RECIPES, nearest
 
@@ -80,6 +82,8 @@ class _Check:
         try:
             preset, overrides = _split_preset(self.file.protocol)
             make_protocol(preset, overrides)
+            if recipe := overrides.get("match_cost"):
+                read_recipe(recipe, self.names)
         except ValidationError as error:
             for e, said in zip(error.errors(), complaints(error), strict=True):
                 self.fault(("protocol", *e["loc"][:1]), f"protocol: {said}")
@@ -109,7 +113,7 @@ class _Check:
 
     def uses(self) -> None:
         """Check that the user's own methods are there, used or not, and hide no name of the catalog."""
-        taken = {*DATASETS, *MODELS, *MASKS, *PARTS, *RECIPES, DENSE}
+        taken = {*DATASETS, *MODELS, *MASKS, *PARTS, *RECIPES, *SPECIAL, DENSE}
         for name, reference in self.file.use.items():
             try:
                 if not name.isidentifier() or keyword.iskeyword(name):
@@ -140,6 +144,9 @@ class _Check:
 
     def field(self, name: str, value: Any) -> Any:
         """Check one protocol field by itself; combinations are checked when cells are made."""
+        if name == "epochs" and (recipe := matched_recipe(value)):
+            read_recipe(recipe, self.names)
+            return value
         try:
             return getattr(Protocol.model_validate({name: value}, context=ALONE), name)
         except ValidationError as error:
@@ -164,7 +171,18 @@ class _Check:
                 self.fault(here, f"{'.'.join(map(str, here))}: {error}")
                 continue
             pairs: list[tuple[Any, int | None]] = [(v, None) for v in values] if isinstance(values, range) else values
-            found[axis] = self.values(read, pairs, here)
+            found[axis] = self.values(read, self.recipe_sets(pairs, here) if axis == "recipe" else pairs, here)
+        return found
+
+    def recipe_sets(self, pairs: list[tuple[Any, int | None]], path: Path_) -> list[tuple[Any, int | None]]:
+        """Put in place of every set of recipes, such as `subsets(tost)`, its members."""
+        found: list[tuple[Any, int | None]] = []
+        for value, index in pairs:
+            try:
+                members = recipe_set(value, self.names) if isinstance(value, str) else [value]
+                found += [(member, index) for member in members]
+            except ValueError as error:
+                self.fault(path if index is None else (*path, index), f"{'.'.join(map(str, path))}: {error}")
         return found
 
     def values(self, read: Callable[[Any], Any], values: list[tuple[Any, int | None]], path: Path_) -> list[Any]:
@@ -272,4 +290,4 @@ def _split_preset(value: object) -> tuple[str, dict[str, Any]]:
         raise ValueError(
             f"{short(preset)} is no preset; choose from {', '.join(PRESETS)}{nearest(str(preset), PRESETS)}"
         )
-    return preset, {k: v for k, v in value.items() if k != "preset"}
+    return preset, as_fields({k: v for k, v in value.items() if k != "preset"})

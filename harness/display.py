@@ -83,8 +83,9 @@ class Display:
 
     def _step(self, slot: int, event: dict[str, Any]) -> str:
         loss = "" if event.get("loss") is None else f"  loss {event['loss']:.3f}"
-        speed, left = f"{event['speed']:.0f} images/s", span(event["left"])
-        return f"{self.labels.get(slot, '')}  epoch {event['epoch']}/{event['epochs']}{loss}  {speed}  {left} left"
+        speed = "" if event.get("speed") is None else f"  {event['speed']:.0f} images/s"
+        at = f"{event.get('unit', 'epoch')} {event['epoch']}/{event['epochs']}"
+        return f"{self.labels.get(slot, '')}  {at}{loss}{speed}  {span(event['left'])} left"
 
     def _end(self, slot: int, event: dict[str, Any]) -> None:
         self.lines[slot] = "saved, leaving" if event["outcome"] == "stopped" else "waiting for a stage"

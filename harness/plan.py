@@ -42,6 +42,8 @@ class Plan:
     absent: dict[str, str] = field(default_factory=dict)
     """Data stage -> which of its files are missing, and where they go."""
     plugins: list[Plugin] = field(default_factory=list)
+    imports: dict[str, Path] = field(default_factory=dict)
+    """SHA-256 -> a file of masks that workers read from a copy in the store."""
     united: int = 0
 
     @cached_property
@@ -80,17 +82,18 @@ class Plan:
 
     def unshared_trainings(self) -> int:
         """Count the trainings there would be if every cell made its own ticket."""
-        trainings: dict[str, int] = {}  # the ancestors of a stage form a chain, so a sum over parents counts each once
+        trainings: dict[str, frozenset[str]] = {}
         for stage in self.stages.values():
-            trainings[stage.key] = (stage.kind == "train") + sum(trainings[p] for p in stage.parents.values())
-        return sum(trainings[key] for _, key in self.cells)
+            own = {stage.key} if stage.kind == "train" else set()
+            trainings[stage.key] = frozenset(own.union(*(trainings[p] for p in stage.parents.values())))
+        return sum(len(trainings[key]) for _, key in self.cells)
 
     def keep(self, cells: Iterable[tuple[Cell, str]]) -> Plan:
         """Return the plan of some of the cells."""
         chosen = list(cells)
         needed = set().union(*(self.ancestors(key) for key in {key for _, key in chosen})) if chosen else set()
         stages = {key: stage for key, stage in self.stages.items() if key in needed}
-        return Plan(self.name, stages, chosen, self.absent, self.plugins, self.united)
+        return Plan(self.name, stages, chosen, self.absent, self.plugins, self.imports, self.united)
 
     def save(self, store: Store, sweep: Sweep, whole: bool) -> Path:
         """Write the plan for workers to read, the file as run and the plug-ins' frozen sources; return the plan's path.
@@ -102,6 +105,10 @@ class Plan:
         folder.mkdir(parents=True, exist_ok=True)
         for plugin in self.plugins:
             freeze(plugin, store.root)
+        for sha256, path in self.imports.items():
+            if not (copy := store.imported(sha256)).exists():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(copy, path.read_bytes())
         write_whole(folder / "sweep.yaml", Path(sweep.document.file).read_bytes())
         rows = [[s.key, s.kind, dict(s.spec), dict(s.parents), s.label, s.place] for s in self.stages.values()]
         body = {"name": self.name, "leaves": self.leaves, "stages": rows}

@@ -6,24 +6,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.axes import DENSE, Choice, Recipe, Sparsity
+from harness.axes import Sparsity
 from harness.catalog import Dataset
 from harness.cell import Cell, expand
 from harness.errors import Fault
+from harness.names import DENSE, FILE, SMALL, Choice
 from harness.plan import Plan, Stage
 from harness.plugins import Plugin
 from harness.protocol import Protocol
+from harness.recipes import read_recipe
+from harness.refusals import refuse
 from harness.sources import Source, find_source
 from harness.spec import Sweep
-from harness.store import Store, digest
-from tost.catalog import Entry, MaskMethod, Model, settings
+from harness.specs import Specs
+from harness.store import Store, digest, file_sha256
+from tost.catalog import Entry, Model, Part
 
 DATA_VERSION = 1
-TRAIN_VERSION = 1
-MASK_VERSION = 1
+TRAIN_VERSION = 2
+MASK_VERSION = 2
+RESCALE_VERSION = 1
+COST_VERSION = 1
 """Raised whenever the same spec would give another artifact: a change of the loop, of the selection, of decoding."""
-
-WINDOWS = {"early": (0.0, 1 / 6), "permanent": (2.0, 3.0)}
 
 
 def make_plan(sweep: Sweep, store: Store, data: Path) -> Plan:
@@ -52,23 +56,50 @@ class _Planner:
         self.plan = Plan(sweep.name)
         self.sources: dict[Choice, Source] = {}
         self.memo: dict[tuple[Any, ...], str] = {}
+        self.specs = Specs(sweep.names)
+        self.plain: dict[int, Protocol] = {}
 
     def cell(self, cell: Cell) -> str:
         """Return the key of the training that a cell ends in."""
-        mask = None if cell.mask.name == DENSE else self.mask(cell)
-        recipe = self.recipe(cell.recipe, cell.protocol)
-        key = self.train(cell, mask, recipe, cell.seed, cell.label)
+        refuse(cell, self.sweep)
+        ticket = self.ticket(cell)
+        theta, parents = self.theta(cell, ticket)
+        if (mask := self.mask(cell, ticket)) is not None:
+            parents["mask"] = mask
+        more: dict[str, Any] = {}
+        if self.specs.at(cell.mask) == "training":
+            more["prune"] = self.pruning(cell)
+        if cell.protocol.match_cost:
+            matched = read_recipe(cell.protocol.match_cost, self.sweep.names)
+            more["match_cost"] = {"version": COST_VERSION, "recipe": self.specs.recipe(matched, cell.protocol)}
+        for part in cell.recipe.parts:
+            entry = self.sweep.names.entry("part", part.name)
+            if isinstance(entry, Part) and entry.stage:
+                parents["rescale"] = self.rescale(ticket, theta, parents, part)
+        recipe = self.specs.recipe(cell.recipe, cell.protocol)
+        key = self.train(cell, theta, parents, cell.label, seed=cell.seed, recipe=recipe, **more)
         self.plan.stages[key] = replace(self.plan.stages[key], label=cell.label)  # where a chain's round is a cell too
         return key
 
-    def entry(self, kind: str, choice: Choice) -> dict[str, Any]:
-        """Return what a key holds of a chosen method."""
-        entry = self.sweep.names.entry(kind, choice.name)
-        if isinstance(entry, Plugin):
-            spec: dict[str, Any] = {"source": entry.source, "path": entry.path}
-        else:
-            spec = {"name": choice.name, "version": entry.version}
-        return {**spec, "args": dict(choice.given)} if choice.given else spec
+    def ticket(self, cell: Cell) -> Cell:
+        """Return a cell as its ticket sees it: without its control and without a lengthened training."""
+        protocol = cell.protocol
+        if protocol.match_cost:
+            self.plain.setdefault(id(protocol), protocol.model_copy(update={"match_cost": ""}))
+            protocol = self.plain[id(protocol)]
+        return replace(cell, protocol=protocol, mask=cell.mask.without("control"))
+
+    def theta(self, cell: Cell, ticket: Cell) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return what the weights that training starts from depend on: spec fields and parents."""
+        spec: dict[str, Any] = {"arch": self.specs.entry("arch", cell.arch), "ticket_seed": cell.ticket_seed}
+        parents = {"data": self.dataset(cell)}
+        if cell.mask.get("control", "none") == "fresh":
+            spec["init"] = "fresh"
+        if cell.mask.name == SMALL:
+            spec["small"] = {"sparsity": cell.sparsity.canonical, "prunable": cell.protocol.prunable}
+        if epoch := int(cell.mask.get("rewind", 0)):
+            parents["start"] = self.start(ticket, epoch)
+        return spec, parents
 
     def add(self, kind: str, spec: dict[str, Any], parents: dict[str, str], label: str, place: str = "") -> str:
         """Add a stage, unless the plan has it; return its key."""
@@ -87,7 +118,11 @@ class _Planner:
         memo = ("data", cell.dataset, size)
         if memo not in self.memo:
             source = self.source(cell.dataset, entry)
-            spec = {"version": DATA_VERSION, "dataset": self.entry("dataset", cell.dataset), "content": source.content}
+            spec = {
+                "version": DATA_VERSION,
+                "dataset": self.specs.entry("dataset", cell.dataset),
+                "content": source.content,
+            }
             if size:
                 spec["size"] = size
             key = self.add("data", spec, {}, f"data {cell.dataset.label}", str(source.path))
@@ -102,81 +137,122 @@ class _Planner:
             self.sources[choice] = find_source(choice, entry, self.data, self.store.root / "cache")
         return self.sources[choice]
 
-    def recipe(self, recipe: Recipe, protocol: Protocol) -> list[dict[str, Any]]:
-        """Return a recipe's parts with every window resolved to progress."""
-        parts = []
-        for choice in recipe.parts:
-            spec = self.entry("part", choice)
-            entry = self.sweep.names.entry("part", choice.name)
-            if "window" in entry.knobs or (isinstance(entry, Plugin) and "window" in entry.parameters):
-                name = str(settings(entry, dict(choice.given)).get("window", "default"))
-                drop = protocol.first_drop
-                window = WINDOWS.get(name, (drop / 2, drop * 89 / 90))
-                spec["args"] = {**spec.get("args", {}), "window": list(window)}
-            parts.append(spec)
-        return parts
-
-    def train(self, cell: Cell, mask: str | None, recipe: list[dict[str, Any]], seed: int, label: str) -> str:
-        """Return the training with a mask (or dense), a recipe and a seed for the data order."""
-        spec: dict[str, Any] = {
+    def train(
+        self,
+        cell: Cell,
+        theta: dict[str, Any],
+        parents: dict[str, str],
+        label: str,
+        *,
+        seed: int,
+        recipe: list[dict[str, Any]],
+        **more: Any,
+    ) -> str:
+        """Return the training of a network from its first weights, with a recipe and a seed for the data order."""
+        spec = {
             "version": TRAIN_VERSION,
-            "arch": self.entry("arch", cell.arch),
-            "ticket_seed": cell.ticket_seed,
+            **theta,
             "seed": seed,
             "recipe": recipe,
             "protocol": cell.protocol.training,
-            **self.views(cell),
+            **self.specs.views(cell),
+            **self.specs.augment(cell),
+            **more,
         }
-        if cell.protocol.augment == "standard":
-            spec["augment"] = {"pad": cell.images.pad, "flip": cell.images.flip}
-        parents = {"data": self.dataset(cell), **({"mask": mask} if mask else {})}
         return self.add("train", spec, parents, label)
 
-    def mask(self, cell: Cell) -> str:
-        """Return the mask of a cell; a lottery ticket is the cut of a chain of trainings."""
-        entry = self.sweep.names.entry("mask", cell.mask.name)
-        memo = ("mask", cell.dataset, cell.arch, cell.mask, cell.sparsity, cell.ticket_seed, id(cell.protocol))
-        if memo not in self.memo:
-            parents = {"data": self.dataset(cell)}
-            if isinstance(entry, MaskMethod) and entry.chain:
-                parents["trained"] = self.chain(cell, cell.sparsity.chain_level)
-            self.memo[memo] = self.cut(cell, cell.sparsity, parents)
-        return self.memo[memo]
+    def rescale(self, ticket: Cell, theta: dict[str, Any], parents: dict[str, str], part: Choice) -> str:
+        """Return the scales that a part learns for a ticket, whatever recipe it is in."""
+        spec = {
+            "version": RESCALE_VERSION,
+            **theta,
+            "method": self.specs.entry("part", part),
+            "batch": ticket.protocol.batch,
+            **self.specs.views(ticket),
+            **self.specs.augment(ticket),
+        }
+        return self.add("rescale", spec, dict(parents), f"{part.name} {self.where(ticket)}")
 
-    def cut(self, cell: Cell, sparsity: Sparsity, parents: dict[str, str]) -> str:
+    def mask(self, cell: Cell, ticket: Cell) -> str | None:
+        """Return the mask of a cell, where it has one before training."""
+        at = self.specs.at(ticket.mask)
+        if at in ("none", "training"):
+            return None
+        memo = ("mask", *self.identity(ticket), ticket.sparsity)
+        if memo not in self.memo:
+            parents = {"data": self.dataset(ticket)}
+            if at in ("trained", "chain"):
+                parents["trained"] = self.chain(ticket, ticket.sparsity.chain_level if at == "chain" else 0)
+            self.memo[memo] = self.cut(ticket, ticket.sparsity, parents)
+        key = self.memo[memo]
+        if cell.mask.get("control", "none") != "shuffled":
+            return key
+        spec = {"version": MASK_VERSION, "control": "shuffled", "ticket_seed": cell.ticket_seed}
+        return self.add("mask", spec, {"mask": key}, f"shuffled mask {self.where(ticket)}")
+
+    def cut(self, ticket: Cell, sparsity: Sparsity, parents: dict[str, str]) -> str:
         """Return the mask stage that keeps a sparsity's share of the highest scores."""
         spec = {
             "version": MASK_VERSION,
-            "arch": self.entry("arch", cell.arch),
-            "method": self.entry("mask", cell.mask),
-            "sparsity": sparsity.canonical,
-            "prunable": cell.protocol.prunable,
-            "ticket_seed": cell.ticket_seed,
-            **self.views(cell),
+            "arch": self.specs.entry("arch", ticket.arch),
+            **self.pruning(replace(ticket, sparsity=sparsity)),
+            "ticket_seed": ticket.ticket_seed,
+            **self.specs.views(ticket),
         }
-        where = f"{cell.dataset.label} {cell.arch.label} {cell.mask.label} {sparsity.label}"
-        return self.add("mask", spec, parents, f"mask {where} ticket seed {cell.ticket_seed}")
+        return self.add("mask", spec, parents, f"mask {self.where(replace(ticket, sparsity=sparsity))}")
 
-    def views(self, cell: Cell) -> dict[str, Any]:
-        """Return which images are held out for dev, and how pixels are scaled: trainings and scores depend on both."""
-        mean, std = cell.images.mean, cell.images.std
-        return {"dev": cell.dev, "normalize": [list(mean), list(std)] if mean else "measured"}
+    def pruning(self, cell: Cell) -> dict[str, Any]:
+        """Return what a mask depends on beside the network: method, sparsity, prunable set; of a file, its content."""
+        spec = self.specs.pruning(cell)
+        if cell.mask.name == FILE:
+            spec["method"]["sha256"] = self.imported(Path(cell.mask.folder))
+        return spec
 
-    def chain(self, cell: Cell, level: int) -> str:
+    def imported(self, path: Path) -> str:
+        """Return the hash of a file of masks, read once; the plan keeps a copy of the file for the workers."""
+        memo = ("file", path)
+        if memo not in self.memo:
+            self.memo[memo] = file_sha256(path)
+            self.plan.imports[self.memo[memo]] = path
+        return self.memo[memo]
+
+    def identity(self, ticket: Cell) -> tuple[Any, ...]:
+        """Return what the stages of a ticket are remembered by."""
+        return (ticket.dataset, ticket.arch, ticket.mask, ticket.ticket_seed, id(ticket.protocol))
+
+    def where(self, ticket: Cell) -> str:
+        """Return a ticket in one line."""
+        shown = [ticket.dataset.label, ticket.arch.label, ticket.mask.label]
+        if ticket.mask.name != DENSE:
+            shown.append(ticket.sparsity.label)
+        return " ".join([*shown, f"ticket seed {ticket.ticket_seed}"])
+
+    def chain(self, ticket: Cell, level: int) -> str:
         """Return the training of a chain's round; round 0 is dense, each later one wears the cut of the round before.
 
         The rounds are plain `default` trainings ordered by the ticket seed, so that round 0 is the dense row too.
         """
-        memo = ("chain", cell.dataset, cell.arch, cell.mask, cell.ticket_seed, id(cell.protocol))
-        start = max((n for n in range(level + 1) if (*memo, n) in self.memo), default=-1)
-        for n in range(start + 1, level + 1):
-            mask = None
+        memo = ("chain", *self.identity(ticket))
+        first = max((n for n in range(level + 1) if (*memo, n) in self.memo), default=-1)
+        theta, parents = self.theta(ticket, ticket)
+        for n in range(first + 1, level + 1):
+            worn = {}
             if n > 0:
-                parents = {"data": self.dataset(cell), "trained": self.memo[(*memo, n - 1)]}
-                mask = self.cut(cell, Sparsity(level=n), parents)
-            label = f"{cell.dataset.label} {cell.arch.label} {cell.mask.label} round {n} ticket seed {cell.ticket_seed}"
-            self.memo[(*memo, n)] = self.train(cell, mask, [], cell.ticket_seed, label)
+                trained = {"data": parents["data"], "trained": self.memo[(*memo, n - 1)]}
+                worn["mask"] = self.cut(ticket, Sparsity(level=n), trained)
+            shown = f"{ticket.dataset.label} {ticket.arch.label} {ticket.mask.label} round {n}"
+            label = f"{shown} ticket seed {ticket.ticket_seed}"
+            self.memo[(*memo, n)] = self.train(
+                ticket, theta, {**parents, **worn}, label, seed=ticket.ticket_seed, recipe=[]
+            )
         return self.memo[(*memo, level)]
+
+    def start(self, ticket: Cell, epoch: int) -> str:
+        """Return the dense training up to the epoch that tickets are rewound to."""
+        spec: dict[str, Any] = {"arch": self.specs.entry("arch", ticket.arch), "ticket_seed": ticket.ticket_seed}
+        label = f"{ticket.dataset.label} {ticket.arch.label} to epoch {epoch} ticket seed {ticket.ticket_seed}"
+        parents = {"data": self.dataset(ticket)}
+        return self.train(ticket, spec, parents, label, seed=ticket.ticket_seed, recipe=[], until=epoch)
 
 
 def unlaunchable(sweep: Sweep) -> list[Fault]:

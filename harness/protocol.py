@@ -15,9 +15,11 @@ from tost.catalog import nearest
 
 VIEW_FIELDS = ("report",)
 """Fields that choose a column of a table and change no training."""
+PLANNED_FIELDS = ("match_cost",)
+"""Fields that enter a training's key in another form, and no ticket's."""
 ALONE = {"alone": True}
 """The validation context in which fields are checked one by one and not against each other."""
-MASK_FIELDS = ("prunable",)
+MASK_FIELDS = ("prunable", "on_collapse")
 """Fields that a mask depends on, and a training only through its mask."""
 
 
@@ -47,6 +49,10 @@ class Protocol(BaseModel):
     report: Literal["test@last", "test@best-dev"] = "test@last"
     prunable: Literal["conv+linear", "conv"] = "conv+linear"
     resize: int = Field(0, ge=0, le=1024)
+    on_collapse: Literal["allow", "error", "keep_one"] = "allow"
+    """What a mask does that leaves a layer nothing: it is reported, refused, or keeps that layer's best weight."""
+    match_cost: str = ""
+    """A recipe: training is lengthened by what that recipe costs more. Written `epochs: match_cost(RECIPE)`."""
 
     @field_validator("optimizer", "schedule", "loss")
     @classmethod
@@ -94,7 +100,7 @@ class Protocol(BaseModel):
         """Return what a training's key holds: the fields that are read, those at their default left out."""
         read = {*OPTIMIZERS[self.optimizer].fields, *SCHEDULES[self.schedule].fields}
         sometimes = {f for table in (OPTIMIZERS, SCHEDULES) for entry in table.values() for f in entry.fields}
-        skipped = {*VIEW_FIELDS, *MASK_FIELDS, "resize", "dev", "augment"} | (sometimes - read)
+        skipped = {*VIEW_FIELDS, *MASK_FIELDS, *PLANNED_FIELDS, "resize", "dev", "augment"} | (sometimes - read)
         fields = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in ((name, getattr(self, name)) for name in type(self).model_fields)
@@ -112,6 +118,21 @@ class Protocol(BaseModel):
     def first_drop(self) -> float:
         """Return the progress at which the learning rate first drops; for a smooth schedule, where `tost` would."""
         return self.milestones[0] / self.epochs if self.schedule == "multistep" and self.milestones else 90 / 182
+
+
+def matched_recipe(epochs: object) -> str:
+    """Return the recipe of `match_cost(RECIPE)`, or nothing for any other value of `epochs`."""
+    found = re.fullmatch(r"\s*match_cost\(([^()]*)\)\s*", epochs) if isinstance(epochs, str) else None
+    return found[1].strip() if found else ""
+
+
+def as_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return protocol fields as written, `epochs: match_cost(RECIPE)` turned into the field that it stands for."""
+    fields = dict(values)
+    if recipe := matched_recipe(fields.get("epochs")):
+        del fields["epochs"]
+        fields["match_cost"] = recipe
+    return fields
 
 
 def make_protocol(preset: str, overrides: Mapping[str, Any]) -> Protocol:

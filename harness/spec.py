@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from harness.axes import Names
 from harness.errors import Fault, FileError
 from harness.expressions import Condition
 from harness.form import SweepFile, sentence
+from harness.names import Names
 from harness.protocol import Protocol, make_protocol
 from harness.reading import Document
 

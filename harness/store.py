@@ -226,6 +226,10 @@ class Store:
         """Return the folder of a stage."""
         return self.root / "stages" / kind / key[:2] / key
 
+    def imported(self, sha256: str) -> Path:
+        """Return where the copy of a file from outside lies."""
+        return self.root / "imports" / sha256
+
     def folder(self, kind: str, key: str) -> Folder:
         """List a stage's folder; an empty listing where it does not exist."""
         path = self.path(kind, key)

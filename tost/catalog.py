@@ -59,52 +59,163 @@ class Entry:
 
 @dataclass(frozen=True)
 class Model(Entry):
-    """A network: `build(classes, channels) -> nn.Module`; `halvings` counts how often it halves its input's height."""
+    """A network: `build(classes, channels, **knobs) -> nn.Module`; `halvings`: how often it halves its input's height.
+
+    `library`: the package whose network it is, named by the knob `name`.
+    """
 
     halvings: int = 0
+    library: str = ""
 
 
 @dataclass(frozen=True)
 class MaskMethod(Entry):
     """A score, and what is composed around it.
 
-    `chain`: the score is read off a network trained with the previous mask of the lottery-ticket chain.
+    `at`: when the network is scored: `init` (before training), `trained` (a dense training), `chain` (the previous
+    round of the lottery-ticket chain) or `training` (again and again while the sparse network trains). A knob of that
+    name takes its place.
     """
 
-    chain: bool = False
+    at: str = "init"
 
 
 @dataclass(frozen=True)
 class Part(Entry):
-    """A recipe part: a class with attach, step and detach (see tost.recipe)."""
+    """A recipe part: a class with attach, step and detach (see tost.recipe).
+
+    `stage`: a function whose result the part is given, made once for all recipes with the same settings; the knobs are
+    that function's.
+    """
+
+    stage: str = ""
 
 
-BN_MODE = Knob("eval", choices=("eval", "train"))
-PER_CLASS = Knob(10, low=1, high=100_000)
-SCOPE = Knob("global", choices=("global", "layer"))
-WINDOW = Knob("default", choices=("default", "early", "permanent"))
+WIDTH = {"width": Knob(1.0, low=1e-3, high=16.0)}
+STEM = {"stem": Knob("original", choices=("original", "small"))}
+"""`small` makes the first convolution 3x3 of stride 1 and passes by the max-pool behind it."""
 
 MODELS: Mapping[str, Model] = {
-    "resnet18": Model("tost.models.resnet:resnet18", halvings=3),
-    "resnet20": Model("tost.models.resnet:resnet20", halvings=2),
+    "resnet18": Model("tost.models.resnet:resnet18", halvings=3, knobs=WIDTH),
+    "resnet34": Model("tost.models.resnet:resnet34", halvings=3, knobs=WIDTH),
+    "resnet50": Model("tost.models.resnet:resnet50", halvings=3, knobs=WIDTH),
+    "resnet20": Model("tost.models.resnet:resnet20", halvings=2, knobs=WIDTH),
+    "resnet32": Model("tost.models.resnet:resnet32", halvings=2, knobs=WIDTH),
+    "resnet56": Model("tost.models.resnet:resnet56", halvings=2, knobs=WIDTH),
+    "resnet104": Model("tost.models.resnet:resnet104", halvings=2, knobs=WIDTH),
+    "resnet104-9n2": Model("tost.models.resnet:resnet104_9n2", halvings=2, knobs=WIDTH),
+    "resnet32x2": Model("tost.models.resnet:resnet32x2", halvings=2, knobs=WIDTH),
+    "vgg16": Model("tost.models.vgg:vgg16", halvings=4, knobs=WIDTH),
+    "vgg19": Model("tost.models.vgg:vgg19", halvings=4, knobs=WIDTH),
+    "mobilenet": Model("tost.models.mobilenet:mobilenet", halvings=4, knobs=WIDTH),
+    "mobilenetv2": Model("tost.models.mobilenet:mobilenetv2", halvings=3, knobs=WIDTH),
 }
 
-MASKS: Mapping[str, MaskMethod] = {
-    "random": MaskMethod("tost.masks.scores:random", knobs={"scope": SCOPE}),
-    "magnitude": MaskMethod("tost.masks.scores:magnitude", knobs={"scope": SCOPE}),
-    "snip": MaskMethod("tost.masks.scores:snip", knobs={"bn": BN_MODE, "per_class": PER_CLASS, "scope": SCOPE}),
-    "synflow": MaskMethod("tost.masks.scores:synflow", knobs={"steps": Knob(100, low=1, high=10_000)}),
-    "lth": MaskMethod("tost.masks.scores:magnitude", chain=True),
+LIBRARIES: Mapping[str, Model] = {
+    "torchvision": Model("tost.models.foreign:torchvision_network", halvings=5, knobs=STEM, library="torchvision"),
+    "timm": Model("tost.models.foreign:timm_network", halvings=5, knobs=STEM, library="timm"),
 }
+"""Networks written `LIBRARY:NAME`."""
+
+PER_CLASS = Knob(10, low=1, high=100_000)
+SCOPES = ("global", "layer", "erk")
+SCOPE = Knob("global", choices=SCOPES)
+REWIND = Knob(0, low=0, high=100_000)
+"""The epoch that tickets are rewound to; 0 is the initialisation."""
+CONTROL = Knob("none", choices=("none", "shuffled", "fresh"))
+"""`shuffled`: positions permuted within each layer; `fresh`: the same mask on another initialisation."""
+ENGINE: Mapping[str, Knob] = {
+    "at": Knob("init", choices=("init", "trained", "chain")),
+    "scope": SCOPE,
+    "steps": Knob(1, low=1, high=10_000),
+    "rewind": REWIND,
+    "control": CONTROL,
+}
+"""What is composed around a score, and so a knob of any user's own method."""
+
+
+def _bn(default: str) -> Knob:
+    return Knob(default, choices=("eval", "train"))
+
+
+MASKS: Mapping[str, MaskMethod] = {
+    "random": MaskMethod("tost.masks.scores:random", knobs={"scope": SCOPE, "control": CONTROL}),
+    "erk": MaskMethod("tost.masks.scores:random", knobs={"scope": Knob("erk", choices=("erk",)), "control": CONTROL}),
+    "magnitude": MaskMethod("tost.masks.scores:magnitude", knobs={"scope": SCOPE, "control": CONTROL}),
+    "omp": MaskMethod(
+        "tost.masks.scores:magnitude", at="trained", knobs={"scope": SCOPE, "rewind": REWIND, "control": CONTROL}
+    ),
+    "lth": MaskMethod(
+        "tost.masks.scores:magnitude", at="chain", knobs={"scope": SCOPE, "rewind": REWIND, "control": CONTROL}
+    ),
+    "gmp": MaskMethod(
+        "tost.masks.scores:magnitude",
+        at="training",
+        knobs={
+            "begin": Knob(0.0, low=0.0, high=1.0),
+            "end": Knob(0.5, low=0.0, high=1.0),
+            "every": Knob(100, low=1, high=10**9),
+            "scope": Knob("layer", choices=SCOPES),
+        },
+    ),
+    "taylor": MaskMethod(
+        "tost.masks.scores:taylor",
+        knobs={
+            "at": Knob("trained", choices=("init", "trained")),
+            "bn": _bn("eval"),
+            "per_class": PER_CLASS,
+            "scope": SCOPE,
+            "rewind": REWIND,
+            "control": CONTROL,
+        },
+    ),
+    "snip": MaskMethod(
+        "tost.masks.scores:snip",
+        knobs={"bn": _bn("eval"), "per_class": PER_CLASS, "scope": SCOPE, "control": CONTROL},
+    ),
+    "grasp": MaskMethod(
+        "tost.masks.scores:grasp",
+        knobs={
+            "bn": _bn("train"),
+            "temperature": Knob(200.0, low=1e-3, high=1e6),
+            "per_class": PER_CLASS,
+            "scope": SCOPE,
+            "control": CONTROL,
+        },
+    ),
+    "synflow": MaskMethod(
+        "tost.masks.scores:synflow",
+        knobs={"steps": Knob(100, low=1, high=10_000), "scope": SCOPE, "control": CONTROL},
+    ),
+}
+
+WINDOW = Knob("default", choices=("default", "early", "permanent"))
 
 PARTS: Mapping[str, Part] = {
     "gsw": Part(
         "tost.recipe.soft_activation:SoftActivation",
         knobs={
-            "shape": Knob("swish", choices=("swish", "mish")),
+            "shape": Knob("swish", choices=("swish", "mish", "blend", "hard", "authors")),
             "b0": Knob(1.0, low=1e-3, high=1e3),
             "b1": Knob(100.0, low=1e-3, high=1e5),
             "window": WINDOW,
+        },
+    ),
+    "gsk": Part(
+        "tost.recipe.ghost_skips:GhostSkips",
+        knobs={"variant": Knob("plain", choices=("plain", "authors")), "window": WINDOW},
+    ),
+    "lrsi": Part(
+        "tost.recipe.rescaled_init:RescaledInit",
+        stage="tost.recipe.rescaled_init:find_scales",
+        knobs={
+            "variant": Knob("default", choices=("default", "authors-dense", "authors-masked")),
+            "eta": Knob(0.1, low=1e-6, high=1e3),
+            "gamma": Knob(1.0, low=1e-6, high=1e9),
+            "lr": Knob(0.01, low=1e-6, high=10.0),
+            "iterations": Knob(180, low=1, high=1_000_000),
+            "clip": Knob(1.0, low=1e-6, high=1e9),
+            "floor": Knob(0.01, low=0.0, high=1.0),
         },
     ),
     "ls": Part(

@@ -8,9 +8,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from harness.axes import DENSE
 from harness.errors import short
 from harness.form import Table
+from harness.names import DENSE
 from harness.report.frame import Frame, Line
 
 HEADS = {"dataset": "data set", "arch": "network", "mask": "mask", "sparsity": "sparsity", "recipe": "recipe"}

@@ -18,6 +18,7 @@ from harness.train.decode import Decoded, resize, stratified
 from harness.train.draws import stream
 
 EVAL_BATCH = 512
+SCORING_BATCH = 50
 
 
 def encode(decoded: Decoded, size: int, content: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -123,7 +124,7 @@ class Images:
         """Return the batches in an epoch, the smaller last one included."""
         return -(-len(self.train) // batch)
 
-    def epoch(self, seed: int, epoch: int, batch: int, first: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def epoch(self, seed: int | str, epoch: int, batch: int, first: int) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield (step, images, labels) of an epoch from step `first` on; order, crops, flips follow from the seed."""
         count, device = len(self.train), self.device
         order = torch.randperm(count, generator=stream(seed, "order", epoch)).to(device)
@@ -154,15 +155,16 @@ class Images:
             yield self.scaled(split.images[first : first + EVAL_BATCH]), split.labels[first : first + EVAL_BATCH]
 
     def per_class(self, seed: int, count: int) -> list[tuple[Tensor, Tensor]]:
-        """Return `count` unaugmented training images of every class, none of dev, in batches of at most 256.
+        """Return `count` unaugmented training images of every class, none of dev, in equal batches of at most 50.
 
-        A class with fewer gives all it has.
+        A class with fewer gives all it has. Fifty, because GraSP's double backward holds a batch's maps three times.
         """
         order = torch.randperm(len(self.train), generator=stream(seed, "scoring"))
         labels = self.train.labels.cpu()[order]
         chosen = torch.cat([order[(labels == label).nonzero()[:count, 0]] for label in range(self.classes)])
         chosen = chosen[torch.randperm(len(chosen), generator=stream(seed, "scoring order"))].to(self.device)
-        return [(self.scaled(self.train.images[part]), self.train.labels[part]) for part in torch.split(chosen, 256)]
+        parts = torch.tensor_split(chosen, -(-len(chosen) // SCORING_BATCH))
+        return [(self.scaled(self.train.images[part]), self.train.labels[part]) for part in parts]
 
 
 def _held_out(dev: str, labels: np.ndarray[Any, np.dtype[np.int64]], content: str) -> Tensor:

@@ -36,6 +36,9 @@ class Watcher(Protocol):
     def begin(self, training: Training) -> None:
         """See the loop begin, fresh or where a checkpoint stood."""
 
+    def at(self, done: int, of: int) -> None:
+        """See how far a stage that is no training has come."""
+
     def after_step(self, training: Training, due: Callable[[], None]) -> None:
         """See a step done; `due` brings the position up to date before it is saved."""
 
@@ -60,6 +63,14 @@ class Training:
     epochs: int
     batch: int
     precision: str
+    until: int
+    """The epoch to stop after: the last one, but of a training that others are rewound to."""
+    settled: int = 0
+    """Steps after which the masks change no more."""
+    flops: Callable[[Masks], int] | None = None
+    """Operations of one image under some masks, told by epoch where masks change."""
+    ghost_operations: int = 0
+    """What the recipe's ghosts add to all of this training."""
     position: Position = field(default_factory=Position)
     _worn: Masks | None = None
     _pruned: Pruned = field(default_factory=list)
@@ -82,9 +93,16 @@ class Training:
         """Set everything scheduled to a point of training."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(steps_done / self.steps)
+        self.step_parts(steps_done)
+        self.wear(self.masks(steps_done))
+
+    def step_parts(self, steps_done: int) -> None:
+        """Set the recipe's parts to a point of training."""
         for part in self.parts:
             part.step(steps_done / (self.steps * self.epochs))
-        masks = self.masks(steps_done)
+
+    def wear(self, masks: Masks) -> None:
+        """Put masks in force."""
         if masks is not self._worn:
             self._worn, self._pruned = masks, pruned(self.model, masks)
             self.prune()
@@ -109,7 +127,7 @@ def train(run: Training, watch: Watcher) -> None:
     criterion, check_every = run.criterion, 1 if run.images.device.type == "cpu" else CHECK_EVERY
     for part in run.parts:
         criterion = part.criterion(criterion)
-    while at.epoch < run.epochs:
+    while at.epoch < run.until:
         run.model.train()
         for step, images, labels in run.images.epoch(run.seed, at.epoch, run.batch, at.step):
             run.go_to(run.done)
@@ -151,7 +169,8 @@ def _settle(at: Position, pending: list[tuple[int, int, Tensor, Tensor]]) -> Non
 def _row(run: Training) -> dict[str, Any]:
     """Evaluate after an epoch: dev always; test only where dev is at its best so far, or training ends.
 
-    An epoch in which ghosts still live can be no best one: that network is not the one that remains.
+    An epoch in which ghosts still live, or masks still tighten, can be no best one: that network is not the one that
+    remains.
     """
     at = run.position
     row: dict[str, Any] = {
@@ -161,13 +180,16 @@ def _row(run: Training) -> dict[str, Any]:
         "train_accuracy": 100 * at.correct / at.seen,
         "ghosts": any(part.ghosts for part in run.parts),
     }
+    if run.flops is not None:
+        row["flops"] = run.flops(run.masks(run.done))
     if len(run.images.dev):
         row["dev_loss"], row["dev_accuracy"] = evaluate(run, run.images.dev)
         best = max((r["dev_accuracy"] for r in at.rows if r["best"]), default=-1.0)
-        row["best"] = row["dev_accuracy"] > best and not any(part.ghosts and not part.stays for part in run.parts)
+        lasting = run.done >= run.settled and not any(part.ghosts and not part.stays for part in run.parts)
+        row["best"] = row["dev_accuracy"] > best and lasting
     else:
         row["best"] = False
-    if row["best"] or at.epoch + 1 == run.epochs:
+    if row["best"] or at.epoch + 1 == run.until:
         row["test_loss"], row["test_accuracy"] = evaluate(run, run.images.test)
     for name, value in row.items():
         if isinstance(value, float) and not math.isfinite(value):

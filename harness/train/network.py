@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from harness.errors import UserError
@@ -16,7 +19,12 @@ from harness.plugins import load_frozen
 from harness.train.draws import global_draws
 from harness.train.images import Images
 from harness.train.order import Order
-from tost.catalog import MODELS, resolve
+from tost.catalog import LIBRARIES, MODELS, resolve
+from tost.masks import imp_count, keep_count, prunable
+from tost.models.slim import slim_width
+
+MASK = "mask/"
+"""What masks are called in a file of weights."""
 
 _images: dict[tuple[Any, ...], Images] = {}
 
@@ -39,28 +47,74 @@ def open_images(order: Order) -> Images:
     return _images[key]
 
 
-def build(order: Order, images: Images) -> nn.Module:
-    """Build the network with the initial weights of the ticket seed."""
-    spec = order.spec["arch"]
-    make = load_method(order, MODELS, spec)
-    with global_draws(order.spec["ticket_seed"], "init"):
-        model = make(images.classes, images.shape[0], **spec.get("args", {}))
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return a training's weights and the masks it was trained with."""
+    tensors = load_file(path)
+    masks = {name.removeprefix(MASK): t.bool() for name, t in tensors.items() if name.startswith(MASK)}
+    return {name: t for name, t in tensors.items() if not name.startswith(MASK)}, masks
+
+
+def build(order: Order, images: Images, least: int = 2) -> nn.Module:
+    """Build the network with the weights that training starts from: the ticket seed's, or those rewound to.
+
+    `least`: images in the smallest batch that it will be trained with.
+    """
+    spec = order.spec
+    make = partial(_maker(order), images.classes, images.shape[0], **spec["arch"].get("args", {}))
+    try:
+        if "small" in spec:
+            make = partial(make, width=_small_width(make, spec["small"]))
+        with global_draws(spec["ticket_seed"], "fresh init" if spec.get("init") == "fresh" else "init"):
+            model = make()
+    except ValueError as error:
+        raise UserError(f"the architecture cannot be built: {error}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"the architecture returned {type(model).__name__}; it must return a torch.nn.Module")
-    _check_outputs(model, images)
+    _check_outputs(model, images, least)
+    if "start" in order.parents:
+        model.load_state_dict(load_weights(order.parent("start"))[0])
     return model.to(images.device)
 
 
-def _check_outputs(model: nn.Module, images: Images) -> None:
+def kept_weights(model: nn.Module, spec: Mapping[str, Any]) -> int:
+    """Return how many weights a spec's sparsity keeps of its prunable set."""
+    total = sum(weight.numel() for weight in prunable(model, spec["prunable"]).values())
+    if not total:
+        raise UserError(f"the network has no weight to prune: no Conv2d or Linear layer in the set {spec['prunable']}")
+    level = spec["sparsity"].get("imp")
+    return imp_count(total, level) if level else keep_count(total, Fraction(spec["sparsity"]["density"]))
+
+
+def _maker(order: Order) -> Callable[..., Any]:
+    spec = order.spec["arch"]
+    library, colon, name = spec.get("name", "").partition(":")
+    if colon:
+        return partial(resolve(LIBRARIES[library].path), name=name)
+    made: Callable[..., Any] = load_method(order, MODELS, spec)
+    return made
+
+
+def _small_width(make: Callable[..., nn.Module], spec: Mapping[str, Any]) -> float:
+    """Return the width of the dense network with as many parameters as the sparse one has left."""
+    with torch.device("meta"):
+        whole = make()
+    pruned = sum(weight.numel() for weight in prunable(whole, spec["prunable"]).values()) - kept_weights(whole, spec)
+    return slim_width(lambda width: make(width=width), sum(p.numel() for p in whole.parameters()) - pruned)
+
+
+def _check_outputs(model: nn.Module, images: Images, least: int) -> None:
     """Raise UserError where a network does not map images to logits: torch would say so late, or not at all."""
     shape = list(images.shape)
-    try:
-        with torch.no_grad():
-            logits = copy.deepcopy(model).cpu().eval()(torch.zeros(2, *shape))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise UserError(
-            f"the network cannot take images of shape {shape} [channels, height, width]: {error}"
-        ) from error
-    if not isinstance(logits, Tensor) or list(logits.shape) != [2, images.classes]:
-        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"the network returns {got} for 2 images; it must return logits [2, {images.classes}]")
+    for training, count in ((False, 2), (True, least)):
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                logits = copy.deepcopy(model).cpu().train(training)(torch.zeros(count, *shape))
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            raise UserError(
+                f"the network cannot take {'a batch of ' if count == 1 else ''}{count} "
+                f"image{'s' * (count > 1)} of shape {shape} [channels, height, width]: {error}"
+                + ("; choose a batch size that leaves no single image in an epoch's last batch" if count == 1 else "")
+            ) from error
+        if not isinstance(logits, Tensor) or list(logits.shape) != [count, images.classes]:
+            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UserError(f"the network returns {got} for 2 images; it must return logits [2, {images.classes}]")

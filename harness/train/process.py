@@ -27,7 +27,8 @@ from harness.store import file_sha256, write_whole
 from harness.train.checkpoint import save_checkpoint
 from harness.train.loop import Diverged, Training
 from harness.train.order import Corrupt, Order
-from harness.train.stages import run_stage, state_tensors
+from harness.train.stages import run_stage
+from harness.train.training import state_tensors
 
 TELL_EVERY = 0.5
 """Seconds between two progress messages."""
@@ -99,6 +100,16 @@ class Watch:
             due()
             self.tell(training, now)
 
+    def at(self, done: int, of: int) -> None:
+        """See how far a stage that is no training has come."""
+        if self.control.stop.is_set():
+            raise Stopped
+        now = time.monotonic()
+        if now >= self.next_tell:
+            left = (of - done) * (now - self.since) / done if done else 0.0
+            self.control.tell(at="step", unit="iteration", epoch=done + 1, epochs=of, loss=None, speed=None, left=left)
+            self.next_tell = now + TELL_EVERY
+
     def after_epoch(self, training: Training) -> None:
         """See an epoch done: add its row to the metrics."""
         with open(self.attempt / "metrics.jsonl", "a") as file:
@@ -106,7 +117,8 @@ class Watch:
 
     def save(self, training: Training) -> None:
         """Write a checkpoint."""
-        save_checkpoint(self.attempt, training.done, training.position, state_tensors(training), self.order.read)
+        rests_on = {**self.order.read, "epochs": str(training.epochs)}
+        save_checkpoint(self.attempt, training.done, training.position, state_tensors(training), rests_on)
 
     def tell(self, training: Training, now: float) -> None:
         """Tell the supervisor where the loop stands, and how fast it is, in images a second."""

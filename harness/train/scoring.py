@@ -1,53 +1,108 @@
-"""The mask stage: from a network and some images to the weights that are kept."""
+"""The mask stage: from a network and some images to the weights that are kept, from a file, or from another mask."""
 
 from __future__ import annotations
 
 import inspect
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
-from safetensors.torch import load_file
+from torch import nn
 
 from harness.errors import UserError
 from harness.train.draws import stream
-from harness.train.network import build, load_method, open_images
+from harness.train.images import Images
+from harness.train.network import build, kept_weights, load_method, load_weights, open_images
 from harness.train.order import Order, Outcome
 from tost.catalog import MASKS, PER_CLASS, settings
-from tost.masks import MaskError, find_masks, imp_count, keep_count, prunable
-from tost.masks.io import save_masks
+from tost.masks import MaskError, Masks, find_masks
+from tost.masks.apply import dead_filters, empty_layers
+from tost.masks.controls import shuffled
+from tost.masks.files import fit_masks, read_masks
+from tost.masks.io import load_masks, save_masks
+
+TOLERANCE = 0.01
+"""How far an imported mask's count may lie from the cell's: codes round and break ties in their own ways."""
 
 
 def make_mask(order: Order) -> Outcome:
-    """Run a mask stage: score the initial or trained weights and keep the exact number of the highest."""
-    spec, images = order.spec, open_images(order)
-    model = build(order, images)
-    within = None
+    """Run a mask stage."""
+    if order.spec.get("control") == "shuffled":
+        masks = shuffled(load_masks(order.parent("mask")), stream(order.spec["ticket_seed"], "shuffle"))
+        return _outcome(order, masks, {})
+    images = open_images(order)
+    model, within = build(order, images), None
     if "trained" in order.parents:
-        tensors = load_file(order.parent("trained"))
-        masks = {name.removeprefix("mask/"): t.bool() for name, t in tensors.items() if name.startswith("mask/")}
-        model.load_state_dict({n: t for n, t in tensors.items() if not n.startswith("mask/")})
-        within = masks or None
-    weights = prunable(model, spec["prunable"])
-    total = sum(weight.numel() for weight in weights.values())
-    if not total:
-        raise UserError(f"the network has no weight to prune: no Conv2d or Linear layer in the set {spec['prunable']}")
-    level = spec["sparsity"].get("imp")
-    keep = imp_count(total, level) if level else keep_count(total, Fraction(spec["sparsity"]["density"]))
-    score = load_method(order, MASKS, spec["method"])
-    given = spec["method"].get("args", {})
-    knobs = dict(given) if "source" in spec["method"] else settings(MASKS[spec["method"]["name"]], given)
-    offered = {**knobs, "shape": images.shape, "generator": stream(spec["ticket_seed"], "mask")}
-    composed = {
-        name: offered.pop(name) for name in ("steps", "scope") if name in offered and "source" not in spec["method"]
-    }
-    if "batches" in inspect.signature(score).parameters:
-        offered["batches"] = images.per_class(spec["ticket_seed"], int(knobs.get("per_class", PER_CLASS.default)))
+        weights, worn = load_weights(order.parent("trained"))
+        model.load_state_dict(weights)
+        within = worn or None
     try:
-        masks = find_masks(score, model, keep, which=spec["prunable"], within=within, **composed, offered=offered)
+        if "sha256" in order.spec["method"]:
+            masks, about = _imported(order, model)
+        else:
+            masks, about = _found(order, model, images, within), {}
     except MaskError as error:
         raise UserError(str(error)) from error
+    if (empty := empty_layers(masks)) and order.spec.get("on_collapse", "allow") != "allow":
+        raise UserError(
+            f"a layer collapse: nothing is kept of {', '.join(empty)}; lower the sparsity, "
+            "or write on_collapse: keep_one or on_collapse: allow"
+        )
+    return _outcome(order, masks, about)
+
+
+def _found(order: Order, model: nn.Module, images: Images, within: Masks | None) -> Masks:
+    """Score the initial or trained weights and keep the exact number of the highest."""
+    spec = order.spec
+    method, given = spec["method"], spec["method"].get("args", {})
+    score = load_method(order, MASKS, method)
+    accepted = inspect.signature(score).parameters
+    knobs = dict(given) if "source" in method else settings(MASKS[method["name"]], given)
+    composed: dict[str, Any] = {n: knobs[n] for n in ("steps", "scope") if n in knobs and n not in accepted}
+    offered = {**knobs, "shape": images.shape, "generator": stream(spec["ticket_seed"], "mask")}
+    if "batches" in accepted:
+        offered["batches"] = images.per_class(spec["ticket_seed"], int(knobs.get("per_class", PER_CLASS.default)))
+    density = spec["sparsity"].get("density")
+    return find_masks(
+        score,
+        model,
+        kept_weights(model, spec),
+        which=spec["prunable"],
+        within=within,
+        density=Fraction(density) if density else None,
+        at_least=int(spec.get("on_collapse") == "keep_one"),
+        offered=offered,
+        **composed,
+    )
+
+
+def _imported(order: Order, model: nn.Module) -> tuple[Masks, dict[str, Any]]:
+    """Read a mask from the store's copy of a user's file, and hold it against the cell's sparsity."""
+    spec = order.spec
+    try:
+        found, form = read_masks(Path(order.store) / "imports" / spec["method"]["sha256"])
+        match = spec["method"].get("args", {}).get("match", "name")
+        masks = fit_masks(found, model, spec["prunable"], match)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    kept, total = sum(int(m.sum()) for m in masks.values()), sum(m.numel() for m in masks.values())
+    asked = kept_weights(model, spec)
+    if abs(kept - asked) > max(1, TOLERANCE * asked):
+        raise UserError(
+            f"the file keeps {kept:,} of {total:,} weights, the cell's sparsity {asked:,}; "
+            f"write sparsity: {100 * (1 - kept / total):.4g}%"
+        )
+    return masks, {"form": form}
+
+
+def _outcome(order: Order, masks: Masks, about: dict[str, Any]) -> Outcome:
     draft = Path(order.attempt) / "mask.safetensors"
     save_masks(masks, draft)
-    layers = {name: [int(mask.sum()), mask.numel()] for name, mask in masks.items()}
-    empty = [name for name, (kept, _) in layers.items() if kept == 0]
-    return Outcome(draft, {"kept": keep, "total": total, "layers": layers, "empty_layers": empty})
+    layers = {name: [mask.numel(), int(mask.sum()), dead_filters(mask)] for name, mask in masks.items()}
+    metrics = {
+        "kept": sum(kept for _, kept, _ in layers.values()),
+        "total": sum(size for size, _, _ in layers.values()),
+        "layers": layers,
+        "empty_layers": empty_layers(masks),
+    }
+    return Outcome(draft, {**metrics, **about})

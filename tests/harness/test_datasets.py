@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.axes import Choice
 from harness.catalog import DATASETS
 from harness.errors import UserError
+from harness.names import Choice
 from harness.sources import Source, find_source
 from harness.train import decode
 from harness.train.decode import Decoded

@@ -23,7 +23,8 @@ from harness.train.draws import seed_for, stream
 from harness.train.images import Images
 from harness.train.loop import Diverged, Training, train
 from harness.train.order import Corrupt, Order
-from harness.train.stages import prepare, resume, run_stage, state_tensors
+from harness.train.stages import run_stage
+from harness.train.training import prepare, resume, state_tensors
 
 
 class Watcher:
@@ -40,6 +41,9 @@ class Watcher:
         if self.steps == self.stop_after:
             due()
             raise Pause
+
+    def at(self, done: int, of: int) -> None:
+        pass
 
     def after_epoch(self, training: Training) -> None:
         pass
@@ -89,7 +93,7 @@ def _made(order: Order) -> tuple[str, str]:
 
 
 def finish(order: Order) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    run, _ = prepare(order)
+    run = prepare(order)
     train(run, Watcher())
     return {k: v.clone() for k, v in run.model.state_dict().items()}, run.position.rows
 
@@ -106,16 +110,16 @@ def test_a_training_cut_anywhere_and_resumed_ends_the_same_to_the_bit(
 ) -> None:
     order = orders(extra, recipe)["train"]
     weights, rows = finish(order)
-    total = 3 * prepare(order)[0].steps
+    total = 3 * prepare(order).steps
     for cut in (1, random.Random(recipe + extra).randrange(2, total - 1), total - 1, total):
-        run, _ = prepare(order)
+        run = prepare(order)
         with pytest.raises(Pause):
             train(run, Watcher(cut))
         attempt = tmp_path / f"cut-{cut}"
         attempt.mkdir()
         save_checkpoint(attempt, run.done, run.position, state_tensors(run), order.read)
         torch.manual_seed(cut)  # whatever the global state is
-        resumed, _ = prepare(order)
+        resumed = prepare(order)
         found = load_checkpoint([attempt], order.read)
         assert found is not None
         resume(resumed, *found)
@@ -128,7 +132,8 @@ def test_a_training_cut_anywhere_and_resumed_ends_the_same_to_the_bit(
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_pruned_weights_are_exactly_zero_after_every_step(recipe: str, orders: Callable[..., dict[str, Order]]) -> None:
     order = orders(", nesterov: true, weight_decay: 0.01", recipe)["train"]
-    run, masks = prepare(order)
+    run = prepare(order)
+    masks = run.masks(0)
 
     class Look(Watcher):
         def after_step(self, training: Training, due: Callable[[], None]) -> None:
@@ -158,7 +163,7 @@ def test_another_seed_orders_and_starts_otherwise(orders: Callable[..., dict[str
 
 
 def test_a_dead_loss_is_caught_in_its_step(orders: Callable[..., dict[str, Order]]) -> None:
-    run, _ = prepare(orders()["train"])
+    run = prepare(orders()["train"])
     plain, calls = run.criterion, iter(range(10**6))
     run.criterion = lambda logits, labels: plain(logits, labels) * (float("nan") if next(calls) == 30 else 1)
     with pytest.raises(Diverged) as caught:
@@ -330,4 +335,6 @@ def test_defaults_are_pinned_because_a_changed_one_would_rename_nothing_and_chan
         "report": "test@last",
         "prunable": "conv+linear",
         "resize": 0,
+        "on_collapse": "allow",
+        "match_cost": "",
     }

@@ -1,4 +1,6 @@
-"""Recipe parts: each leaves a plain network behind, and does what its formula says."""
+"""Recipe parts: each fits every network, leaves a plain one behind, and does what its formula says."""
+
+from __future__ import annotations
 
 import copy
 import math
@@ -7,49 +9,117 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.testing import assert_close
 
-from tost.catalog import PARTS, resolve
-from tost.models.resnet import resnet20
+from tests.tost.nets import SIZE, thin
+from tost.accounting import ghost_parameters
+from tost.catalog import MODELS, PARTS, resolve
+from tost.models.foreign import torchvision_network
+from tost.models.resnet import resnet18, resnet20
 from tost.recipe import Part
+from tost.recipe.ghost_skips import ALPHA, GhostSkips, fitted, skip_sites
 from tost.recipe.label_smoothing import LabelSmoothing
-from tost.recipe.soft_activation import Soft, SoftActivation
+from tost.recipe.rescaled_init import RescaledInit
+from tost.recipe.soft_activation import SHAPES, Soft, SoftActivation
+
+WINDOW = (0.25, 0.5)
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "gsw": [{"shape": shape} for shape in SHAPES],
+    "gsk": [{"variant": "plain"}, {"variant": "authors"}],
+    "lrsi": [{}],
+    "ls": [{}, {"convention": "torch"}],
+}
+CASES = [(name, knobs) for name in PARTS for knobs in VARIANTS[name]]
 
 
-def make(name: str) -> Part:
-    extra: dict[str, Any] = {"window": (0.25, 0.5)} if "window" in PARTS[name].knobs else {}
-    part: Part = resolve(PARTS[name].path)(**extra)
+def make(name: str, net: nn.Module, knobs: dict[str, Any], window: tuple[float, float] = WINDOW) -> Part:
+    extra: dict[str, Any] = {"window": window} if "window" in PARTS[name].knobs else {}
+    if name == "lrsi":
+        extra["scales"] = dict.fromkeys(dict(net.named_parameters()), 1.0)
+    part: Part = resolve(PARTS[name].path)(**knobs, **extra)
     return part
 
 
-@pytest.mark.parametrize("name", sorted(PARTS))
-def test_a_part_attached_stepped_and_past_its_window_leaves_a_plain_network(name: str) -> None:
-    plain = resnet20(10, 1).eval()
-    net = copy.deepcopy(plain)
-    part = make(name)
+def test_every_part_has_its_variants_tried_here() -> None:
+    assert set(VARIANTS) == set(PARTS)
+    assert set(SHAPES) == set(PARTS["gsw"].knobs["shape"].choices)
+    assert {v["variant"] for v in VARIANTS["gsk"]} == set(PARTS["gsk"].knobs["variant"].choices)
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+@pytest.mark.parametrize(("name", "knobs"), CASES, ids=str)
+def test_a_part_stepped_through_its_window_and_detached_leaves_a_plain_network(
+    name: str, knobs: dict[str, Any], model: str
+) -> None:
+    net = thin(model)
+    plain, x = copy.deepcopy(net), torch.randn(4, 3, SIZE, SIZE)
+    part = make(name, net, knobs)
     part.attach(net)
-    assert set(net.state_dict()) >= set(plain.state_dict())
-    for progress in (0.0, 0.3, 0.49, 0.5, 1.0):
+    criterion = part.criterion(F.cross_entropy)
+    for progress in (0.0, 0.3, 0.49):
         part.step(progress)
+        if progress == 0.0:
+            torch.autograd.backward(criterion(net.train()(x), torch.arange(4)))
+            assert all(p.grad is not None for n, p in net.named_parameters() if not n.endswith("bias"))
+    assert set(net.state_dict()) >= set(plain.state_dict()), "plain keys all along"
+    part.step(0.5)
+    if not part.stays:
+        assert not part.ghosts
+    part.step(1.0)
     part.detach()
-    x = torch.randn(4, 1, 8, 8)
+    assert not part.ghosts
     assert list(net.state_dict()) == list(plain.state_dict())
     assert [type(m) for m in net.modules()] == [type(m) for m in plain.modules()]
-    assert torch.equal(net(x), plain(x))
-    assert not part.ghosts
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+    fresh = thin(model, seed=5)
+    fresh.load_state_dict(net.state_dict())
+    assert torch.equal(net.eval()(x), fresh.eval()(x)), "bit-equal to a network freshly built with the same weights"
 
 
-@pytest.mark.parametrize("name", sorted(PARTS))
-def test_a_parts_state_follows_from_progress_alone(name: str) -> None:
-    walked, jumped = resnet20(10, 1).eval(), resnet20(10, 1).eval()
-    jumped.load_state_dict(walked.state_dict())
+@pytest.mark.parametrize(("name", "knobs"), CASES, ids=str)
+def test_a_parts_state_follows_from_progress_alone(name: str, knobs: dict[str, Any]) -> None:
+    walked = thin("resnet20").eval()
+    jumped = copy.deepcopy(walked)
     for net, path in ((walked, (0.0, 0.1, 0.3, 0.4)), (jumped, (0.4,))):
-        part = make(name)
+        part = make(name, net, knobs)
         part.attach(net)
         for progress in path:
             part.step(progress)
-    x = torch.randn(2, 1, 8, 8)
-    assert torch.equal(walked(x), jumped(x))
+    x = torch.randn(2, 3, SIZE, SIZE)
+    assert torch.equal(walked.eval()(x), jumped.eval()(x))
+
+
+@pytest.mark.parametrize(("name", "knobs"), [c for c in CASES if c[0] in ("gsw", "gsk")], ids=str)
+def test_a_permanent_part_stays_and_says_so(name: str, knobs: dict[str, Any]) -> None:
+    net = thin("resnet20")
+    part = make(name, net, knobs, (2.0, 3.0))
+    part.attach(net)
+    part.step(1.0)
+    assert part.ghosts
+    assert part.stays
+    assert (ghost_parameters(net) > 0) == (knobs.get("variant") == "authors")
+
+
+@pytest.mark.parametrize("attach", [SoftActivation(WINDOW), GhostSkips(WINDOW)], ids=lambda p: type(p).__name__)
+def test_a_network_that_a_part_cannot_change_is_refused(attach: Part) -> None:
+    with pytest.raises(ValueError, match="Sequential has none"):
+        attach.attach(nn.Sequential(nn.Flatten(), nn.Linear(12, 2), nn.Tanh()))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121"])
+def test_parts_fit_torchvisions_networks(name: str) -> None:
+    net = torchvision_network(5, 3, name, "small").eval()
+    plain, x = copy.deepcopy(net), torch.randn(2, 3, 32, 32)
+    for part in (SoftActivation(WINDOW), GhostSkips(WINDOW)):
+        part.attach(net)
+        part.step(0.0)
+        assert not torch.allclose(net(x), plain(x))
+        part.step(0.5)
+        assert torch.equal(net(x), plain(x))
+
+
+# Soft neurons ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("shape", "gap"), [("swish", 0.27846), ("mish", 0.30884)])
@@ -66,25 +136,149 @@ def test_soft_neurons_harden_log_linearly_inside_their_window() -> None:
     assert math.log(part.strength(0.3)) == pytest.approx(0.25 * math.log(100))
 
 
-def test_soft_neurons_replace_every_relu_and_share_their_strength_as_a_buffer() -> None:
+def test_a_blend_goes_linearly_from_mish_to_relu() -> None:
+    part, x = SoftActivation((0.2, 0.6), "blend"), torch.linspace(-3, 3, 7)
+    assert [part.strength(p) for p in (0.0, 0.4, 0.6)] == pytest.approx([1.0, 0.5, 0.0])
+    assert_close(Soft("blend", torch.tensor(0.5))(x), (F.mish(x) + F.relu(x)) / 2)
+
+
+def test_hard_and_authors_keep_their_strength() -> None:
+    for shape in ("hard", "authors"):
+        part = SoftActivation((0.2, 0.6), shape, b0=2.0)
+        assert [part.strength(p) for p in (0.0, 0.4, 0.59)] == [2.0] * 3
+    x = torch.linspace(-3, 3, 7)
+    assert_close(Soft("authors", torch.tensor(1.0))(x), F.silu(x))
+
+
+def test_soft_neurons_replace_every_relu_and_hold_their_strength_as_a_buffer() -> None:
     net = resnet20(10, 1)
     part = SoftActivation((0.2, 0.6))
     part.attach(net)
     sites = [m for m in net.modules() if isinstance(m, Soft)]
     assert len(sites) == 19
+    buffers = [site.b for site in sites]
     part.step(0.4)
     assert [float(site.b) for site in sites] == pytest.approx([10.0] * 19)
-    assert all(isinstance(site.b, torch.Tensor) and not site.b.requires_grad for site in sites)
+    assert all(site.b is b for site, b in zip(sites, buffers, strict=True)), "changed in place: nothing recompiles"
+    assert all(isinstance(b, Tensor) and not b.requires_grad for b in buffers)
 
 
-def test_permanent_soft_neurons_stay() -> None:
-    net = resnet20(10, 1)
-    part = SoftActivation((2.0, 3.0))
+def test_resnet18_has_the_authors_seventeen_sites() -> None:
+    net = resnet18(10)
+    SoftActivation(WINDOW).attach(net)
+    assert sum(isinstance(m, Soft) for m in net.modules()) == 17
+
+
+def test_in_place_of_relu6_the_soft_curve_is_bounded_too() -> None:
+    x = torch.linspace(-10, 20, 1001)
+    for b in (10.0, 100.0):
+        soft = Soft("swish", torch.tensor(b), clipped=True)(x)
+        assert float((soft - F.relu6(x)).abs().max()) <= 0.2785 / b * 1.01
+
+
+def test_one_activation_under_two_names_is_replaced_under_both() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.ReLU()
+            self.second = self.first
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.second(self.first(x) - 1)
+            return out
+
+    net, x = Shared(), torch.linspace(-2, 2, 9)
+    part = SoftActivation(WINDOW)
     part.attach(net)
-    part.step(1.0)
-    assert part.ghosts
-    assert part.stays
-    assert sum(isinstance(m, Soft) for m in net.modules()) == 19
+    assert_close(net(x), F.silu(F.silu(x) - 1))
+    part.detach()
+    assert net.first is net.second
+
+
+# Ghost skips ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_ghost_skip_by_hand() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3, 2, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU()
+    ).eval()
+    x = torch.randn(3, 2, 8, 8)
+    part = GhostSkips((0.2, 0.6), shape=(2, 8, 8))
+    part.attach(net)
+    part.step(0.5)
+    h = F.relu(net[0](x))
+    skip = F.pad(F.avg_pool2d(h, 2), (0, 0, 0, 0, 0, 2))
+    normed = F.batch_norm(F.conv2d(h, net[2].weight, None, 2, 1), torch.zeros(6), torch.ones(6))  # type: ignore[arg-type]
+    assert_close(net(x), F.relu(normed + 0.25 * skip))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "stride", "outputs"),
+    [((4, 8, 8), 1, (4, 8, 8)), ((4, 8, 8), 2, (6, 4, 4)), ((4, 7, 7), 2, (2, 4, 4)), ((4, 1, 1), 2, (4, 1, 1)),
+     ((3, 9, 9), 1, (3, 7, 7)), ((3, 4, 4), 1, (3, 6, 6))],
+)  # fmt: skip
+def test_the_skip_fits_any_shape(inputs: tuple[int, ...], stride: int, outputs: tuple[int, ...]) -> None:
+    out = fitted(torch.ones(2, *inputs), (stride, stride), outputs)
+    assert out.shape == (2, *outputs)
+    assert float(out.max()) == 1.0
+
+
+def test_sites_are_all_convolutions_but_the_stem_and_shortcuts() -> None:
+    names = [site.name for site in skip_sites(resnet18(10))]
+    assert len(names) == 16
+    assert "conv1" not in names
+    assert not any("downsample" in name for name in names)
+    assert len(skip_sites(thin("resnet104"))) == 3 * 51
+    assert len(skip_sites(thin("mobilenet"))) == 26
+
+
+def test_the_batch_norm_of_a_site_is_the_one_that_takes_its_output_not_the_one_registered_next() -> None:
+    class PreActivation(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.stem(x)
+            out: Tensor = self.norm(h + self.conv(h))
+            return out
+
+    (site,) = skip_sites(PreActivation())
+    assert (site.name, site.norm) == ("conv", "")
+
+
+def test_the_authors_branches_are_the_measured_size_and_begin_as_theirs() -> None:
+    net = resnet18(100)
+    GhostSkips(WINDOW, "authors").attach(net)
+    branches = {n: p for n, p in net.named_parameters() if n.startswith("ghost_")}
+    assert sum(p.numel() for n, p in branches.items() if p.ndim == 4) == 1_220_608
+    assert all(bool((p == 1e-4).all()) for p in branches.values() if p.ndim == 4)
+
+
+def test_the_authors_form_is_refused_where_its_branch_gives_another_map() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    with pytest.raises(ValueError, match="another map than 1"):
+        GhostSkips(WINDOW, "authors").attach(net)
+    assert not dict(net.named_buffers())
+
+
+def test_alpha_is_a_buffer_that_fades_in_place_and_a_copy_has_its_own() -> None:
+    net = thin("resnet20")
+    part = GhostSkips((0.2, 0.6))
+    part.attach(net)
+    alpha = net.get_buffer(ALPHA)
+    part.step(0.3)
+    assert net.get_buffer(ALPHA) is alpha
+    assert float(alpha) == pytest.approx(0.75)
+    twin, x = copy.deepcopy(net).eval(), torch.randn(2, 3, SIZE, SIZE)
+    assert torch.equal(twin(x), net.eval()(x))
+    part.step(0.5)
+    assert float(twin.get_buffer(ALPHA)) == pytest.approx(0.75)
+    assert ALPHA not in net.state_dict()
+
+
+# Label smoothing ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("classes", "converted"), [(10, 0.111111), (100, 0.101010), (200, 0.100503)])
@@ -106,3 +300,8 @@ def test_label_smoothing_is_the_authors_and_equals_torchs_with_the_converted_con
 def test_too_much_smoothing_for_the_classes_is_refused() -> None:
     with pytest.raises(ValueError, match="too large for 2 classes"):
         LabelSmoothing(0.8).criterion(F.cross_entropy)(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))
+
+
+def test_scales_that_fit_no_parameter_are_refused() -> None:
+    with pytest.raises(ValueError, match="scale 'x' belongs to no parameter"):
+        RescaledInit({"x": 2.0}).attach(resnet20(10))

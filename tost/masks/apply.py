@@ -7,6 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+GHOSTS = "ghost_"
+"""What a recipe part adds to a model bears a name that starts so; it is never pruned, never counted as the network."""
+
 Masks = dict[str, Tensor]
 """Boolean tensors of the parameters' shapes, by parameter name; True is kept."""
 
@@ -16,15 +19,26 @@ PRUNABLE: Mapping[str, tuple[type[nn.Module], ...]] = {"conv+linear": (nn.Conv2d
 def prunable(model: nn.Module, which: str = "conv+linear") -> dict[str, nn.Parameter]:
     """Return the weights that may be pruned, by name in name order: never a bias, never batch norm.
 
-    `which` is `conv+linear` (every Conv2d and Linear, first and last layer included) or `conv`.
+    `which` is `conv+linear` (every Conv2d and Linear, first and last layer included) or `conv`. A weight that several
+    modules share stands under its first name, as in `named_parameters`; recipe parts' own layers are no part of it.
     """
-    kinds = PRUNABLE[which]
+    weights = {id(m.weight) for m in model.modules() if isinstance(m, PRUNABLE[which])}
     found = {
-        f"{name}.weight" if name else "weight": module.weight
-        for name, module in model.named_modules()
-        if isinstance(module, kinds)
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) in weights and not name.startswith(GHOSTS)
     }
-    return {name: found[name] for name in sorted(found)}  # type: ignore[misc]
+    return {name: found[name] for name in sorted(found)}
+
+
+def empty_layers(masks: Masks) -> list[str]:
+    """Return the tensors of which nothing is kept: a layer collapse."""
+    return [name for name, mask in masks.items() if not bool(mask.any())]
+
+
+def dead_filters(mask: Tensor) -> int:
+    """Return how many output channels [O, ...] of a weight have nothing left."""
+    return int((~mask.flatten(1).any(1)).sum())
 
 
 def density(masks: Masks) -> float:

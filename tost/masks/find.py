@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -28,26 +29,32 @@ def find_masks(
     which: str = "conv+linear",
     within: Masks | None = None,
     steps: int = 1,
+    density: Fraction | None = None,
     scope: str = "global",
+    at_least: int = 0,
     offered: Mapping[str, Any] | None = None,
 ) -> Masks:
     """Return masks over the prunable set that keep exactly `keep` weights, those with the highest scores.
 
-    `steps` > 1 scores again and again, the pruned weights being 0, down the exponential schedule
-    N·(keep/N)^(t/steps) (SynFlow). `offered` holds what a score may ask for by parameter name (batches, shape,
-    generator, knobs). The model is not changed.
-    Raises MaskError when the scores do not cover the prunable set, have other shapes, or are not finite.
+    `steps` > 1 scores again and again, the pruned weights being 0, down the exponential schedule round(N·d^(t/steps))
+    (SynFlow), d the `density` asked for or else keep/N. `scope` and `at_least` are select's. `offered` holds what a
+    score may ask for by parameter name (batches, shape, generator, knobs). The model is not changed.
+    Raises MaskError when the scores do not cover the prunable set, have other shapes, or are not finite, and where
+    `at_least` asks for more than `keep`.
     """
     weights = prunable(model, which)
     total = sum(weight.numel() for weight in weights.values())
+    if at_least * len(weights) > keep:
+        raise MaskError(f"{keep} weights cannot be {at_least} in each of {len(weights)} layers")
     accepted = inspect.signature(score).parameters
     arguments = {name: value for name, value in (offered or {}).items() if name in accepted}
     work, masks = copy.deepcopy(model), within
+    share = float(density) if density is not None else keep / total
     for step in range(1, steps + 1):
         if masks is not None:
             apply_masks(work, masks)
-        count = keep if step == steps else max(keep, round(total * (keep / total) ** (step / steps)))
-        masks = select(_covering(score(work, **arguments), weights), count, masks, scope)
+        count = keep if step == steps else max(keep, round(total * share ** (step / steps)))
+        masks = select(_covering(score(work, **arguments), weights), count, masks, scope, at_least)
     assert masks is not None  # steps is at least 1 # noqa: S101
     return masks
 

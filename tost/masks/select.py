@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import torch
@@ -36,11 +36,20 @@ def imp_count(total: int, level: int) -> int:
     return count
 
 
-def select(scores: Scores, keep: int, within: Masks | None = None, scope: str = "global") -> Masks:
+def select(
+    scores: Scores,
+    keep: int,
+    within: Masks | None = None,
+    scope: str = "global",
+    at_least: int = 0,
+    shares: Mapping[str, int] | None = None,
+) -> Masks:
     """Keep exactly the `keep` highest scores; of equal ones, those first in name order and then in flat index.
 
     `within`: only weights kept there may be kept. `scope`: `global` ranks all tensors together; `layer` gives every
-    tensor the same density, with the rounding remainder going to the largest fractional parts.
+    tensor the same density, `erk` the Erdős–Rényi-kernel one, the rounding remainder going to the largest fractional
+    parts. `at_least`: so many of every tensor's best are kept before the rest is ranked. `shares`: the count of every
+    tensor, in place of a scope.
     Raises ValueError for a score that is not finite, and for more weights asked for than there are.
     """
     names = sorted(scores)
@@ -52,12 +61,26 @@ def select(scores: Scores, keep: int, within: Masks | None = None, scope: str = 
         name: torch.arange(flat[name].numel()) if within is None else within[name].flatten().nonzero()[:, 0]
         for name in names
     }
-    if scope == "global":
-        kept = _highest(torch.cat([flat[n][live[n]] for n in names]), keep)
-        parts = dict(zip(names, torch.split(kept, [live[n].numel() for n in names]), strict=True))
+    sizes = {name: live[name].numel() for name in names}
+    floors = {name: min(at_least, sizes[name]) for name in names}
+    if not sum(floors.values()) <= keep <= sum(sizes.values()):
+        raise ValueError(
+            f"cannot keep {keep} of {sum(sizes.values())} weights"
+            + (f" with at least {at_least} in each of {len(names)} tensors" if at_least else "")
+        )
+    values = {name: flat[name][live[name]] for name in names}
+    if shares is not None:
+        parts = {name: _highest(values[name], shares[name]) for name in names}
+    elif scope == "global":
+        parts = _highest_of_all(values, floors, keep)
     else:
-        shares = allocate({n: live[n].numel() for n in names}, keep)
-        parts = {n: _highest(flat[n][live[n]], shares[n]) for n in names}
+        exact = (
+            erk_shares({name: tuple(scores[name].shape) for name in names}, keep, sizes)
+            if scope == "erk"
+            else {name: Fraction(keep * size, sum(sizes.values())) for name, size in sizes.items()}
+        )
+        rounded = whole_shares(exact, sizes, floors)
+        parts = {name: _highest(values[name], rounded[name]) for name in names}
     masks = {}
     for name in names:
         mask = torch.zeros(flat[name].numel(), dtype=torch.bool)
@@ -66,24 +89,62 @@ def select(scores: Scores, keep: int, within: Masks | None = None, scope: str = 
     return masks
 
 
-def allocate(sizes: Mapping[str, int], keep: int) -> dict[str, int]:
-    """Split a number of kept weights over layers in proportion to their sizes, the sum being exact."""
-    total = sum(sizes.values())
-    if not 0 <= keep <= total:
-        raise ValueError(f"cannot keep {keep} of {total} weights")
-    exact = {name: Fraction(keep * size, total) for name, size in sizes.items()}
-    shares = {name: int(value) for name, value in exact.items()}
-    for name in sorted(sizes, key=lambda n: (shares[n] - exact[n], n))[: keep - sum(shares.values())]:
-        shares[name] += 1
+def erk_shares(
+    shapes: Mapping[str, Sequence[int]], keep: int, capacity: Mapping[str, int] | None = None
+) -> dict[str, Fraction]:
+    """Return how many weights of each tensor Erdős–Rényi-kernel densities keep (Evci et al., 2020), as exact fractions.
+
+    A density is proportional to (sum of the shape) / (product of the shape); tensors that would exceed their capacity
+    (all their weights, by default) are full, and the rest is scaled anew until none does.
+    """
+    sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
+    room = dict(sizes if capacity is None else capacity)
+    full: set[str] = set()
+    while True:
+        free = [name for name in shapes if name not in full]
+        budget = keep - sum(room[name] for name in full)
+        scale = Fraction(budget, sum(sum(shapes[name]) for name in free)) if free else Fraction(0)
+        over = {n: scale * sum(shapes[n]) / room[n] for n in free if room[n] and scale * sum(shapes[n]) > room[n]}
+        over |= {n: Fraction(1) for n in free if not room[n]}
+        if not over:
+            return {n: Fraction(room[n]) if n in full else scale * sum(shapes[n]) for n in shapes}
+        full |= {name for name in over if over[name] == max(over.values())}
+
+
+def whole_shares(
+    exact: Mapping[str, Fraction], capacity: Mapping[str, int], floors: Mapping[str, int]
+) -> dict[str, int]:
+    """Round shares to whole numbers of the same sum, the remainder to the largest fractional parts.
+
+    Of equal ones those first in name order. No share exceeds its capacity or falls below its floor.
+    """
+    total = int(sum(exact.values()))
+    shares = {name: min(max(int(value), floors[name]), capacity[name]) for name, value in exact.items()}
+    while (missing := total - sum(shares.values())) != 0:
+        step = 1 if missing > 0 else -1
+        able = [n for n in exact if (shares[n] < capacity[n] if step > 0 else shares[n] > floors[n])]
+        for name in sorted(able, key=lambda n: (step * (shares[n] - exact[n]), n))[: abs(missing)]:
+            shares[name] += step
     return shares
+
+
+def _highest_of_all(values: Mapping[str, Tensor], floors: Mapping[str, int], keep: int) -> dict[str, Tensor]:
+    """Mark the highest of all tensors together, each tensor's floor first."""
+    names = list(values)
+    sizes = [values[name].numel() for name in names]
+    if not any(floors.values()):
+        return dict(zip(names, torch.split(_highest(torch.cat([values[n] for n in names]), keep), sizes), strict=True))
+    reserved = torch.cat([_highest(values[name], floors[name]) for name in names])
+    rest = (~reserved).nonzero()[:, 0]
+    ranked = _highest(torch.cat([values[name] for name in names])[rest], keep - int(reserved.sum()))
+    reserved[rest[ranked]] = True
+    return dict(zip(names, torch.split(reserved, sizes), strict=True))
 
 
 def _highest(values: Tensor, keep: int) -> Tensor:
     """Mark the `keep` highest of a vector as a stable descending sort would, by a partition instead of a sort."""
-    if not 0 <= keep <= values.numel():
-        raise ValueError(f"cannot keep {keep} of {values.numel()} weights")
-    if keep == 0:
-        return torch.zeros_like(values, dtype=torch.bool)
+    if keep in (0, values.numel()):
+        return torch.full_like(values, bool(keep), dtype=torch.bool)
     threshold = values.kthvalue(values.numel() - keep + 1).values
     kept = values > threshold
     tied = (values == threshold).nonzero()[:, 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -23,7 +24,7 @@ class Part:
     """True where the ghosts are kept to the end of training, and are part of the network that remains."""
 
     def attach(self, model: nn.Module) -> None:
-        """Change the model before the optimizer is built."""
+        """Change the model before the optimizer is built. Raises ValueError for a model it cannot work with."""
 
     def step(self, progress: float) -> None:
         """Go to a point of training; called before every step and every evaluation."""
@@ -34,3 +35,14 @@ class Part:
     def criterion(self, loss: Criterion) -> Criterion:
         """Return the training loss to use in place of the given one."""
         return loss
+
+
+def window_share(progress: float, window: tuple[float, float]) -> float:
+    """Return how far a ghost window (T0, T1) has closed: 0 until T0, 1 from T1 on, linear between."""
+    start, end = window
+    return min(max((progress - start) / (end - start), 0.0), 1.0)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's first parameter."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))

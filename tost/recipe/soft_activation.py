@@ -3,71 +3,89 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tost.recipe.part import Part
+from tost.recipe.part import Part, device_of, window_share
+
+SHAPES = ("swish", "mish", "blend", "hard", "authors")
+CLIP = 6.0
+"""The upper bound of ReLU6."""
 
 
 class Soft(nn.Module):
-    """x·sigmoid(b·x) (Swish; Ramachandran et al., 2017) or x·tanh(softplus(b·x)) (Mish; Misra, 2019).
+    """A smooth stand-in for ReLU whose strength `b` is a tensor buffer, so that a change a step recompiles nothing.
 
-    `b` is a tensor buffer shared by all sites, so that a change a step recompiles nothing; it is not saved.
-    The largest gap to ReLU is 0.27846/b for Swish and 0.30884/b for Mish.
+    `swish` (also `hard` and `authors`): x·sigmoid(b·x) (Ramachandran et al., 2017); `mish`: x·tanh(softplus(b·x))
+    (Misra, 2019); `blend`: (1 - b)·ReLU(x) + b·Mish(x). The largest gap to ReLU is 0.27846/b for Swish and 0.30884/b
+    for Mish. In place of a ReLU6 it is f(x) - f(x - 6). The buffer is not saved.
     """
 
     b: Tensor
 
-    def __init__(self, shape: str, b: Tensor) -> None:
+    def __init__(self, shape: str, b: Tensor, clipped: bool = False) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.clipped = shape, clipped
         self.register_buffer("b", b, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map any tensor elementwise."""
+        return self.curve(x) - self.curve(x - CLIP) if self.clipped else self.curve(x)
+
+    def curve(self, x: Tensor) -> Tensor:
+        """Return the smooth curve without an upper bound."""
         b = self.b.to(x.dtype)
-        return x * torch.sigmoid(b * x) if self.shape == "swish" else x * torch.tanh(F.softplus(b * x))
+        if self.shape == "blend":
+            return (1 - b) * F.relu(x) + b * F.mish(x)
+        return x * torch.tanh(F.softplus(b * x)) if self.shape == "mish" else x * torch.sigmoid(b * x)
 
 
 class SoftActivation(Part):
-    """Put a soft activation in place of every nn.ReLU until the ghost window closes.
+    """Put a soft activation in place of every ReLU (and ReLU6) until the ghost window closes.
 
-    `window` = (T0, T1) in progress: b = b0 until T0, then log-linear to b1 at T1, where each site becomes nn.ReLU
-    again; T1 above 1 keeps them to the end.
+    `window` = (T0, T1) in progress. `swish`, `mish`: b = b0 until T0, then log-linear to b1 at T1, where each site
+    becomes what it was. `blend`: the share of Mish goes from 1 at T0 linearly to 0 at T1. `hard`: Swish of b0 until T1.
+    `authors`: Swish of b0 for good, as the ToST authors' code has it. T1 above 1 keeps any of them to the end.
     """
 
     def __init__(self, window: tuple[float, float], shape: str = "swish", b0: float = 1.0, b1: float = 100.0) -> None:
         self.window, self.shape, self.b0, self.b1 = window, shape, b0, b1
-        self.stays = window[1] > 1
-        self.sites: list[tuple[nn.Module, str]] = []
+        self.stays = window[1] > 1 or shape == "authors"
+        self.sites: list[tuple[nn.Module, str, nn.Module]] = []
         self.softs: list[Soft] = []
 
     def attach(self, model: nn.Module) -> None:
-        """Replace every nn.ReLU of the model."""
+        """Replace every nn.ReLU and nn.ReLU6 of the model. Raises ValueError where there is none."""
         for parent in model.modules():
-            for name, child in parent.named_children():
-                if type(child) is nn.ReLU:
-                    self.sites.append((parent, name))
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        for parent, name in self.sites:
-            soft = Soft(self.shape, torch.tensor(self.b0, device=device))
+            for name, child in parent._modules.items():  # named_children skips a second name of the same module
+                if type(child) in (nn.ReLU, nn.ReLU6):
+                    self.sites.append((parent, name, cast(nn.Module, child)))
+        if not self.sites:
+            raise ValueError(f"soft neurons need nn.ReLU modules to replace; {type(model).__name__} has none")
+        device = device_of(model)
+        for parent, name, child in self.sites:
+            soft = Soft(self.shape, torch.tensor(self.strength(0.0), device=device), isinstance(child, nn.ReLU6))
             setattr(parent, name, soft)
             self.softs.append(soft)
-        self.ghosts = bool(self.softs)
+        self.ghosts = True
 
     def strength(self, progress: float) -> float:
-        """Return b at a point of training."""
-        start, end = self.window
-        share = min(max((progress - start) / (end - start), 0.0), 1.0)
+        """Return b, or Mish's share of a blend, at a point of training."""
+        share = window_share(progress, self.window)
+        if self.shape == "blend":
+            return 1.0 - share
+        if self.shape in ("hard", "authors"):
+            return self.b0
         return self.b0 * math.exp(share * math.log(self.b1 / self.b0))
 
     def step(self, progress: float) -> None:
-        """Harden; past the window's end, leave ReLU behind."""
+        """Harden; past the window's end, leave the network's own activations behind."""
         if not self.softs:
             return
-        if progress >= self.window[1]:
+        if progress >= self.window[1] and not self.stays:
             self.detach()
             return
         b = self.strength(progress)
@@ -75,7 +93,7 @@ class SoftActivation(Part):
             soft.b.fill_(b)
 
     def detach(self) -> None:
-        """Put nn.ReLU back at every site."""
-        for parent, name in self.sites:
-            setattr(parent, name, nn.ReLU())
+        """Put back what stood at every site."""
+        for parent, name, child in self.sites:
+            setattr(parent, name, child)
         self.sites, self.softs, self.ghosts = [], [], False

@@ -1,0 +1,115 @@
+"""What is measured when a training ends: accuracy, sizes, operations, dead filters, silent activations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.train.images import Split
+from harness.train.loop import Training
+from tost.accounting import TRAINING_FACTOR, Layer, ghost_parameters, layers
+from tost.masks import Masks
+from tost.masks.apply import dead_filters, empty_layers
+from tost.recipe.soft_activation import Soft
+
+NEAR_ZERO = 1e-3
+"""An activation of at most this absolute value counts as near zero."""
+
+LOOKED_AT = 512
+"""Images that activations are looked at for: dev, or training images where there is no dev split."""
+
+
+def accuracies(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the numbers of the last epoch and of the best one."""
+    last = rows[-1]
+    found: dict[str, Any] = {
+        "test@last": last["test_accuracy"],
+        "test_loss": last["test_loss"],
+        "train_loss": last["train_loss"],
+        "dev_accuracy": last.get("dev_accuracy"),
+        "epochs": last["epoch"],
+    }
+    bests = [row for row in rows if row["best"]]
+    if bests:
+        found |= {"test@best-dev": bests[-1]["test_accuracy"], "best_epoch": bests[-1]["epoch"]}
+    return found
+
+
+def account(run: Training, masks: Masks) -> dict[str, Any]:
+    """Return sizes and operations; zeros count in the figures that end in `_dense` only.
+
+    `inference_flops` are of one image, `training_flops` of all epochs trained here, a backward pass counted as two
+    forward passes; both count multiply-adds of convolutions and linear layers twice, the network's own alone.
+    """
+    table = layers(run.model, run.images.shape, masks)
+    parameters, ghosts = sum(p.numel() for p in run.model.parameters()), ghost_parameters(run.model)
+    prunable, kept = sum(layer.size for layer in table.values()), sum(layer.kept for layer in table.values())
+    dense, sparse = sum(layer.dense_flops for layer in table.values()), sparse_flops(table)
+    seen = TRAINING_FACTOR * len(run.images.train)
+    rows = run.position.rows
+    masked = {name: mask.numel() for name, mask in masks.items()}
+    return {
+        "parameters": parameters,
+        "parameters_kept": parameters - (prunable - kept),
+        "kept": sum(int(mask.sum()) for mask in masks.values()) if masks else None,
+        "prunable": sum(masked.values()) if masks else None,
+        "density": kept / prunable,
+        "layers": {
+            n: [layer.size, layer.kept, dead_filters(masks[n]) if n in masks else 0] for n, layer in table.items()
+        },
+        "empty_layers": empty_layers(masks),
+        "dead_filters": sum(dead_filters(mask) for mask in masks.values()),
+        "inference_flops": sparse,
+        "inference_flops_dense": dense,
+        "training_flops": seen * sum(row.get("flops", sparse) for row in rows),
+        "training_flops_dense": seen * len(rows) * dense,
+        "ghost_parameters": ghosts,
+    }
+
+
+def sparse_flops(table: dict[str, Layer]) -> int:
+    """Return the operations of one image with zeros left out."""
+    return sum(layer.sparse_flops for layer in table.values())
+
+
+@torch.inference_mode()
+def activations(run: Training) -> dict[str, Any]:
+    """Return by activation site the share of values near zero, and how many of its channels never leave it."""
+    split = run.images.dev if len(run.images.dev) else run.images.train
+    some = Split(split.images[:LOOKED_AT], split.labels[:LOOKED_AT])
+    near: Counter[str] = Counter()
+    seen: Counter[str] = Counter()
+    alive: dict[str, Tensor] = {}
+    calls: Counter[str] = Counter()
+    hooks = []
+
+    def look(name: str, output: Tensor) -> None:
+        calls[name] += 1
+        site = name if calls[name] == 1 else f"{name}#{calls[name]}"  # a module that is used several times
+        small = output.abs() <= NEAR_ZERO
+        near[site] += int(small.sum())
+        seen[site] += small.numel()
+        rest = [d for d in range(small.ndim) if d != 1]
+        moved = (~small).any(dim=tuple(rest)) if small.ndim > 1 else ~small
+        alive[site] = alive[site] | moved if site in alive else moved
+
+    for name, module in run.model.named_modules():
+        if isinstance(module, nn.ReLU | nn.ReLU6 | Soft):
+            hooks.append(module.register_forward_hook(lambda m, i, o, name=name: look(name, o)))
+    run.model.eval()
+    for images, _ in run.images.batches(some):
+        calls.clear()
+        with run.autocast():
+            run.model(images)
+    for hook in hooks:
+        hook.remove()
+    sites = {site: [near[site] / seen[site], int((~alive[site]).sum()), alive[site].numel()] for site in seen}
+    total = sum(seen.values())
+    return {
+        "near_zero": sum(near.values()) / total if total else None,
+        "silent_channels": sum(silent for _, silent, _ in sites.values()),
+        "activations": sites,
+    }

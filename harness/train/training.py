@@ -1,0 +1,157 @@
+"""The train stage: a training put together from a spec, resumed where it stood, checked and measured at its end."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from harness.catalog import LOSSES, OPTIMIZERS, SCHEDULES
+from harness.errors import UserError
+from harness.protocol import Protocol
+from harness.train.checkpoint import Position, load_checkpoint
+from harness.train.cost import ghost_operations, matched
+from harness.train.images import Images
+from harness.train.loop import Training, Watcher, train
+from harness.train.measures import account, accuracies, activations, sparse_flops
+from harness.train.network import MASK, build, kept_weights, load_method, open_images
+from harness.train.optimizers import load_named_state, named_state
+from harness.train.order import Order, Outcome
+from harness.train.rescaling import load_scales
+from tost.accounting import layers
+from tost.catalog import MASKS, PARTS, resolve, settings
+from tost.masks import Masks
+from tost.masks.apply import apply_masks, check_masks
+from tost.masks.io import load_masks
+from tost.masks.schedule import GradualPruning
+from tost.recipe import Part
+
+
+def make_weights(order: Order, watch: Watcher) -> Outcome:
+    """Run a train stage, from where the furthest checkpoint stands."""
+    run = prepare(order)
+    folders = [Path(order.attempt), *map(Path, order.earlier)]
+    resumed = load_checkpoint(folders, {**order.read, "epochs": str(run.epochs)})
+    if resumed is not None:
+        resume(run, *resumed)
+    train(run, watch)
+    for part in run.parts:
+        if not part.stays:
+            part.detach()
+    return _trained(order, run)
+
+
+def prepare(order: Order) -> Training:
+    """Put a training together: network, masks, recipe, optimizer, all as they are before the first step."""
+    spec, images = order.spec, open_images(order)
+    protocol = Protocol(**{k: v for k, v in spec["protocol"].items() if k != "versions"})
+    model = build(order, images, least=min(2, len(images.train) % protocol.batch or protocol.batch))
+    criterion = resolve(LOSSES[protocol.loss].path)
+    if "match_cost" in spec:
+        recipe = spec["match_cost"]["recipe"]
+        parts = partial(load_parts, order, recipe, images, dict.fromkeys(dict(model.named_parameters()), 1.0))
+        protocol = matched(model, protocol, recipe, parts, criterion, images.shape, len(images.train))
+    masks, pruning = _masks(order, model, images.steps(protocol.batch) * protocol.epochs)
+    first, until = spec.get("rewind", 0), spec.get("until", protocol.epochs)
+    scales = load_scales(order.parent("rescale")) if "rescale" in order.parents else {}
+    recipe_parts = load_parts(order, spec["recipe"], images, scales)
+    try:
+        overhead = ghost_operations(
+            model, load_parts(order, spec["recipe"], images, scales), criterion, images.shape, protocol.epochs
+        )
+        for part in recipe_parts:
+            part.attach(model)
+    except ValueError as error:
+        raise UserError(f"the recipe does not fit this network: {error}") from error
+    schedule = resolve(SCHEDULES[protocol.schedule].path)
+    return Training(
+        model=model,
+        optimizer=resolve(OPTIMIZERS[protocol.optimizer].path)(model.parameters(), protocol),
+        images=images,
+        criterion=criterion,
+        rate=lambda epoch: protocol.lr * schedule(epoch, protocol),
+        masks=pruning or (lambda steps_done: masks),
+        parts=recipe_parts,
+        seed=spec["seed"],
+        epochs=protocol.epochs,
+        batch=protocol.batch,
+        precision=protocol.precision,
+        until=until,
+        settled=pruning.last if pruning else 0,
+        flops=(lambda worn: sparse_flops(layers(model, images.shape, worn))) if pruning else None,
+        ghost_operations=len(images.train) * sum(overhead[first:until]),
+        position=Position(epoch=first),
+    )
+
+
+def _masks(order: Order, model: nn.Module, steps: int) -> tuple[Masks, GradualPruning | None]:
+    """Return the masks of a training, applied to the model, and what changes them where something does."""
+    if "prune" in order.spec:
+        spec = order.spec["prune"]
+        knobs: dict[str, Any] = settings(MASKS[spec["method"]["name"]], spec["method"].get("args", {}))
+        floor = int(spec.get("on_collapse") == "keep_one")
+        pruning = GradualPruning(
+            model, kept_weights(model, spec), steps, which=spec["prunable"], at_least=floor, **knobs
+        )
+        return pruning.masks, pruning
+    masks = load_masks(order.parent("mask")) if "mask" in order.parents else {}
+    check_masks(model, masks)
+    apply_masks(model, masks)
+    return masks, None
+
+
+def load_parts(
+    order: Order, recipe: Sequence[Mapping[str, Any]], images: Images, scales: Mapping[str, float]
+) -> list[Part]:
+    """Build a recipe's parts, each given what it asks for by parameter name."""
+    offered: dict[str, Any] = {"shape": images.shape, "scales": scales}
+    parts: list[Part] = []
+    for spec in recipe:
+        make = load_method(order, PARTS, spec)
+        accepted = inspect.signature(make).parameters
+        knobs = {} if "name" in spec and PARTS[spec["name"]].stage else spec.get("args", {})
+        parts.append(make(**knobs, **{name: value for name, value in offered.items() if name in accepted}))
+    return parts
+
+
+def state_tensors(run: Training) -> dict[str, Tensor]:
+    """Return everything that a checkpoint holds beside the position."""
+    tensors = {f"model/{name}": value for name, value in run.model.state_dict().items()}
+    if isinstance(run.masks, GradualPruning):
+        tensors |= {f"masks/{name}": mask.to(torch.uint8) for name, mask in run.masks.masks.items()}
+    return tensors | {f"optimizer/{name}": value for name, value in named_state(run.optimizer, run.model).items()}
+
+
+def resume(run: Training, position: Position, tensors: dict[str, Tensor]) -> None:
+    """Put a prepared training where a checkpoint stood."""
+    run.position = position
+    run.step_parts(run.done)
+    run.model.load_state_dict(_under("model/", tensors))
+    load_named_state(run.optimizer, run.model, _under("optimizer/", tensors))
+    if isinstance(run.masks, GradualPruning):
+        run.masks.masks = {name: mask.bool() for name, mask in _under("masks/", tensors).items()}
+        run.wear(run.masks.masks)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _trained(order: Order, run: Training) -> Outcome:
+    """Check the mask contract and write the weights, plain keys, with the mask beside them."""
+    weights, masks = dict(run.model.named_parameters()), run.masks(run.done)
+    for name, mask in masks.items():
+        if bool((weights[name].detach().cpu()[~mask] != 0).any()):
+            raise RuntimeError(f"pruned weights of {name} are not 0 at the end of training")
+    tensors = {name: value.cpu().clone().contiguous() for name, value in run.model.state_dict().items()}
+    tensors |= {f"{MASK}{name}": mask.to(torch.uint8) for name, mask in masks.items()}
+    draft = Path(order.attempt) / "weights.safetensors"
+    draft.write_bytes(save(tensors))  # not save_file, whose error for a full disk is no OSError
+    metrics = accuracies(run.position.rows) | account(run, masks) | activations(run)
+    return Outcome(draft, metrics | {"ghost_operations": run.ghost_operations})

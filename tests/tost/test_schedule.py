@@ -1,0 +1,58 @@
+"""Gradual magnitude pruning: the published schedule, its update steps, and masks that only tighten."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.tost.nets import small_net, total
+from tost.masks import keep_count, prunable
+from tost.masks.apply import apply_masks
+from tost.masks.schedule import GradualPruning, gmp_sparsity
+
+
+def test_the_schedule_is_zhu_and_guptas() -> None:
+    # s_f = 0.8, t0 = 10, n·dt = 4·5: s = 0.8 - 0.8 (1 - (t - 10)/20)^3
+    steps = {0: 0.0, 10: 0.0, 15: 0.8 - 0.8 * 0.75**3, 20: 0.7, 30: 0.8, 99: 0.8}
+    assert {t: gmp_sparsity(t, 0.8, 10, 4, 5) for t in steps} == pytest.approx(steps)
+    assert gmp_sparsity(10, 0.8, 10, 4, 5, initial=0.5) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer", "erk"])
+def test_the_density_of_every_step_and_nothing_that_was_pruned_comes_back(scope: str) -> None:
+    net = small_net()
+    sizes = {name: weight.numel() for name, weight in prunable(net).items()}
+    keep = keep_count(total(net), 1 / 8)  # type: ignore[arg-type]
+    pruning = GradualPruning(net, keep, 100, begin=0.1, end=0.6, every=7, scope=scope)
+    assert (pruning.begin, pruning.every, pruning.updates, pruning.last) == (10, 7, 7, 59)
+    before = pruning.masks
+    for step in range(101):
+        masks = pruning(step)
+        due = 10 <= step <= 59 and (step - 10) % 7 == 0
+        assert (masks is not before) == due, "masks change at t0, t0 + dt, ..., t0 + n·dt and at no other step"
+        assert all(not bool((masks[name] & ~before[name]).any()) for name in masks)
+        if due and step < 59:
+            kept = 1 - gmp_sparsity(step, 1 - keep / total(net), 10, 7, 7)
+            if scope == "layer":
+                assert {n: int(m.sum()) for n, m in masks.items()} == {
+                    n: max(1, round(size * kept)) for n, size in sizes.items()
+                }
+            else:
+                assert sum(int(m.sum()) for m in masks.values()) == round(total(net) * kept)
+        apply_masks(net, masks)
+        with torch.no_grad():
+            for name, weight in prunable(net).items():
+                weight.add_(torch.randn_like(weight) * 0.3).masked_fill_(~masks[name], 0)
+        before = masks
+    assert sum(int(m.sum()) for m in before.values()) == keep
+
+
+def test_a_window_shorter_than_its_interval_is_one_update() -> None:
+    pruning = GradualPruning(small_net(), 40, 30, begin=0.0, end=0.5, every=100)
+    assert (pruning.every, pruning.updates, pruning.last) == (15, 1, 15)
+    assert sum(int(m.sum()) for m in pruning(15).values()) == 40
+
+
+def test_a_window_that_ends_before_it_begins_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"ends at 0\.2 of training, not after it begins at 0\.5"):
+        GradualPruning(small_net(), 40, 30, begin=0.5, end=0.2)

@@ -1,0 +1,228 @@
+"""Scores: cases worked by hand, and the laws that each formula obeys."""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from tests.tost.nets import TwoLinear, offers, small_net, total
+from tost.catalog import MODELS, resolve
+from tost.masks import find_masks, keep_count, prunable
+from tost.masks.scores import grasp, magnitude, snip, synflow, taylor
+
+
+def test_synflow_by_hand() -> None:
+    # |B||A|1 = [[2,1],[1,3]] [[1,2],[.5,1]] [1,1]: column sums of |B| are 3 and 4, row sums of |A| 3 and 1.5
+    scores = synflow(TwoLinear(), (2, 1, 1))
+    assert_close(scores["a.weight"], torch.tensor([[3.0, 6.0], [2.0, 4.0]], dtype=torch.float64))
+    assert_close(scores["b.weight"], torch.tensor([[6.0, 1.5], [3.0, 4.5]], dtype=torch.float64))
+    assert scores["a.weight"].sum() == scores["b.weight"].sum() == 15
+
+
+def test_snip_by_hand() -> None:
+    net, x, y = TwoLinear().double(), torch.tensor([[1.0, 1.0]]).double(), torch.tensor([0])
+    hidden = torch.tensor([-1.0, 1.5]).double()
+    logits = torch.tensor([-0.5, 5.5]).double()
+    error = torch.softmax(logits, 0) - torch.tensor([1.0, 0.0])  # dL/dlogits
+    b_gradient = error[:, None] * hidden[None]
+    a_gradient = (net.b.weight.detach().T @ error)[:, None] * x
+    scores = snip(net, [(x, y)])
+    assert_close(scores["b.weight"], (net.b.weight * b_gradient).abs().detach())
+    assert_close(scores["a.weight"], (net.a.weight * a_gradient).abs().detach())
+
+
+def test_magnitude_by_hand() -> None:
+    assert magnitude(TwoLinear())["a.weight"].tolist() == [[1.0, 2.0], [0.5, 1.0]]
+
+
+def test_snip_sums_signed_gradients_so_that_splitting_the_batch_changes_nothing() -> None:
+    net = small_net().double()
+    images, labels = torch.randn(20, 3, 8, 8).double(), torch.arange(20) % 4
+    whole = snip(net, [(images, labels)])
+    for cut in (10, 3):
+        parts = [(images[:cut], labels[:cut]), (images[cut:], labels[cut:])]
+        assert_close(snip(net, parts), whole, rtol=1e-10, atol=1e-15)
+
+
+def test_snip_in_train_mode_uses_the_batch_statistics() -> None:
+    net = small_net()
+    with torch.no_grad():
+        net[1].running_var.mul_(50)  # type: ignore[union-attr, operator]
+    assert not torch.allclose(
+        snip(net, offers()["batches"], bn="train")["0.weight"], snip(net, offers()["batches"])["0.weight"]
+    )
+
+
+def test_synflow_conserves_flow_and_ignores_signs_data_and_statistics() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 3, bias=False),
+        nn.Flatten(), nn.Linear(4 * 36, 3, bias=False),
+    )  # fmt: skip
+    scores = synflow(net, (3, 8, 8))
+    sums = [float(score.sum()) for score in scores.values()]
+    assert max(sums) - min(sums) < 1e-9 * max(sums)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(torch.where(torch.rand_like(parameter) < 0.5, -1, 1))
+    net(torch.randn(8, 3, 8, 8) + 5)
+    assert_close(synflow(net, (3, 8, 8)), scores, rtol=1e-12, atol=0)
+
+
+def test_synflow_stays_finite_where_float32_would_overflow() -> None:
+    layers: list[nn.Module] = []
+    for _ in range(60):
+        layers += [nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.ReLU()]
+    with torch.no_grad():
+        for layer in layers[::2]:
+            layer.weight.fill_(0.5)  # type: ignore[union-attr, operator]
+    scores = synflow(nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * 64, 2)), (16, 8, 8))
+    assert max(float(score.max()) for score in scores.values()) > torch.finfo(torch.float32).max
+    assert all(bool(torch.isfinite(score).all()) for score in scores.values())
+
+
+def test_synflow_empties_no_layer_where_one_shot_does() -> None:
+    torch.manual_seed(0)
+    widths = [3, 16, 32, 64, 64]
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    keep = keep_count(total(net), Fraction(1, 500))
+    masks = find_masks(synflow, net, keep, steps=100, offered={"shape": (3, 8, 8)})
+    assert all(bool(mask.any()) for mask in masks.values())
+
+
+# Taylor, GraSP --------------------------------------------------------------------------------------------------------
+
+
+def test_taylor_ranks_as_snip_does_on_the_same_network_and_batch() -> None:
+    net, batches = small_net(), offers()["batches"]
+    assert_close(taylor(net, batches), snip(net, batches), rtol=0, atol=0)
+
+
+def test_grasp_by_hand() -> None:
+    """Forward, gradient and Hessian-gradient product of y = B A x / T with cross-entropy, written out."""
+    net, temperature = TwoLinear().double(), 3.0
+    x, y = torch.tensor([[1.0, 1.0]], dtype=torch.float64), torch.tensor([0])
+    a, b, column = net.a.weight.detach(), net.b.weight.detach(), x.T
+    h = a @ column
+    p = torch.softmax((b @ h)[:, 0] / temperature, 0)[:, None]
+    e = (p - torch.tensor([[1.0], [0.0]])) / temperature  # dL/dz
+    grad_b, grad_a = e @ h.T, b.T @ e @ column.T
+    dh = grad_a @ column
+    dz = grad_b @ h + b @ dh
+    de = (torch.diag(p[:, 0]) - p @ p.T) @ dz / temperature**2
+    product_b = de @ h.T + e @ dh.T
+    product_a = (grad_b.T @ e + b.T @ de) @ column.T
+    scores = grasp(net, [(x, y)], bn="eval", temperature=temperature)
+    assert_close(scores["b.weight"], b * product_b)
+    assert_close(scores["a.weight"], a * product_a)
+
+
+def by_definition(net: nn.Module, batches: list[tuple[Tensor, Tensor]], temperature: float) -> dict[str, Tensor]:
+    """theta · H g with g the gradient of the mean loss over all samples, by a double backward over one joined batch."""
+    weights = prunable(net)
+    images, labels = (torch.cat([batch[n] for batch in batches]) for n in (0, 1))
+    loss = F.cross_entropy(net(images) / temperature, labels)
+    g = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+    inner = sum((a * a.detach()).sum() for a in g)
+    hg = torch.autograd.grad(inner, list(weights.values()))  # type: ignore[arg-type]
+    return {name: (w * h).detach() for (name, w), h in zip(weights.items(), hg, strict=True)}
+
+
+@pytest.mark.parametrize("cut", [20, 10, 3])
+def test_grasp_is_the_double_backward_of_its_definition_however_the_batch_is_split(cut: int) -> None:
+    net = small_net().double().eval()
+    images, labels = torch.randn(20, 3, 8, 8).double(), torch.arange(20) % 4
+    parts = [(images[:cut], labels[:cut]), (images[cut:], labels[cut:])][: 1 if cut == 20 else 2]
+    assert_close(grasp(net, parts, bn="eval"), by_definition(net, [(images, labels)], 200.0), rtol=1e-9, atol=1e-18)
+
+
+def test_graspps_layer_sums_are_the_slopes_of_the_gradient_flow_sign_included() -> None:
+    """sum of theta · (H g) over a layer = d(|g|²/2) / d(log of the layer's scale), by central differences."""
+    net = small_net().double().eval()
+    images, labels = torch.randn(20, 3, 8, 8).double(), torch.arange(20) % 4
+    scores = grasp(net, [(images, labels)], bn="eval", temperature=1.0)
+
+    def flow() -> float:
+        loss = F.cross_entropy(net(images), labels)
+        return sum(float(g.square().sum()) for g in torch.autograd.grad(loss, list(prunable(net).values()))) / 2
+
+    for name, weight in prunable(net).items():
+        flows = []
+        for step in (1e-5, -1e-5):
+            kept = weight.detach().clone()
+            with torch.no_grad():
+                weight.mul_(1 + step)
+            flows.append(flow())
+            with torch.no_grad():
+                weight.copy_(kept)
+        assert float(scores[name].sum()) == pytest.approx((flows[0] - flows[1]) / 2e-5, rel=1e-4, abs=1e-12)
+
+
+def test_snip_ranks_the_same_after_a_rescaling_that_changes_no_output() -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).double()
+    batches = [(torch.randn(12, 6).double(), torch.arange(12) % 4)]
+    before = snip(net, batches)
+    with torch.no_grad():
+        net[0].weight.mul_(8)  # type: ignore[union-attr, operator]
+        net[0].bias.mul_(8)  # type: ignore[union-attr, operator]
+        net[2].weight.div_(8)  # type: ignore[union-attr, operator]
+    assert_close(snip(net, batches), before, rtol=1e-10, atol=0)
+
+
+def test_synflow_looks_through_the_bound_of_relu6() -> None:
+    def net(activation: type[nn.Module]) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 8, 3), activation(), nn.Conv2d(8, 8, 3), activation(), nn.Flatten())
+
+    clipped, plain = net(nn.ReLU6), net(nn.ReLU)
+    with torch.no_grad():
+        for module in (*clipped, *plain):  # type: ignore[misc]
+            if isinstance(module, nn.Conv2d):
+                module.weight.mul_(100)
+    assert_close(synflow(clipped, (3, 8, 8)), synflow(plain, (3, 8, 8)), rtol=0, atol=0)
+
+
+def test_synflow_collapses_nothing_at_999_permille_on_vgg16() -> None:
+    torch.manual_seed(0)
+    net = resolve(MODELS["vgg16"].path)(10, 3, 0.5)
+    keep = keep_count(total(net), Fraction(1, 1000))
+    masks = find_masks(synflow, net, keep, steps=100, offered={"shape": (3, 32, 32)})
+    assert sum(int(mask.sum()) for mask in masks.values()) == keep
+    assert all(bool(mask.any()) for mask in masks.values())
+
+
+def test_synflows_steps_keep_the_counts_of_the_exponential_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tost.masks.find as find
+
+    counts: list[int] = []
+    plain = find.select
+    monkeypatch.setattr(find, "select", lambda *args: counts.append(args[1]) or plain(*args))  # type: ignore[func-returns-value]
+    net, wanted = small_net(), Fraction(1, 7)
+    size = total(net)
+    find_masks(synflow, net, keep_count(size, wanted), density=wanted, steps=10, offered={"shape": (3, 8, 8)})
+    assert counts == [round(size * float(wanted) ** (t / 10)) for t in range(1, 11)]
+
+
+def test_attention_can_be_scored_to_the_second_order() -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Conv2d(3, 8, 4, 4)
+            self.mix = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.embed(x).flatten(2).mT
+            logits: Tensor = self.head(self.mix(tokens, tokens, tokens, need_weights=False)[0].mean(1))
+            return logits
+
+    scores = grasp(Attends(), offers()["batches"])
+    assert sorted(scores) == ["embed.weight", "head.weight", "mix.out_proj.weight"]

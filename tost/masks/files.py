@@ -1,0 +1,141 @@
+"""Masks from anywhere: the forms in which the field's codes save them, recognised by content, fitted to a network."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from tost.masks.apply import Masks, prunable
+
+NESTS = ("masks", "mask", "state_dict", "model_state_dict", "model", "net", "network")
+"""Keys under which checkpoints keep what we look for, the more telling first."""
+
+PREFIXES = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before every name."""
+
+
+def read_masks(path: Path) -> tuple[Masks, str]:
+    """Read masks from a file and say which form it had.
+
+    Known are our own safetensors (a mask, or trained weights with their mask), state dicts with `NAME_mask` or
+    `LAYER.mask` entries (torch.nn.utils.prune, SynFlow, ToST), and plain checkpoints whose zeros are the mask. Only
+    tensors are loaded, never code. Raises ValueError, naming file and tensor.
+    """
+    tensors = _plain_names(_tensors(path))
+    for form, found in (
+        ("our own", _marked(tensors, "mask/")),
+        ("mask entries", _entries(tensors)),
+        ("our own", {n: t for n, t in tensors.items() if t.dtype in (torch.uint8, torch.bool)}),
+    ):
+        if found:
+            return {name: _as_mask(path, name, tensor) for name, tensor in found.items()}, form
+    weights = {n: t for n, t in tensors.items() if n.endswith("weight") and t.ndim >= 2 and t.is_floating_point()}
+    if not weights:
+        raise ValueError(f"{path}: holds neither masks nor weights; its entries are {_few(tensors)}")
+    if all(bool((tensor != 0).all()) for tensor in weights.values()):
+        raise ValueError(f"{path}: no weight in it is 0, so it tells no mask")
+    return {name: tensor != 0 for name, tensor in weights.items()}, "zeros of the weights"
+
+
+def fit_masks(masks: Masks, model: nn.Module, which: str = "conv+linear", match: str = "name") -> Masks:
+    """Return masks for exactly a network's prunable set, by name or, where the names differ, by `order`.
+
+    Raises ValueError, naming the tensor, for one that is missing, has another shape, or prunes what the set leaves out.
+    """
+    wanted = prunable(model, which)
+    if match == "order":
+        masks = _by_order(masks, model, which)
+    for name, weight in wanted.items():
+        if name not in masks:
+            raise ValueError(
+                f"the file has no mask for {name!r}; its masks are named {_few(masks)}. Where it masks convolutions "
+                "only, write prunable: conv; where only its names differ, write match: order"
+            )
+        if masks[name].shape != weight.shape:
+            raise ValueError(
+                f"the mask {name!r} of the file has shape {list(masks[name].shape)}; "
+                f"the weight has {list(weight.shape)}"
+            )
+    for name, mask in masks.items():
+        if name not in wanted and not bool(mask.all()):
+            raise ValueError(f"the file prunes {name!r}, which is not in the prunable set {which} of this network")
+    return {name: masks[name] for name in wanted}
+
+
+def _by_order(masks: Masks, model: nn.Module, which: str) -> Masks:
+    """Rename masks by their place: the file's order against the order in which the network holds its layers."""
+    mine = prunable(model, which)
+    names = [name for name, _ in model.named_parameters() if name in mine]
+    given = {name: mask for name, mask in masks.items() if mask.ndim >= 2}
+    if len(given) != len(names):
+        raise ValueError(f"match: order: the file has {len(given)} masks, the network {len(names)} prunable weights")
+    return dict(zip(names, given.values(), strict=True))
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    if data[8:9] == b"{":
+        try:
+            return load(data)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pickle protocols; what cannot be read raises
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # junk raises anything: struct.error, KeyError, UnpicklingError
+        raise ValueError(
+            f"{path}: is neither safetensors nor a file of tensors alone; write one with "
+            "torch.save(model.state_dict(), path) (a whole pickled model is never loaded: it could run code)"
+        ) from None
+    while isinstance(found, Mapping) and (nested := [k for k in NESTS if isinstance(found.get(k), Mapping)]):
+        found = found[nested[0]]
+    tensors = {str(n): t for n, t in found.items() if isinstance(t, Tensor)} if isinstance(found, Mapping) else {}
+    if not tensors:
+        raise ValueError(f"{path}: holds no state dict; write one with torch.save(model.state_dict(), path)")
+    return tensors
+
+
+def _plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Strip what wrappers put before every name."""
+    plain = dict(tensors)
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in plain):
+            plain = {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
+    return plain
+
+
+def _marked(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _entries(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `LAYER.weight_mask`, `LAYER_mask` and `LAYER.mask` entries under the weight's name."""
+    found = {}
+    for name, tensor in tensors.items():
+        if name.endswith("_mask"):
+            found[name.removesuffix("_mask")] = tensor
+        elif name == "mask" or name.endswith(".mask"):
+            found[name.removesuffix("mask") + "weight"] = tensor
+    return found
+
+
+def _as_mask(path: Path, name: str, tensor: Tensor) -> Tensor:
+    if not bool(((tensor == 0) | (tensor == 1)).all()):
+        raise ValueError(f"{path}: {name!r} is no mask; it must hold 0 and 1 only")
+    return tensor.bool()
+
+
+def _few(names: Mapping[str, Any]) -> str:
+    shown = list(names)[:3]
+    return ", ".join(map(repr, shown)) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
