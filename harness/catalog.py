@@ -109,6 +109,31 @@ SCHEDULES: Mapping[str, Setting] = {
 
 LOSSES: Mapping[str, Setting] = {"cross_entropy": Setting("torch.nn.functional:cross_entropy")}
 
+METRICS: Mapping[str, str] = {
+    "accuracy": "accuracy",  # the column that the protocol reports
+    "test@last": "accuracy",
+    "test@best-dev": "accuracy",
+    "dev_accuracy": "accuracy",
+    "best_epoch": "count",
+    "epochs": "count",
+    "parameters": "count",
+    "parameters_kept": "count",
+    "kept": "count",
+    "prunable": "count",
+    "density": "share",
+    "inference_flops": "count",
+    "inference_flops_dense": "count",
+    "training_flops": "count",
+    "training_flops_dense": "count",
+    "ghost_operations": "count",
+    "ghost_parameters": "count",
+    "empty_layers": "count",
+    "dead_filters": "count",
+    "near_zero": "share",
+    "silent_channels": "count",
+}
+"""What a table may show of a training, and what kind of number it is."""
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The ToST authors' settings (commit 2b5bac2): 182 epochs, x0.1 at 90 and 135, weight decay on everything.
     "tost": {},

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from harness.catalog import METRICS
 from harness.errors import Fault, short
 from harness.protocol import Protocol
 from harness.reading import Document, Path_
@@ -35,6 +36,17 @@ class Table(Form):
     rows: tuple[str, ...] = Field(min_length=1)
     columns: tuple[str, ...] = Field(min_length=1)
     baseline: str = "default"
+    metrics: tuple[str, ...] = Field(("accuracy",), min_length=1)
+
+    @field_validator("metrics")
+    @classmethod
+    def _metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in METRICS:
+                raise ValueError(
+                    f"{short(name)} is no metric; choose from {', '.join(METRICS)}{nearest(name, METRICS)}"
+                )
+        return tuple(dict.fromkeys(names))
 
     @model_validator(mode="after")
     def _distinct(self) -> Table:
@@ -48,6 +60,18 @@ TABLES: Mapping[str, Table] = {
     "any-mask": Table(name="any-mask", rows=("mask", "recipe"), columns=("dataset", "sparsity")),
     "components": Table(name="components", rows=("recipe",), columns=("sparsity",)),
     "ablation": Table(name="ablation", rows=("recipe",), columns=("mask", "sparsity")),
+    "accounting": Table(
+        name="accounting",
+        rows=("arch", "mask", "recipe"),
+        columns=("sparsity",),
+        metrics=("accuracy", "kept", "density", "inference_flops", "training_flops", "ghost_operations"),
+    ),
+    "diagnostics": Table(
+        name="diagnostics",
+        rows=("arch", "mask", "recipe"),
+        columns=("sparsity",),
+        metrics=("near_zero", "silent_channels", "dead_filters", "empty_layers"),
+    ),
     "generality": Table(name="generality", rows=("arch", "recipe"), columns=("dataset", "sparsity")),
 }
 

@@ -203,7 +203,10 @@ PARTS: Mapping[str, Part] = {
     ),
     "gsk": Part(
         "tost.recipe.ghost_skips:GhostSkips",
-        knobs={"variant": Knob("plain", choices=("plain", "authors")), "window": WINDOW},
+        knobs={
+            "variant": Knob("parameter-free", choices=("parameter-free", "sum", "authors")),
+            "window": WINDOW,
+        },
     ),
     "lrsi": Part(
         "tost.recipe.rescaled_init:RescaledInit",

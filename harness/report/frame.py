@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.catalog import METRICS
 from harness.cell import AXES, Cell
 from harness.frontier import Frontier, Survey
 from harness.plan import Plan
@@ -81,6 +82,14 @@ def failures(plan: Plan, frontier: Frontier, survey: Survey) -> list[tuple[str, 
     return found
 
 
+TOLD = ("accuracy", "test@last", "test@best-dev", "best_epoch", "dev_accuracy")
+"""Metrics that a record holds in columns of their own."""
+
+
+def _plain(value: Any) -> Any:
+    return len(value) if isinstance(value, list) else value
+
+
 def tidy(frame: Frame) -> list[dict[str, Any]]:
     """Return one flat record a cell: axes, both test columns, the reason of a hole, and the key."""
     records = []
@@ -95,8 +104,7 @@ def tidy(frame: Frame) -> list[dict[str, Any]]:
                 "test@best-dev": metrics.get("test@best-dev"),
                 "best_epoch": metrics.get("best_epoch"),
                 "dev_accuracy": metrics.get("dev_accuracy"),
-                "kept": metrics.get("kept"),
-                "prunable": metrics.get("prunable"),
+                **{name: _plain(metrics.get(name)) for name in METRICS if name not in TOLD},
                 "hole": line.reason,
                 "cause": line.cause,
                 "key": line.key,

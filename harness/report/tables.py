@@ -5,13 +5,20 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.errors import short
 from harness.form import Table
 from harness.names import DENSE
 from harness.report.frame import Frame, Line
+from harness.report.metrics import Metric, count, metric, percent
+
+METRIC = "metric"
+"""The level of columns that a table with several metrics has."""
+
+Place = tuple[tuple[str, ...], tuple[str, ...]]
+"""A row and a column."""
 
 HEADS = {"dataset": "data set", "arch": "network", "mask": "mask", "sparsity": "sparsity", "recipe": "recipe"}
 
@@ -24,6 +31,7 @@ class Entry:
     differences: tuple[float, ...] = ()
     holes: tuple[str, ...] = ()
     planned: bool = True
+    show: Callable[[float], str] = percent
 
     @property
     def number(self) -> str:
@@ -31,7 +39,11 @@ class Entry:
         if not self.values:
             return ""
         mean, n = statistics.fmean(self.values), len(self.values)
-        return f"{mean:.2f} ± {statistics.stdev(self.values):.2f} ({n})" if n > 1 else f"{mean:.2f} (1)"
+        return (
+            f"{self.show(mean)} ± {self.show(statistics.stdev(self.values))} ({n})"
+            if n > 1
+            else f"{self.show(mean)} (1)"
+        )
 
     @property
     def difference(self) -> str:
@@ -95,7 +107,8 @@ def build(table: Table, frame: Frame) -> list[Grid]:
     grids = []
     for labels, lines in blocks.items():
         suffix = "".join(f", {label}" for label in labels)
-        grid = Grid(f"{table.name}{suffix}", table.rows, table.columns)
+        columns = table.columns if table.metrics == ("accuracy",) else (*table.columns, METRIC)
+        grid = Grid(f"{table.name}{suffix}", table.rows, columns)
         _fill(grid, table, lines)
         grid.caption = _caption(table, lines)
         grids.append(grid)
@@ -112,34 +125,46 @@ def _fill(grid: Grid, table: Table, lines: Sequence[Line]) -> None:
         axis: {label: n for n, label in enumerate(_ordered(axis, sparse or lines))}
         for axis in (*table.rows, *table.columns)
     }
-    groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Line]] = defaultdict(list)
+    order[METRIC] = {name: n for n, name in enumerate(table.metrics)}
+    metrics = {name: metric(name) for name in table.metrics}
+    groups: dict[Place, list[Line]] = defaultdict(list)
     for line in lines:
         for column in _columns(line, table, order):
             groups[_labels(line, table.rows), column].append(line)
     baseline = {
-        (place, line.cell.seed): line.value
+        (name, place, line.cell.seed): value
+        for name, kind in metrics.items()
         for place, members in groups.items()
         for line in members
-        if line.cell.recipe.text == table.baseline and line.value is not None
+        if line.cell.recipe.text == table.baseline and (value := kind.read(line)) is not None
     }
     rows = sorted(dict.fromkeys(row for row, _ in groups), key=lambda row: _rank(row, table.rows, order))
     columns = sorted(dict.fromkeys(column for _, column in groups), key=lambda c: _rank(c, table.columns, order))
-    for row, column in itertools.product(rows, columns):
+    for row, column, name in itertools.product(rows, columns, metrics):
+        place = (row, (*column, name) if METRIC in grid.columns else column)
         members = groups.get((row, column))
         if members is None:
-            grid.entries[row, column] = Entry(planned=False)
+            grid.entries[place] = Entry(planned=False)
             continue
-        values, differences = [], []
-        for line in members:
-            if line.value is None:
-                continue
-            values.append(line.value)
-            base_place = _with_recipe(row, column, table)
-            base = baseline.get((base_place, line.cell.seed))
-            if base is not None and base_place != (row, column):
-                differences.append(line.value - base)
-        holes = tuple(line.reason for line in members if line.value is None)
-        grid.entries[row, column] = Entry(tuple(values), tuple(differences), holes)
+        grid.entries[place] = _entry((row, column), members, metrics[name], baseline, table)
+
+
+def _entry(
+    place: Place, members: Sequence[Line], kind: Metric, baseline: Mapping[tuple[str, Place, int], float], table: Table
+) -> Entry:
+    """Gather one number of a table over seeds."""
+    values, differences = [], []
+    base_place = _with_recipe(*place, table)
+    for line in members:
+        value = kind.read(line)
+        if value is None:
+            continue
+        values.append(value)
+        base = baseline.get((kind.name, base_place, line.cell.seed))
+        if kind.compared and base is not None and base_place != place:
+            differences.append(value - base)
+    holes = tuple(line.reason for line in members if line.result is None)
+    return Entry(tuple(values), tuple(differences), holes, show=kind.show)
 
 
 def _ordered(axis: str, lines: Sequence[Line]) -> list[str]:
@@ -161,9 +186,7 @@ def _columns(line: Line, table: Table, order: dict[str, dict[str, int]]) -> list
     return [tuple(labels) for labels in itertools.product(*choices)]
 
 
-def _with_recipe(
-    row: tuple[str, ...], column: tuple[str, ...], table: Table
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _with_recipe(row: tuple[str, ...], column: tuple[str, ...], table: Table) -> Place:
     """Return the place where the baseline recipe of a row and column stands."""
 
     def put(labels: tuple[str, ...], axes: Sequence[str]) -> tuple[str, ...]:
@@ -195,11 +218,37 @@ def _caption(table: Table, lines: Sequence[Line]) -> str:
     ]
     if any(line.cell.mask.name == DENSE for line in lines) and "sparsity" in table.columns:
         sentences.append("The dense network is the same under every sparsity.")
+    sentences += _warnings(lines)
     causes = sorted({f"{line.reason}: {line.cause}" for line in lines if line.cause})
     if causes:
         sentences.append("Holes: " + "; ".join(short(cause, 120) for cause in causes[:3]) + ".")
     sentences += [f"{line.note[0].upper()}{line.note[1:]}." for line in {n.note: n for n in lines if n.note}.values()]
     return " ".join(sentences)
+
+
+def _warnings(lines: Sequence[Line]) -> list[str]:
+    """Say where a comparison is not one of equal sizes, and where layers are empty."""
+    said = []
+    larger = {
+        f"{line.cell.recipe.label} on {line.cell.arch.label} keeps {count(ghosts)} trained ghost parameters"
+        for line in lines
+        if line.result and (ghosts := line.result.metrics.get("ghost_parameters"))
+    }
+    if larger:
+        said.append(f"Not of equal size: {'; '.join(sorted(larger))}.")
+    soft = _several(line.cell.recipe.label for line in lines if line.result and line.result.metrics.get("ghosts_stay"))
+    if soft:
+        said.append(f"Ghosts stay to the end, so that another network is tested: {soft}.")
+    empty = {
+        f"{line.cell.arch.label} {line.cell.mask.label} {line.cell.sparsity.label} ({len(layers)} empty)"
+        for line in lines
+        if line.result and (layers := line.result.metrics.get("empty_layers"))
+    }
+    if empty:
+        shown = sorted(empty)
+        more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
+        said.append(f"Layer collapse: {'; '.join(shown[:6])}{more}.")
+    return said
 
 
 def _several(labels: Iterable[str]) -> str:

@@ -154,4 +154,5 @@ def _trained(order: Order, run: Training) -> Outcome:
     draft = Path(order.attempt) / "weights.safetensors"
     draft.write_bytes(save(tensors))  # not save_file, whose error for a full disk is no OSError
     metrics = accuracies(run.position.rows) | account(run, masks) | activations(run)
-    return Outcome(draft, metrics | {"ghost_operations": run.ghost_operations})
+    metrics |= {"ghost_operations": run.ghost_operations, "ghosts_stay": any(part.stays for part in run.parts)}
+    return Outcome(draft, metrics)

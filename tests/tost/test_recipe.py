@@ -26,7 +26,7 @@ from tost.recipe.soft_activation import SHAPES, Soft, SoftActivation
 WINDOW = (0.25, 0.5)
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "gsw": [{"shape": shape} for shape in SHAPES],
-    "gsk": [{"variant": "plain"}, {"variant": "authors"}],
+    "gsk": [{"variant": "parameter-free"}, {"variant": "sum"}, {"variant": "authors"}],
     "lrsi": [{}],
     "ls": [{}, {"convention": "torch"}],
 }
@@ -198,18 +198,23 @@ def test_one_activation_under_two_names_is_replaced_under_both() -> None:
 # Ghost skips ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_ghost_skip_by_hand() -> None:
+@pytest.mark.parametrize("variant", ["parameter-free", "sum"])
+def test_a_ghost_skip_by_hand(variant: str) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3, 2, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU()
     ).eval()
     x = torch.randn(3, 2, 8, 8)
-    part = GhostSkips((0.2, 0.6), shape=(2, 8, 8))
+    part = GhostSkips((0.2, 0.6), variant, shape=(2, 8, 8))
     part.attach(net)
     part.step(0.5)
     h = F.relu(net[0](x))
     skip = F.pad(F.avg_pool2d(h, 2), (0, 0, 0, 0, 0, 2))
     normed = F.batch_norm(F.conv2d(h, net[2].weight, None, 2, 1), torch.zeros(6), torch.ones(6))  # type: ignore[arg-type]
+    if variant == "parameter-free":
+        flat = skip.flatten(1)
+        scaled = (flat - flat.mean(1, keepdim=True)) / (flat.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
+        skip = scaled.view_as(skip)
     assert_close(net(x), F.relu(normed + 0.25 * skip))
 
 
@@ -305,3 +310,16 @@ def test_too_much_smoothing_for_the_classes_is_refused() -> None:
 def test_scales_that_fit_no_parameter_are_refused() -> None:
     with pytest.raises(ValueError, match="scale 'x' belongs to no parameter"):
         RescaledInit({"x": 2.0}).attach(resnet20(10))
+
+
+def test_parameter_free_skips_keep_the_size_of_activations_where_plain_sums_blow_up() -> None:
+    spread = {}
+    for variant in ("none", "parameter-free", "sum"):
+        net = thin("resnet56").train()
+        if variant != "none":
+            part = GhostSkips(WINDOW, variant)
+            part.attach(net)
+            part.step(0.0)
+        spread[variant] = net(torch.randn(8, 3, SIZE, SIZE)).std().item()
+    assert spread["sum"] > 100 * spread["none"]
+    assert spread["parameter-free"] < 3 * spread["none"]
