@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from harness import fetch, sweep, worker
+from harness import fetch, masks, sweep, worker
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -14,6 +14,7 @@ app = typer.Typer(
 app.command("sweep")(sweep.main)
 app.command("worker")(worker.main)
 app.add_typer(fetch.app, name="data")
+app.add_typer(masks.app, name="mask")
 
 
 def main() -> None:

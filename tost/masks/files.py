@@ -13,6 +13,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from tost.masks.apply import Masks, prunable
+from tost.masks.io import save_masks
 
 NESTS = ("masks", "mask", "state_dict", "model_state_dict", "model", "net", "network")
 """Keys under which checkpoints keep what we look for, the more telling first."""
@@ -67,6 +68,36 @@ def fit_masks(masks: Masks, model: nn.Module, which: str = "conv+linear", match:
         if name not in wanted and not bool(mask.all()):
             raise ValueError(f"the file prunes {name!r}, which is not in the prunable set {which} of this network")
     return {name: masks[name] for name in wanted}
+
+
+FORMS = ("safetensors", "weight_mask", "prune", "zeros")
+
+
+def write_masks(
+    masks: Masks, path: Path, form: str = "safetensors", weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write masks in one of the forms that read_masks knows, as a new file.
+
+    `weight_mask`: a state dict of `NAME_mask` entries. `prune`: the weights as torch.nn.utils.prune keeps them,
+    NAME_orig beside NAME_mask. `zeros`: the weights, pruned ones 0. The last two need `weights` and raise ValueError
+    without.
+    """
+    plain = {name: w for name, w in (weights or {}).items() if not name.startswith("mask/")}
+    if form in ("prune", "zeros") and not all(n in plain and plain[n].is_floating_point() for n in masks):
+        raise ValueError(f"the form {form} needs the weights along with the masks; name a training, not a mask alone")
+    entries = {f"{name}_mask": mask.float() for name, mask in masks.items()}
+    match form:
+        case "safetensors":
+            save_masks(masks, path)
+        case "weight_mask":
+            torch.save(entries, path)
+        case "prune":
+            originals = {f"{n}_orig" if n in masks else n: w for n, w in plain.items()}
+            torch.save({**originals, **entries}, path)
+        case "zeros":
+            torch.save({n: torch.where(masks[n], w, 0) if n in masks else w for n, w in plain.items()}, path)
+        case _:
+            raise ValueError(f"{form!r} is no form; choose from {', '.join(FORMS)}")
 
 
 def _by_order(masks: Masks, model: nn.Module, which: str) -> Masks:
