@@ -72,7 +72,7 @@ class _Check:
             "seed": read_whole,
             "ticket_seed": read_whole,
             "world": _world,
-            "protocol": _protocol,
+            "protocol": self.protocol,
         }
 
     def sweep(self) -> Sweep:
@@ -147,10 +147,23 @@ class _Check:
         if name == "epochs" and (recipe := matched_recipe(value)):
             read_recipe(recipe, self.names)
             return value
+        if name == "match_cost":
+            raise ValueError("write epochs: match_cost(RECIPE)")
         try:
             return getattr(Protocol.model_validate({name: value}, context=ALONE), name)
         except ValidationError as error:
             raise ValueError(complaints(error)[0].removeprefix(f"{name}: ")) from None
+
+    def protocol(self, value: object) -> tuple[str, dict[str, Any]]:
+        """Read a value of the axis `protocol`: a preset, or one with overrides."""
+        preset, overrides = _split_preset({"preset": value} if isinstance(value, str) else value)
+        try:
+            make_protocol(preset, overrides)
+        except ValidationError as error:
+            raise ValueError("; ".join(complaints(error))) from None
+        if recipe := overrides.get("match_cost"):
+            read_recipe(recipe, self.names)
+        return preset, overrides
 
     def axes(self, block: Mapping[str, Any], path: Path_) -> Axes:
         """Read a block of axes."""
@@ -264,16 +277,6 @@ def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{short(value)} is not a number")
     return value
-
-
-def _protocol(value: object) -> tuple[str, dict[str, Any]]:
-    """Read a value of the axis `protocol`: a preset, or one with overrides."""
-    preset, overrides = _split_preset({"preset": value} if isinstance(value, str) else value)
-    try:
-        make_protocol(preset, overrides)
-    except ValidationError as error:
-        raise ValueError("; ".join(complaints(error))) from None
-    return preset, overrides
 
 
 def _world(value: object) -> int:

@@ -64,7 +64,7 @@ TABLES: Mapping[str, Table] = {
         name="accounting",
         rows=("arch", "mask", "recipe"),
         columns=("sparsity",),
-        metrics=("accuracy", "kept", "density", "inference_flops", "training_flops", "ghost_operations"),
+        metrics=("accuracy", "kept", "density_with_ghosts", "inference_flops", "training_flops", "ghost_operations"),
     ),
     "diagnostics": Table(
         name="diagnostics",

@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,13 @@ class Choice:
     name: str
     given: tuple[tuple[str, Value], ...] = ()
     folder: str = ""
+    written: str = field(default="", compare=False)
+    """The path as the sweep file has it, which is how tables show it."""
 
     @cached_property
     def label(self) -> str:
         """Return the name as a table prints it."""
-        shown = f"{self.name}:{Path(self.folder).name}" if self.name in ("imagefolder", FILE) else self.name
+        shown = f"{self.name}:{self.written}" if self.written else self.name
         return shown + (f"({', '.join(f'{k}={v}' for k, v in self.given)})" if self.given else "")
 
     def get(self, knob: str, default: Value) -> Value:
@@ -139,18 +141,10 @@ def single(value: object) -> tuple[str, Mapping[str, Any]]:
 def read_choice(kind: str, value: object, names: Names) -> Choice:
     """Read a value of the axes dataset, arch or mask."""
     name, given = single(value)
-    folder = ""
-    if kind == "dataset" and name.startswith("imagefolder"):
-        name, _, place = name.partition(":")
-        if not place:
-            raise ValueError("write imagefolder:PATH with the folder that holds train/ and test/")
-        folder = str(usable_path(place, names.folder))
-    if kind == "mask" and (name == FILE or name.startswith(f"{FILE}:")):
-        name, _, place = name.partition(":")
-        path = usable_path(place, names.folder) if place else None
-        if path is None or not path.is_file():
-            raise ValueError(f"write file:PATH with a file of masks; {short(place)} is none")
-        folder = str(path)
+    folder, written = "", ""
+    if (kind == "dataset" and name.startswith("imagefolder")) or (kind == "mask" and re.match(rf"{FILE}(:|$)", name)):
+        name, _, written = name.partition(":")
+        folder = _path(name, written, names)
     if kind == "mask" and name == DENSE:
         if given:
             raise ValueError("dense has no knobs")
@@ -159,10 +153,22 @@ def read_choice(kind: str, value: object, names: Names) -> Choice:
     if isinstance(entry, Plugin) and kind == "dataset" and "folder" in entry.parameters:
         if "folder" not in given:
             raise ValueError(f"{name} reads a folder; write {{{name}: {{folder: PATH}}}}")
-        folder = str(usable_path(str(given["folder"]), names.folder))
+        written = str(given["folder"])
+        folder = str(usable_path(written, names.folder))
         given = {k: v for k, v in given.items() if k != "folder"}
     try:
         full = settings(entry, given)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    return Choice(name, tuple((k, v) for k, v in full.items() if v != entry.knobs[k].default), folder)
+    return Choice(name, tuple((k, v) for k, v in full.items() if v != entry.knobs[k].default), folder, written)
+
+
+def _path(name: str, written: str, names: Names) -> str:
+    if name == FILE:
+        path = usable_path(written, names.folder) if written else None
+        if path is None or not path.is_file():
+            raise ValueError(f"write file:PATH with a file of masks; {short(written)} is none")
+        return str(path)
+    if not written:
+        raise ValueError("write imagefolder:PATH with the folder that holds train/ and test/")
+    return str(usable_path(written, names.folder))

@@ -98,6 +98,7 @@ class _Planner:
         if cell.mask.name == SMALL:
             spec["small"] = {"sparsity": cell.sparsity.canonical, "prunable": cell.protocol.prunable}
         if epoch := int(cell.mask.get("rewind", 0)):
+            spec["rewind"] = epoch
             parents["start"] = self.start(ticket, epoch)
         return spec, parents
 

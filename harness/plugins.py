@@ -19,6 +19,9 @@ from tost.catalog import Entry, Knob, nearest
 OFFERED = frozenset({"model", "batches", "shape", "generator", "classes", "channels", "folder", "window", "self"})
 """Parameter names that the harness fills; every other one with a literal default is a knob."""
 
+RESERVED = frozenset({"at", "rewind", "control"})
+"""Knobs of every mask method that are composed around the score."""
+
 SOURCE_DIGITS = 32
 
 
@@ -33,6 +36,10 @@ class Plugin(Entry):
 
     def check(self, kind: str) -> None:
         """Raise ValueError where the method cannot be one of its kind: it lacks a parameter that is always given."""
+        if kind == "mask" and (taken := sorted(RESERVED & self.parameters)):
+            raise ValueError(
+                f"{self.path}: {', '.join(taken)}: the harness's own knob; give the parameter another name"
+            )
         needed = {"mask": {"model"}, "arch": {"classes", "channels"}}.get(kind, set())
         if lacking := sorted(needed - self.parameters):
             said = "architecture" if kind == "arch" else kind

@@ -8,6 +8,7 @@ from harness.cell import Cell
 from harness.errors import Fault, FileError
 from harness.names import SMALL
 from harness.spec import Sweep
+from harness.specs import Specs
 
 
 def refuse(cell: Cell, sweep: Sweep) -> None:
@@ -23,8 +24,11 @@ def _reasons(cell: Cell, sweep: Sweep) -> Iterator[str]:
         yield f"rewind: {rewind} must lie before the end of the {cell.protocol.epochs} epochs"
     if rewind and control == "fresh":
         yield "control: fresh starts from an initialisation that was never trained; it needs rewind: 0"
-    if cell.mask.name == SMALL and "width" not in sweep.names.entry("arch", cell.arch.name).knobs:
-        yield f"{SMALL} makes the network narrower, but {cell.arch.name} has no knob width"
+    if rewind and Specs(sweep.names).at(cell.mask) == "init":
+        yield f"rewind: {rewind} goes with a mask of trained weights, but {cell.mask.name} scores the initial ones"
+    width = sweep.names.entry("arch", cell.arch.name).knobs.get("width")
+    if cell.mask.name == SMALL and (width is None or not isinstance(width.default, float)):
+        yield f"{SMALL} makes the network narrower, but {cell.arch.name} has no knob width that is a share such as 1.0"
     if cell.mask.name == "gmp":
         begin, end = float(cell.mask.get("begin", 0.0)), float(cell.mask.get("end", 0.5))
         if begin >= end:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from tost.masks.apply import GHOSTS, Masks, prunable
+from tost.masks.apply import Masks, is_ghost
 
 TRAINING_FACTOR = 3
 """A backward pass is counted as two forward passes, as is usual."""
@@ -40,32 +40,34 @@ class Layer:
 
 
 def layers(model: nn.Module, shape: Sequence[int], masks: Masks | None = None) -> dict[str, Layer]:
-    """Return every Conv2d and Linear weight's account for one image of [C, H, W]; without a mask all is kept."""
+    """Return the account of every Conv2d and Linear weight for one image of [C, H, W]; without a mask all is kept.
+
+    Those that recipe parts have added are among them, under names that `is_ghost` tells.
+    """
     net = copy.deepcopy(model).eval()
-    weights = prunable(net)
+    modules = [module for module in net.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    held = {id(module.weight) for module in modules}
+    weights = {name: weight for name, weight in net.named_parameters() if id(weight) in held}
     names = {id(weight): name for name, weight in weights.items()}
-    uses = dict.fromkeys(weights, 0)
+    uses = dict.fromkeys(sorted(weights), 0)
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if (name := names.get(id(module.weight))) is not None:
-            per_image = output.shape[0] if output.ndim else 1
-            uses[name] += output.numel() // per_image // int(module.weight.shape[0])  # type: ignore[index]
+        uses[names[id(module.weight)]] += output.numel() // output.shape[0] // int(module.weight.shape[0])  # type: ignore[index]
 
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(count)
+    for module in modules:
+        module.register_forward_hook(count)
     with torch.no_grad():
         net(torch.zeros(1, *shape, device=next(iter(weights.values())).device))
     masks = masks or {}
     return {
-        name: Layer(weight.numel(), int(masks[name].sum()) if name in masks else weight.numel(), uses[name])
-        for name, weight in weights.items()
+        name: Layer(weights[name].numel(), int(masks[name].sum()) if name in masks else weights[name].numel(), used)
+        for name, used in uses.items()
     }
 
 
 def ghost_parameters(model: nn.Module) -> int:
     """Return how many trained values a model holds that a recipe part added to it."""
-    return sum(p.numel() for name, p in model.named_parameters() if name.startswith(GHOSTS))
+    return sum(p.numel() for name, p in model.named_parameters() if is_ghost(name))
 
 
 def _convolution_backward(

@@ -17,6 +17,14 @@ from harness.report.metrics import Metric, count, metric, percent
 METRIC = "metric"
 """The level of columns that a table with several metrics has."""
 
+UNLIKE = 0.05
+"""How far the size of a small dense network may lie from the sparse one's without a word."""
+
+UNITS = (
+    "Densities and shares in percent; k, M, G, T: 10³, 10⁶, 10⁹, 10¹²; FLOPs: two a multiply-add, zeros left out, "
+    "of one image (inference) or of all training; operations: of all training."
+)
+
 Place = tuple[tuple[str, ...], tuple[str, ...]]
 """A row and a column."""
 
@@ -203,14 +211,16 @@ def _caption(table: Table, lines: Sequence[Line]) -> str:
         "networks": _several(line.cell.arch.label for line in lines),
         "data": _several(line.cell.dataset.label for line in lines),
         "column": _several(p.report for p in protocols),
-        "epochs": _several(str(p.epochs) for p in protocols),
+        "epochs": _several(_epochs(line) for line in lines),
         "precision": _several(p.precision for p in protocols),
         "prunable": _several(p.prunable for p in protocols),
         "dev": _several(line.cell.dev for line in lines),
     }
     devices = _several(str(line.result.stamp.get("device")) for line in lines if line.result)
     sentences = [
-        f"Test accuracy in percent ({said['column']}), mean ± standard deviation (number of seeds); "
+        *([f"Test accuracy in percent ({said['column']})."] if "accuracy" in table.metrics else []),
+        *([UNITS] if table.metrics != ("accuracy",) else []),
+        "Mean ± standard deviation (number of seeds); "
         f"signed: mean difference to {table.baseline} with the same mask and seed.",
         f"{said['networks']} on {said['data']}; {said['epochs']} epochs, {said['precision']}; dev split {said['dev']}; "
         f"best epoch by dev accuracy; prunable: {said['prunable']}; seeds {_runs(seeds)}; "
@@ -226,6 +236,15 @@ def _caption(table: Table, lines: Sequence[Line]) -> str:
     return " ".join(sentences)
 
 
+def _epochs(line: Line) -> str:
+    """Return how long a line trains: what its result says, where training is lengthened to match a cost."""
+    protocol = line.cell.protocol
+    if not protocol.match_cost:
+        return str(protocol.epochs)
+    trained = line.result.metrics.get("epochs") if line.result else "?"
+    return f"{trained} (as {protocol.match_cost} costs)"
+
+
 def _warnings(lines: Sequence[Line]) -> list[str]:
     """Say where a comparison is not one of equal sizes, and where layers are empty."""
     said = []
@@ -239,6 +258,15 @@ def _warnings(lines: Sequence[Line]) -> list[str]:
     soft = _several(line.cell.recipe.label for line in lines if line.result and line.result.metrics.get("ghosts_stay"))
     if soft:
         said.append(f"Ghosts stay to the end, so that another network is tested: {soft}.")
+    unlike = {
+        f"{line.cell.arch.label} {line.cell.sparsity.label} ({count(size)} parameters, wanted {count(wanted)})"
+        for line in lines
+        if line.result
+        and (wanted := line.result.metrics.get("size_wanted"))
+        and abs((size := line.result.metrics["parameters"]) / wanted - 1) > UNLIKE
+    }
+    if unlike:
+        said.append(f"Small dense networks of another size: {'; '.join(sorted(unlike))}.")
     empty = {
         f"{line.cell.arch.label} {line.cell.mask.label} {line.cell.sparsity.label} ({len(layers)} empty)"
         for line in lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,34 +48,35 @@ def ghost_operations(
     return [count - plain for count in epoch_operations(copy.deepcopy(model), parts, criterion, shape, epochs)]
 
 
-def stage_operations(model: nn.Module, recipe: Sequence[dict[str, Any]], shape: Sequence[int], batch: int) -> int:
-    """Return the operations of what a recipe's parts do before training, every iteration at its dearest kind."""
-    total = 0
+def iteration_operations(model: nn.Module, spec: Mapping[str, Any], shape: Sequence[int]) -> tuple[int, int]:
+    """Return the operations, for one image of a batch, of a part's iteration: a constraint step, a look-ahead step."""
+    entry = PARTS[spec["name"]]
+    knobs = {**settings(entry, spec.get("args", {})), "iterations": 1}
     device = next(model.parameters()).device
     images = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     labels = torch.zeros(1, dtype=torch.long, device=device)
+
+    def once(gamma: float) -> int:
+        learn = resolve(entry.stage)
+        return operations(lambda: learn(model, {}, lambda: (images, labels), **{**knobs, "gamma": gamma}))
+
+    return once(1e-9), once(1e9)
+
+
+def stage_operations(model: nn.Module, recipe: Sequence[Mapping[str, Any]], shape: Sequence[int], batch: int) -> int:
+    """Return the operations of what a recipe's parts do before training, every iteration at its dearer kind."""
+    total = 0
     for spec in recipe:
-        entry = PARTS.get(spec.get("name", ""))
-        if entry is None or not entry.stage:
-            continue
-        knobs = settings(entry, spec.get("args", {}))
-        once = {**knobs, "iterations": 1}
-        dearest = max(
-            operations(
-                lambda gamma=gamma, once=once, stage=entry.stage: resolve(stage)(  # type: ignore[misc]
-                    model, {}, lambda: (images, labels), **{**once, "gamma": gamma}
-                )
-            )
-            for gamma in (1e-6, 1e9)
-        )
-        total += int(knobs["iterations"]) * dearest * batch
+        if "name" in spec and PARTS[spec["name"]].stage:
+            iterations = int(settings(PARTS[spec["name"]], spec.get("args", {}))["iterations"])
+            total += iterations * max(iteration_operations(model, spec, shape)) * batch
     return total
 
 
 def matched(
     model: nn.Module,
     protocol: Protocol,
-    recipe: Sequence[dict[str, Any]],
+    recipe: Sequence[Mapping[str, Any]],
     parts: Callable[[], list[Part]],
     criterion: Criterion,
     shape: Sequence[int],

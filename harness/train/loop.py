@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -69,8 +69,8 @@ class Training:
     """Steps after which the masks change no more."""
     flops: Callable[[Masks], int] | None = None
     """Operations of one image under some masks, told by epoch where masks change."""
-    ghost_operations: int = 0
-    """What the recipe's ghosts add to all of this training."""
+    extra: Mapping[str, int] = field(default_factory=dict)
+    """What the recipe adds to the operations of this training."""
     position: Position = field(default_factory=Position)
     _worn: Masks | None = None
     _pruned: Pruned = field(default_factory=list)

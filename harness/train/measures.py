@@ -12,7 +12,7 @@ from harness.train.images import Split
 from harness.train.loop import Training
 from tost.accounting import TRAINING_FACTOR, Layer, ghost_parameters, layers
 from tost.masks import Masks
-from tost.masks.apply import dead_filters, empty_layers
+from tost.masks.apply import dead_filters, empty_layers, is_ghost
 from tost.recipe.soft_activation import Soft
 
 NEAR_ZERO = 1e-3
@@ -42,21 +42,25 @@ def account(run: Training, masks: Masks) -> dict[str, Any]:
     """Return sizes and operations; zeros count in the figures that end in `_dense` only.
 
     `inference_flops` are of one image, `training_flops` of all epochs trained here, a backward pass counted as two
-    forward passes; both count multiply-adds of convolutions and linear layers twice, the network's own alone.
+    forward passes; both count multiply-adds of convolutions and linear layers twice, those of ghosts that stay among
+    them. What ghosts that do not stay add is `ghost_operations`.
     """
     table = layers(run.model, run.images.shape, masks)
+    own = {name: layer for name, layer in table.items() if not is_ghost(name)}
+    added = {name: layer for name, layer in table.items() if is_ghost(name)}
     parameters, ghosts = sum(p.numel() for p in run.model.parameters()), ghost_parameters(run.model)
-    prunable, kept = sum(layer.size for layer in table.values()), sum(layer.kept for layer in table.values())
+    prunable, kept = sum(layer.size for layer in own.values()), sum(layer.kept for layer in own.values())
+    ghost_weights = sum(layer.size for layer in added.values())
     dense, sparse = sum(layer.dense_flops for layer in table.values()), sparse_flops(table)
     seen = TRAINING_FACTOR * len(run.images.train)
     rows = run.position.rows
-    masked = {name: mask.numel() for name, mask in masks.items()}
     return {
         "parameters": parameters,
         "parameters_kept": parameters - (prunable - kept),
         "kept": sum(int(mask.sum()) for mask in masks.values()) if masks else None,
-        "prunable": sum(masked.values()) if masks else None,
+        "prunable": sum(mask.numel() for mask in masks.values()) if masks else None,
         "density": kept / prunable,
+        "density_with_ghosts": (kept + ghost_weights) / prunable,
         "layers": {
             n: [layer.size, layer.kept, dead_filters(masks[n]) if n in masks else 0] for n, layer in table.items()
         },

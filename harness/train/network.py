@@ -63,7 +63,8 @@ def build(order: Order, images: Images, least: int = 2) -> nn.Module:
     make = partial(_maker(order), images.classes, images.shape[0], **spec["arch"].get("args", {}))
     try:
         if "small" in spec:
-            make = partial(make, width=_small_width(make, spec["small"]))
+            widest = float(spec["arch"].get("args", {}).get("width", 1.0))
+            make = partial(make, width=slim_width(lambda width: make(width=width), wanted_size(order), widest))
         with global_draws(spec["ticket_seed"], "fresh init" if spec.get("init") == "fresh" else "init"):
             model = make()
     except ValueError as error:
@@ -94,12 +95,13 @@ def _maker(order: Order) -> Callable[..., Any]:
     return made
 
 
-def _small_width(make: Callable[..., nn.Module], spec: Mapping[str, Any]) -> float:
-    """Return the width of the dense network with as many parameters as the sparse one has left."""
+def wanted_size(order: Order) -> int:
+    """Return how many parameters the sparse network has left whose size a small dense one is given."""
+    spec, images = order.spec["small"], open_images(order)
     with torch.device("meta"):
-        whole = make()
+        whole = _maker(order)(images.classes, images.shape[0], **order.spec["arch"].get("args", {}))
     pruned = sum(weight.numel() for weight in prunable(whole, spec["prunable"]).values()) - kept_weights(whole, spec)
-    return slim_width(lambda width: make(width=width), sum(p.numel() for p in whole.parameters()) - pruned)
+    return int(sum(p.numel() for p in whole.parameters()) - pruned)
 
 
 def _check_outputs(model: nn.Module, images: Images, least: int) -> None:

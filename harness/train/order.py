@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,4 +62,3 @@ class Outcome:
 
     draft: Path
     metrics: dict[str, Any]
-    details: dict[str, Any] = field(default_factory=dict)

@@ -44,9 +44,10 @@ def make_mask(order: Order) -> Outcome:
     except MaskError as error:
         raise UserError(str(error)) from error
     if (empty := empty_layers(masks)) and order.spec.get("on_collapse", "allow") != "allow":
+        way = "" if "sha256" in order.spec["method"] else "on_collapse: keep_one or "
         raise UserError(
-            f"a layer collapse: nothing is kept of {', '.join(empty)}; lower the sparsity, "
-            "or write on_collapse: keep_one or on_collapse: allow"
+            f"a layer collapse: nothing is kept of {', '.join(empty)}; "
+            f"lower the sparsity, or write {way}on_collapse: allow"
         )
     return _outcome(order, masks, about)
 
@@ -61,7 +62,8 @@ def _found(order: Order, model: nn.Module, images: Images, within: Masks | None)
     composed: dict[str, Any] = {n: knobs[n] for n in ("steps", "scope") if n in knobs and n not in accepted}
     offered = {**knobs, "shape": images.shape, "generator": stream(spec["ticket_seed"], "mask")}
     if "batches" in accepted:
-        offered["batches"] = images.per_class(spec["ticket_seed"], int(knobs.get("per_class", PER_CLASS.default)))
+        own = accepted["per_class"].default if "per_class" in accepted else PER_CLASS.default
+        offered["batches"] = images.per_class(spec["ticket_seed"], int(knobs.get("per_class", own)))
     density = spec["sparsity"].get("density")
     return find_masks(
         score,
@@ -80,8 +82,8 @@ def _imported(order: Order, model: nn.Module) -> tuple[Masks, dict[str, Any]]:
     """Read a mask from the store's copy of a user's file, and hold it against the cell's sparsity."""
     spec = order.spec
     try:
-        found, form = read_masks(Path(order.store) / "imports" / spec["method"]["sha256"])
         match = spec["method"].get("args", {}).get("match", "name")
+        found, form = read_masks(Path(order.store) / "imports" / spec["method"]["sha256"], ordered=match == "order")
         masks = fit_masks(found, model, spec["prunable"], match)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -90,9 +92,17 @@ def _imported(order: Order, model: nn.Module) -> tuple[Masks, dict[str, Any]]:
     if abs(kept - asked) > max(1, TOLERANCE * asked):
         raise UserError(
             f"the file keeps {kept:,} of {total:,} weights, the cell's sparsity {asked:,}; "
-            f"write sparsity: {100 * (1 - kept / total):.4g}%"
+            f"write sparsity: {_share(kept, total)}%"
         )
     return masks, {"form": form}
+
+
+def _share(kept: int, total: int) -> str:
+    """Return the sparsity in percent, with as many digits as its count needs."""
+    digits = 2
+    while abs(round(total * (1 - float(f"{100 * (1 - kept / total):.{digits}f}") / 100)) - kept) > TOLERANCE * kept / 2:
+        digits += 1
+    return f"{100 * (1 - kept / total):.{digits}f}"
 
 
 def _outcome(order: Order, masks: Masks, about: dict[str, Any]) -> Outcome:

@@ -20,13 +20,13 @@ from harness.train.cost import ghost_operations, matched
 from harness.train.images import Images
 from harness.train.loop import Training, Watcher, train
 from harness.train.measures import account, accuracies, activations, sparse_flops
-from harness.train.network import MASK, build, kept_weights, load_method, open_images
+from harness.train.network import MASK, build, kept_weights, load_method, open_images, wanted_size
 from harness.train.optimizers import load_named_state, named_state
 from harness.train.order import Order, Outcome
 from harness.train.rescaling import load_scales
 from tost.accounting import layers
 from tost.catalog import MASKS, PARTS, resolve, settings
-from tost.masks import Masks
+from tost.masks import MaskError, Masks
 from tost.masks.apply import apply_masks, check_masks
 from tost.masks.io import load_masks
 from tost.masks.schedule import GradualPruning
@@ -40,7 +40,10 @@ def make_weights(order: Order, watch: Watcher) -> Outcome:
     resumed = load_checkpoint(folders, {**order.read, "epochs": str(run.epochs)})
     if resumed is not None:
         resume(run, *resumed)
-    train(run, watch)
+    try:
+        train(run, watch)
+    except MaskError as error:
+        raise UserError(str(error)) from error
     for part in run.parts:
         if not part.stays:
             part.detach()
@@ -56,10 +59,13 @@ def prepare(order: Order) -> Training:
     if "match_cost" in spec:
         recipe = spec["match_cost"]["recipe"]
         parts = partial(load_parts, order, recipe, images, dict.fromkeys(dict(model.named_parameters()), 1.0))
-        protocol = matched(model, protocol, recipe, parts, criterion, images.shape, len(images.train))
+        try:
+            protocol = matched(model, protocol, recipe, parts, criterion, images.shape, len(images.train))
+        except ValueError as error:
+            raise UserError(f"match_cost: the recipe does not fit this network: {error}") from error
     masks, pruning = _masks(order, model, images.steps(protocol.batch) * protocol.epochs)
     first, until = spec.get("rewind", 0), spec.get("until", protocol.epochs)
-    scales = load_scales(order.parent("rescale")) if "rescale" in order.parents else {}
+    scales, spent = load_scales(order.parent("rescale")) if "rescale" in order.parents else ({}, 0)
     recipe_parts = load_parts(order, spec["recipe"], images, scales)
     try:
         overhead = ghost_operations(
@@ -85,7 +91,7 @@ def prepare(order: Order) -> Training:
         until=until,
         settled=pruning.last if pruning else 0,
         flops=(lambda worn: sparse_flops(layers(model, images.shape, worn))) if pruning else None,
-        ghost_operations=len(images.train) * sum(overhead[first:until]),
+        extra={"ghost_operations": len(images.train) * sum(overhead[first:until]), "rescale_operations": spent},
         position=Position(epoch=first),
     )
 
@@ -95,10 +101,19 @@ def _masks(order: Order, model: nn.Module, steps: int) -> tuple[Masks, GradualPr
     if "prune" in order.spec:
         spec = order.spec["prune"]
         knobs: dict[str, Any] = settings(MASKS[spec["method"]["name"]], spec["method"].get("args", {}))
-        floor = int(spec.get("on_collapse") == "keep_one")
-        pruning = GradualPruning(
-            model, kept_weights(model, spec), steps, which=spec["prunable"], at_least=floor, **knobs
-        )
+        answer = spec.get("on_collapse", "allow")
+        try:
+            pruning = GradualPruning(
+                model,
+                kept_weights(model, spec),
+                steps,
+                which=spec["prunable"],
+                at_least=int(answer == "keep_one"),
+                refuse_empty=answer == "error",
+                **knobs,
+            )
+        except MaskError as error:
+            raise UserError(str(error)) from error
         return pruning.masks, pruning
     masks = load_masks(order.parent("mask")) if "mask" in order.parents else {}
     check_masks(model, masks)
@@ -154,5 +169,7 @@ def _trained(order: Order, run: Training) -> Outcome:
     draft = Path(order.attempt) / "weights.safetensors"
     draft.write_bytes(save(tensors))  # not save_file, whose error for a full disk is no OSError
     metrics = accuracies(run.position.rows) | account(run, masks) | activations(run)
-    metrics |= {"ghost_operations": run.ghost_operations, "ghosts_stay": any(part.stays for part in run.parts)}
+    metrics |= {**run.extra, "ghosts_stay": any(part.stays for part in run.parts)}
+    if "small" in order.spec:
+        metrics["size_wanted"] = wanted_size(order)
     return Outcome(draft, metrics)

@@ -271,4 +271,4 @@ def test_cifar_pictures_train_resnet18_for_an_epoch(sweep: Run, project: Path) -
     )
     done = sweep("cifar.yaml", timeout=560)
     assert done.returncode == 0, done.stderr
-    assert "imagefolder:pictures" in done.stdout
+    assert "imagefolder:./pictures" in done.stdout

@@ -13,6 +13,7 @@ import torch
 from torch.testing import assert_close
 
 from harness.check import load_sweep
+from harness.errors import UserError
 from harness.plan import Stage
 from harness.planner import make_plan
 from harness.protocol import Protocol, make_protocol
@@ -22,9 +23,16 @@ from harness.train.checkpoint import Position, load_checkpoint, save_checkpoint
 from harness.train.draws import seed_for, stream
 from harness.train.images import Images
 from harness.train.loop import Diverged, Training, train
+from harness.train.network import build, load_weights, open_images, wanted_size
 from harness.train.order import Corrupt, Order
+from harness.train.rescaling import load_scales
 from harness.train.stages import run_stage
 from harness.train.training import prepare, resume, state_tensors
+from tests.conftest import GRID
+from tost.masks import prunable
+from tost.masks.apply import dead_filters
+from tost.masks.io import load_masks
+from tost.masks.schedule import GradualPruning
 
 
 class Watcher:
@@ -57,9 +65,12 @@ class Pause(Exception):
 def orders(project: Path) -> Callable[..., dict[str, Order]]:
     """Run the stages above the chosen cell, and return the orders of all its stages by label."""
 
-    def make(extra: str = "", recipe: str = "default", mask: str = "random") -> dict[str, Order]:
-        text = (project / "tiny.yaml").read_text().replace("epochs: 2}", f"epochs: 3{extra}}}")
+    def make(
+        extra: str = "", recipe: str = "default", mask: str = "random", epochs: str = "3", arch: str = "thin"
+    ) -> dict[str, Order]:
+        text = GRID.replace("epochs: 2}", f"epochs: {epochs}{extra}}}")
         text = text.replace("mask: [random, lth]", f"mask: [{mask}]").replace("[default, ls]", f"[{recipe}]")
+        text = text.replace("arch: thin", f"arch: {arch}")
         text = text.split("also:")[0].replace("seed: 0..1", "seed: 0")
         (project / "tiny.yaml").write_text(text)
         store = Store(project / "runs")
@@ -73,7 +84,7 @@ def orders(project: Path) -> Callable[..., dict[str, Order]]:
         for stage in plan.stages.values():
             order = _order(project, store, stage, made)
             found[stage.kind] = order
-            if stage.kind != "train":
+            if stage.key not in plan.leaves:
                 made[stage.key] = _made(order)
         return found
 
@@ -81,8 +92,10 @@ def orders(project: Path) -> Callable[..., dict[str, Order]]:
 
 
 def _order(project: Path, store: Store, stage: Stage, made: dict[str, tuple[str, str]]) -> Order:
-    attempt = project / "attempts" / stage.key
-    attempt.mkdir(parents=True)
+    attempts = project / "attempts"
+    attempts.mkdir(exist_ok=True)
+    attempt = attempts / str(len(list(attempts.iterdir())))
+    attempt.mkdir()
     parents = {role: made[key] for role, key in stage.parents.items()}
     return Order(stage.key, stage.kind, stage.spec, str(store.root), str(attempt), (), parents, stage.place)
 
@@ -98,7 +111,7 @@ def finish(order: Order) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]
     return {k: v.clone() for k, v in run.model.state_dict().items()}, run.position.rows
 
 
-RECIPES = ["default", "gsw", "ls", "gsw+ls"]
+RECIPES = ["default", "gsw+ls", "gsk", "{gsk: {variant: authors}}", "{tost: {lrsi: {iterations: 2}}}"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -338,3 +351,221 @@ def test_defaults_are_pinned_because_a_changed_one_would_rename_nothing_and_chan
         "on_collapse": "allow",
         "match_cost": "",
     }
+
+
+# Tickets, schedules, recipes ------------------------------------------------------------------------------------------
+
+
+def at_each_step(order: Order, look: Callable[[Training], None]) -> Training:
+    class Look(Watcher):
+        def after_step(self, training: Training, due: Callable[[], None]) -> None:
+            look(training)
+
+    run = prepare(order)
+    train(run, Look())
+    return run
+
+
+def test_gradual_pruning_cut_anywhere_and_resumed_ends_the_same_to_the_bit(
+    orders: Callable[..., dict[str, Order]], tmp_path: Path
+) -> None:
+    order = orders("", "gsk", "{gmp: {begin: 0.1, end: 0.6, every: 5, scope: global}}")["train"]
+    weights, rows = finish(order)
+    begin, steps = round(0.1 * 3 * prepare(order).steps), prepare(order).steps
+    for cut in (1, begin - 1, begin, begin + 1, begin + 5, begin + 7, steps, 2 * steps + 1):
+        run = prepare(order)
+        with pytest.raises(Pause):
+            train(run, Watcher(cut))
+        attempt = tmp_path / f"cut-{cut}"
+        attempt.mkdir()
+        save_checkpoint(attempt, run.done, run.position, state_tensors(run), order.read)
+        resumed, found = prepare(order), load_checkpoint([attempt], order.read)
+        assert found is not None
+        resume(resumed, *found)
+        train(resumed, Watcher())
+        assert_close(dict(resumed.model.state_dict()), weights, rtol=0, atol=0)
+        assert resumed.position.rows == rows
+
+
+def test_gradual_pruning_keeps_the_schedules_count_at_every_step_and_zeros_are_zero(
+    orders: Callable[..., dict[str, Order]],
+) -> None:
+    order = orders("", "default", "{gmp: {begin: 0.1, end: 0.6, every: 5, scope: global}}")["train"]
+    counts: list[int] = []
+
+    def look(run: Training) -> None:
+        masks, weights = run.masks(-1), dict(run.model.named_parameters())
+        assert all(bool((weights[name][~mask] == 0).all()) for name, mask in masks.items())
+        counts.append(sum(int(mask.sum()) for mask in masks.values()))
+
+    run = at_each_step(order, look)
+    pruning = run.masks
+    assert isinstance(pruning, GradualPruning)
+    updates = range(pruning.begin, pruning.last + 1, 5)
+    expected = [
+        pruning.total if step < pruning.begin else pruning.count(max(u for u in updates if u <= step))
+        for step in range(len(counts))
+    ]
+    assert counts == expected
+    assert counts[-1] == pruning.keep == round(pruning.total / 2)
+    assert not any(row["best"] for row in run.position.rows if row["epoch"] * run.steps < pruning.last)
+    metrics = run_stage(order, Watcher()).metrics
+    assert metrics["kept"] == pruning.keep
+    assert (
+        metrics["inference_flops"]
+        < metrics["training_flops"] / (3 * 3 * len(run.images.train))
+        < metrics["inference_flops_dense"]
+    )
+
+
+def test_a_ticket_begins_from_its_initial_weights_bit_for_bit(orders: Callable[..., dict[str, Order]]) -> None:
+    order = orders(mask="omp")["train"]
+    run, init = prepare(order), build(order, open_images(order)).state_dict()
+    masks = run.masks(0)
+    for name, value in run.model.state_dict().items():
+        expected = torch.where(masks[name], init[name], 0) if name in masks else init[name]
+        assert torch.equal(value, expected), name
+
+
+def test_a_rewound_ticket_goes_on_where_the_dense_training_stood(orders: Callable[..., dict[str, Order]]) -> None:
+    order = orders(mask="{lth: {rewind: 2}}", recipe="gsw")["train"]
+    run, (start, _) = prepare(order), load_weights(order.parent("start"))
+    masks = run.masks(run.done)
+    assert run.done == 2 * run.steps
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, torch.where(masks[name], start[name], 0) if name in masks else start[name]), name
+    train(run, Watcher())
+    assert [row["epoch"] for row in run.position.rows] == [3]
+    metrics = run_stage(order, Watcher()).metrics
+    assert metrics["epochs"] == 3
+    assert metrics["training_flops"] == 3 * len(run.images.train) * metrics["inference_flops"], "one epoch trained here"
+
+
+def test_the_training_to_rewind_to_is_the_dense_ones_first_epochs(orders: Callable[..., dict[str, Order]]) -> None:
+    start, _ = load_weights(orders(mask="{lth: {rewind: 2}}")["train"].parent("start"))
+    order = orders(mask="random")["train"]
+    run = prepare(Order(**{**order.__dict__, "parents": {"data": order.parents["data"]}}))
+    with pytest.raises(Pause):
+        train(run, Watcher(2 * run.steps))
+    assert_close(dict(run.model.state_dict()), start, rtol=0, atol=0)
+
+
+def test_a_fresh_control_has_the_mask_and_other_weights(orders: Callable[..., dict[str, Order]]) -> None:
+    plain, fresh = (orders(mask=mask)["train"] for mask in ("snip", "{snip: {control: fresh}}"))
+    assert plain.parents["mask"][1] == fresh.parents["mask"][1]
+    one, other = prepare(plain).model.state_dict(), prepare(fresh).model.state_dict()
+    assert not torch.equal(one["0.weight"], other["0.weight"])
+
+
+def test_scales_are_applied_to_the_ticket_before_it_trains(orders: Callable[..., dict[str, Order]]) -> None:
+    made = orders(recipe="{lrsi: {iterations: 3}}")
+    order = made["train"]
+    scales, spent = load_scales(order.parent("rescale"))
+    assert spent > 0
+    run, init = prepare(order), build(order, open_images(order)).state_dict()
+    assert any(scale != 1 for scale in scales.values())
+    masks = run.masks(0)
+    for name, parameter in run.model.named_parameters():
+        theta = torch.where(masks[name], init[name], 0) if name in masks else init[name]
+        assert torch.equal(parameter.detach(), theta * scales[name]), name
+
+
+def test_a_rescaling_can_be_stopped(orders: Callable[..., dict[str, Order]]) -> None:
+    class Stop(Watcher):
+        def at(self, done: int, of: int) -> None:
+            assert of == 50
+            if done == 2:
+                raise Pause
+
+    made = orders(recipe="{lrsi: {iterations: 2}}")["rescale"]
+    spec = {**made.spec, "method": {**made.spec["method"], "args": {"iterations": 50}}}
+    with pytest.raises(Pause):
+        run_stage(Order(**{**made.__dict__, "spec": spec}), Stop())
+
+
+def test_a_small_dense_network_is_as_large_as_the_sparse_one(orders: Callable[..., dict[str, Order]]) -> None:
+    sparse, small = (orders(mask=mask, arch="{resnet20: {width: 1.5}}")["train"] for mask in ("random", "small_dense"))
+    net, thin = (build(order, open_images(order)) for order in (sparse, small))
+    wanted = sum(p.numel() for p in net.parameters()) - sum(w.numel() for w in prunable(net).values()) // 2
+    assert sum(p.numel() for p in thin.parameters()) == pytest.approx(wanted, rel=0.01)
+    assert wanted_size(small) == wanted
+
+
+def test_a_matched_cost_lengthens_default_by_the_recipes_extra_operations(
+    orders: Callable[..., dict[str, Order]],
+) -> None:
+    plain = prepare(orders(epochs="8")["train"])
+    lengths = {}
+    for recipe in ("ls", "gsk", "lrsi"):
+        run = prepare(orders(epochs=f"match_cost({recipe})")["train"])
+        lengths[recipe] = run.epochs
+        for share in (0.4, 0.6, 0.9):
+            assert run.rate(run.epochs * share) == plain.rate(8 * share), "milestones keep their places"
+        assert run.parts == []
+    assert lengths["ls"] in (8, 9), "softened targets cost next to nothing"
+    assert 8 < lengths["gsk"] <= 13
+    assert lengths["lrsi"] > 12, "180 iterations are many epochs of so few images"
+
+
+def test_ghosts_are_counted_while_they_live_and_where_they_stay(orders: Callable[..., dict[str, Order]]) -> None:
+    found = {}
+    for recipe in ("default", "gsk", "{gsk: {window: permanent}}", "{gsk: {variant: authors}}"):
+        found[recipe] = run_stage(orders(recipe=recipe)["train"], Watcher()).metrics
+    operations = [metrics["ghost_operations"] for metrics in found.values()]
+    assert operations[0] == 0
+    assert 0 < operations[1] < operations[2]
+    assert [metrics["ghost_parameters"] for metrics in found.values()] == [0, 0, 0, 6 * 8 + 16]
+    assert [metrics["ghosts_stay"] for metrics in found.values()] == [False, False, True, True]
+    kept = [metrics["parameters_kept"] for metrics in found.values()]
+    assert kept[3] == kept[0] + 6 * 8 + 16
+
+
+def test_what_is_measured_at_the_end(orders: Callable[..., dict[str, Order]]) -> None:
+    order = orders(mask="magnitude")["train"]
+    metrics = run_stage(order, Watcher()).metrics
+    masks = load_masks(order.parent("mask"))
+    assert metrics["layers"] == {n: [m.numel(), int(m.sum()), dead_filters(m)] for n, m in masks.items()}
+    assert metrics["density"] == metrics["kept"] / metrics["prunable"] == 0.5
+    sizes = {"0.weight": 6 * 9 * 64, "3.weight": 6 * 8 * 9 * 16, "8.weight": 80}
+    assert metrics["inference_flops_dense"] == 2 * sum(sizes.values())
+    assert set(metrics["activations"]) == {"2", "5"}
+    assert all(0 <= share <= 1 and 0 <= silent <= of for share, silent, of in metrics["activations"].values())
+    assert 0 < metrics["near_zero"] < 1
+
+
+@pytest.mark.parametrize("answer", ["allow", "error", "keep_one"])
+def test_a_collapse_is_reported_refused_or_kept_from_happening(
+    answer: str, orders: Callable[..., dict[str, Order]], project: Path
+) -> None:
+    thin = (project / "thin.py").read_text()
+    (project / "thin.py").write_text(
+        thin.replace("    return nn.Sequential(", "    net = nn.Sequential(")
+        + "    net[8].weight.data.mul_(1e-4)\n    return net\n"
+    )
+    extra = "" if answer == "allow" else f", on_collapse: {answer}"
+    if answer == "error":
+        with pytest.raises(UserError, match=r"nothing is kept of 8\.weight; lower the sparsity, or write on_collapse"):
+            orders(extra, mask="magnitude")
+        return
+    made = run_stage(orders(extra, mask="magnitude")["train"], Watcher()).metrics
+    assert made["empty_layers"] == (["8.weight"] if answer == "allow" else [])
+    assert made["kept"] == round(made["prunable"] / 2)
+    if answer == "keep_one":
+        assert made["layers"]["8.weight"][1] == 1
+
+
+def test_a_part_that_fits_no_network_says_so(orders: Callable[..., dict[str, Order]], project: Path) -> None:
+    (project / "thin.py").write_text((project / "thin.py").read_text().replace("nn.ReLU()", "nn.Tanh()"))
+    with pytest.raises(UserError, match=r"the recipe does not fit this network: soft neurons need nn\.ReLU modules"):
+        prepare(orders(recipe="gsw")["train"])
+
+
+def test_a_network_that_cannot_train_on_an_epochs_last_single_image_is_refused(
+    orders: Callable[..., dict[str, Order]], project: Path
+) -> None:
+    text = (project / "thin.py").read_text()
+    (project / "thin.py").write_text(
+        text.replace("nn.AdaptiveAvgPool2d(1), ", "nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8), ")
+    )
+    with pytest.raises(UserError, match=r"batch of 1 image .* choose a batch size that leaves no single image"):
+        prepare(orders(", batch: 647")["train"])  # 1,295 training images

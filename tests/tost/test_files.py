@@ -17,7 +17,8 @@ from torch.testing import assert_close
 from tests.tost.nets import small_net
 from tost.masks import Masks, find_masks, prunable
 from tost.masks.apply import apply_masks
-from tost.masks.files import fit_masks, read_masks
+from tost.masks.files import FORMS as FORMS_WRITTEN
+from tost.masks.files import fit_masks, read_masks, write_masks
 from tost.masks.io import save_masks
 from tost.masks.scores import magnitude
 
@@ -157,3 +158,24 @@ def test_a_weight_of_its_own_that_is_zero_stays_in_a_mask_told_by_entries(net: n
         net[0].weight.zero_()  # type: ignore[union-attr, operator]
     weight_mask_buffers(net, masks, tmp_path / "f")
     assert bool(fit_masks(read_masks(tmp_path / "f")[0], net)["0.weight"].all())
+
+
+def test_order_is_not_relied_on_where_the_file_has_none(net: nn.Module, masks: Masks, tmp_path: Path) -> None:
+    save_masks(masks, tmp_path / "f")
+    with pytest.raises(ValueError, match="safetensors keeps tensors by name, not in order"):
+        read_masks(tmp_path / "f", ordered=True)
+
+
+def test_wrappers_around_wrappers_are_looked_through(net: nn.Module, masks: Masks, tmp_path: Path) -> None:
+    torch.save({f"_orig_mod.module.{name}_mask": mask for name, mask in masks.items()}, tmp_path / "f")
+    assert_close(fit_masks(read_masks(tmp_path / "f")[0], net), masks, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("form", FORMS_WRITTEN)
+def test_what_is_written_is_read_back(form: str, net: nn.Module, masks: Masks, tmp_path: Path) -> None:
+    apply_masks(net, masks)
+    write_masks(masks, tmp_path / "f", form, dict(net.state_dict()))
+    assert_close(fit_masks(read_masks(tmp_path / "f")[0], net), masks, rtol=0, atol=0)
+    if form in ("prune", "zeros"):
+        with pytest.raises(ValueError, match="needs the weights along with the masks"):
+            write_masks(masks, tmp_path / "g", form, {n: m.to(torch.uint8) for n, m in masks.items()})

@@ -194,3 +194,20 @@ def test_overlap_by_hand() -> None:
     assert (found + found).iou == 1 / 3
     with pytest.raises(ValueError, match="shape"):
         overlap(torch.ones(2).bool(), torch.ones(3).bool())
+
+
+def test_steps_within_a_mask_go_down_from_what_it_has_left() -> None:
+    net = small_net()
+    half = find_masks(magnitude, net, total(net) // 2)
+    masks = find_masks(magnitude, net, total(net) // 4, within=half, steps=5)
+    assert sum(int(mask.sum()) for mask in masks.values()) == total(net) // 4
+    assert not any(bool((masks[name] & ~half[name]).any()) for name in masks)
+
+
+def test_an_unknown_prunable_set_and_a_reparametrised_weight_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"'convs' is no prunable set; choose from conv\+linear, conv"):
+        prunable(small_net(), "convs")
+    net = small_net()
+    torch.nn.utils.prune.random_unstructured(net[0], "weight", 0.5)
+    with pytest.raises(ValueError, match="weight of '0' is re-parametrised"):
+        prunable(net)

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from tost.catalog import PARTS
 from tost.masks import Masks, find_masks, prunable
 from tost.masks.apply import apply_masks
 from tost.masks.scores import magnitude
-from tost.recipe.rescaled_init import VARIANTS, RescaledInit, Scale, _Problem, find_scales
+from tost.recipe.rescaled_init import RescaledInit, Scale, _Problem, find_scales
 
 Batch = tuple[Tensor, Tensor]
 
@@ -106,7 +107,7 @@ def test_pruned_weights_stay_zero_in_the_look_ahead_of_the_default_and_not_of_th
         assert any(moved) is not through
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", PARTS["lrsi"].knobs["variant"].choices)
 def test_finding_scales_changes_nothing_and_scaled_pruned_weights_are_zero(variant: str) -> None:
     net = small()
     masks = half(net)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
+from fractions import Fraction
+
 import pytest
 import torch
 
 from tests.tost.nets import small_net, total
-from tost.masks import keep_count, prunable
+from tost.catalog import MODELS, resolve
+from tost.masks import MaskError, keep_count, prunable
 from tost.masks.apply import apply_masks
 from tost.masks.schedule import GradualPruning, gmp_sparsity
 
@@ -47,10 +51,38 @@ def test_the_density_of_every_step_and_nothing_that_was_pruned_comes_back(scope:
     assert sum(int(m.sum()) for m in before.values()) == keep
 
 
-def test_a_window_shorter_than_its_interval_is_one_update() -> None:
-    pruning = GradualPruning(small_net(), 40, 30, begin=0.0, end=0.5, every=100)
-    assert (pruning.every, pruning.updates, pruning.last) == (15, 1, 15)
-    assert sum(int(m.sum()) for m in pruning(15).values()) == 40
+def test_a_window_shorter_than_its_interval_is_cut_in_ten() -> None:
+    pruning = GradualPruning(small_net(), 40, 60, begin=0.0, end=0.5, every=100)
+    assert (pruning.every, pruning.updates, pruning.last) == (3, 10, 30)
+    assert GradualPruning(small_net(), 40, 8, begin=0.0, end=0.5, every=100).updates == 4
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("share", ["1/2", "1/10", "1/20", "1/50", "1/100", "1/1000"])
+def test_layer_counts_only_fall_and_end_at_the_exact_total_on_every_network(name: str, share: str) -> None:
+    with torch.device("meta"):
+        net = resolve(MODELS[name].path)(10, 3)
+    weights = prunable(net)
+    keep = keep_count(sum(weight.numel() for weight in weights.values()), Fraction(share))
+    pruning = GradualPruning(net, keep, 182 * 352, every=100)
+    counts = {n: weight.numel() for n, weight in weights.items()}
+    for step in range(pruning.begin, pruning.last + 1, pruning.every):
+        shares = pruning.shares(step)
+        assert shares is not None
+        assert all(shares[n] <= counts[n] for n in counts)
+        counts = shares
+    assert sum(counts.values()) == keep
+
+
+def test_a_collapse_can_be_refused_on_the_way() -> None:
+    net = small_net()
+    with torch.no_grad():
+        net[0].weight.mul_(1e-6)  # type: ignore[union-attr, operator]
+    pruning = GradualPruning(net, 20, 100, every=10, scope="global", refuse_empty=True)
+    with pytest.raises(MaskError, match=r"nothing is kept of 0\.weight from step"):
+        deque(map(pruning, range(60)))
+    with pytest.raises(MaskError, match="2 weights cannot be 1 in each of 4 layers"):
+        GradualPruning(net, 2, 100, at_least=1)
 
 
 def test_a_window_that_ends_before_it_begins_is_refused() -> None:

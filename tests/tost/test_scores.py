@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
@@ -226,3 +227,19 @@ def test_attention_can_be_scored_to_the_second_order() -> None:
 
     scores = grasp(Attends(), offers()["batches"])
     assert sorted(scores) == ["embed.weight", "head.weight", "mix.out_proj.weight"]
+
+
+@pytest.mark.parametrize("score", [snip, taylor, grasp])
+def test_scores_need_no_gradient_mode_from_outside(score: Callable[..., dict[str, Tensor]]) -> None:
+    net, batches = small_net(), offers()["batches"]
+    plain = score(net, batches)
+    with torch.no_grad():
+        assert_close(score(net, batches), plain, rtol=0, atol=0)
+
+
+def test_synflow_passes_a_batch_norm_without_running_statistics() -> None:
+    def net(track: bool) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, track_running_stats=track), nn.Flatten())
+
+    assert_close(synflow(net(False), (3, 8, 8)), synflow(net(True), (3, 8, 8)), rtol=0, atol=0)

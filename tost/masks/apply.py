@@ -10,6 +10,12 @@ from torch import Tensor, nn
 GHOSTS = "ghost_"
 """What a recipe part adds to a model bears a name that starts so; it is never pruned, never counted as the network."""
 
+
+def is_ghost(name: str) -> bool:
+    """Tell whether a parameter is one that a recipe part has added."""
+    return any(part.startswith(GHOSTS) for part in name.split("."))
+
+
 Masks = dict[str, Tensor]
 """Boolean tensors of the parameters' shapes, by parameter name; True is kept."""
 
@@ -21,12 +27,20 @@ def prunable(model: nn.Module, which: str = "conv+linear") -> dict[str, nn.Param
 
     `which` is `conv+linear` (every Conv2d and Linear, first and last layer included) or `conv`. A weight that several
     modules share stands under its first name, as in `named_parameters`; recipe parts' own layers are no part of it.
+    Raises ValueError for another set, and for a weight that is no parameter of its layer.
     """
-    weights = {id(m.weight) for m in model.modules() if isinstance(m, PRUNABLE[which])}
+    if which not in PRUNABLE:
+        raise ValueError(f"{which!r} is no prunable set; choose from {', '.join(PRUNABLE)}")
+    weights = set()
+    for name, module in model.named_modules():
+        if isinstance(module, PRUNABLE[which]):
+            if "weight" not in module._parameters:
+                raise ValueError(f"the weight of {name!r} is re-parametrised (prune, weight_norm); make it plain first")
+            weights.add(id(module.weight))
     found = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if id(parameter) in weights and not name.startswith(GHOSTS)
+        if id(parameter) in weights and not is_ghost(name)
     }
     return {name: found[name] for name in sorted(found)}
 

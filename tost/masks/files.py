@@ -22,14 +22,15 @@ PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
 
 
-def read_masks(path: Path) -> tuple[Masks, str]:
+def read_masks(path: Path, ordered: bool = False) -> tuple[Masks, str]:
     """Read masks from a file and say which form it had.
 
     Known are our own safetensors (a mask, or trained weights with their mask), state dicts with `NAME_mask` or
     `LAYER.mask` entries (torch.nn.utils.prune, SynFlow, ToST), and plain checkpoints whose zeros are the mask. Only
-    tensors are loaded, never code. Raises ValueError, naming file and tensor.
+    tensors are loaded, never code. `ordered`: the order of the entries will be relied on.
+    Raises ValueError, naming file and tensor.
     """
-    tensors = _plain_names(_tensors(path))
+    tensors = _plain_names(_tensors(path, ordered))
     for form, found in (
         ("our own", _marked(tensors, "mask/")),
         ("mask entries", _entries(tensors)),
@@ -110,12 +111,14 @@ def _by_order(masks: Masks, model: nn.Module, which: str) -> Masks:
     return dict(zip(names, given.values(), strict=True))
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _tensors(path: Path, ordered: bool) -> dict[str, Tensor]:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     if data[8:9] == b"{":
+        if ordered:
+            raise ValueError(f"{path}: safetensors keeps tensors by name, not in order; match: order needs torch.save")
         try:
             return load(data)
         except SafetensorError as error:
@@ -140,9 +143,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 def _plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Strip what wrappers put before every name."""
     plain = dict(tensors)
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in plain):
-            plain = {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
+    while wrapped := [p for p in PREFIXES if plain and all(name.startswith(p) for name in plain)]:
+        plain = {name.removeprefix(wrapped[0]): tensor for name, tensor in plain.items()}
     return plain
 
 

@@ -37,8 +37,9 @@ def find_masks(
     """Return masks over the prunable set that keep exactly `keep` weights, those with the highest scores.
 
     `steps` > 1 scores again and again, the pruned weights being 0, down the exponential schedule round(N·d^(t/steps))
-    (SynFlow), d the `density` asked for or else keep/N. `scope` and `at_least` are select's. `offered` holds what a
-    score may ask for by parameter name (batches, shape, generator, knobs). The model is not changed.
+    (SynFlow), d the `density` asked for or else keep/N, N what `within` has left. `scope` and `at_least` are select's.
+    `offered` holds what a score may ask for by parameter name (batches, shape, generator, knobs). The model is not
+    changed.
     Raises MaskError when the scores do not cover the prunable set, have other shapes, or are not finite, and where
     `at_least` asks for more than `keep`.
     """
@@ -49,6 +50,8 @@ def find_masks(
     accepted = inspect.signature(score).parameters
     arguments = {name: value for name, value in (offered or {}).items() if name in accepted}
     work, masks = copy.deepcopy(model), within
+    if within is not None:
+        total, density = sum(int(mask.sum()) for mask in within.values()), None
     share = float(density) if density is not None else keep / total
     for step in range(1, steps + 1):
         if masks is not None:

@@ -7,9 +7,13 @@ from fractions import Fraction
 import torch
 from torch import nn
 
-from tost.masks.apply import Masks, prunable
+from tost.masks.apply import Masks, empty_layers, prunable
+from tost.masks.find import MaskError
 from tost.masks.scores import magnitude
 from tost.masks.select import select, whole_shares
+
+SHORT_UPDATES = 10
+"""Updates in a window that is shorter than their interval."""
 
 
 def gmp_sparsity(step: int, final: float, begin: int, updates: int, every: int, initial: float = 0.0) -> float:
@@ -36,21 +40,28 @@ class GradualPruning:
         every: int = 100,
         scope: str = "layer",
         at_least: int = 0,
+        refuse_empty: bool = False,
     ) -> None:
         """`keep`: weights left at the end; `steps`: of all training; `begin`, `end`: shares of it; `every`: dt.
 
-        A window shorter than dt is one update. Raises ValueError for a window that ends before it begins.
+        A window shorter than dt is cut in ten. Raises ValueError for a window that
+        ends before it begins, and MaskError for an `at_least` that `keep` cannot give every tensor.
         """
         if not begin < end:
             raise ValueError(f"gradual pruning ends at {end:g} of training, not after it begins at {begin:g}")
-        self.model, self.which, self.scope, self.at_least = model, which, scope, at_least
+        self.model, self.scope, self.at_least, self.refuse_empty = model, scope, at_least, refuse_empty
         self.keep, self.weights = keep, prunable(model, which)
         self.total = sum(weight.numel() for weight in self.weights.values())
+        if at_least * len(self.weights) > keep:
+            raise MaskError(f"{keep} weights cannot be {at_least} in each of {len(self.weights)} layers")
         self.begin = round(begin * steps)
         window = max(1, round(end * steps) - self.begin)
-        self.every = min(every, window)
+        self.every = every if every <= window else max(1, window // SHORT_UPDATES)
         self.updates = window // self.every
         self.masks: Masks = {n: torch.ones(w.shape, dtype=torch.bool) for n, w in self.weights.items()}
+        sizes = {name: weight.numel() for name, weight in self.weights.items()}
+        exact = {name: Fraction(keep * size, self.total) for name, size in sizes.items()}
+        self.final = whole_shares(exact, sizes, dict.fromkeys(sizes, min(1, keep // len(sizes))))
 
     @property
     def last(self) -> int:
@@ -71,17 +82,19 @@ class GradualPruning:
         """Return the counts by tensor of scope `layer`: max(1, round(n·(1 - s))), and at the end the exact total."""
         if self.scope != "layer":
             return None
-        live = {name: int(mask.sum()) for name, mask in self.masks.items()}
         if step >= self.last:
-            exact = {n: Fraction(self.keep * w.numel(), self.total) for n, w in self.weights.items()}
-            return whole_shares(exact, live, dict.fromkeys(live, min(1, self.keep // len(live))))
+            return self.final
         kept = 1 - self.sparsity(step)
-        return {n: min(live[n], max(1, round(w.numel() * kept))) for n, w in self.weights.items()}
+        # Never below the final share: rounding layer by layer could otherwise leave less than the exact total.
+        return {n: max(self.final[n], 1, round(w.numel() * kept)) for n, w in self.weights.items()}
 
     def __call__(self, step: int) -> Masks:
         """Return the masks at a step, computed anew where it is one of the update steps."""
         if self.begin <= step <= self.last and (step - self.begin) % self.every == 0:
             scores = {name: score for name, score in magnitude(self.model).items() if name in self.weights}
-            count, shares = self.count(step), self.shares(step)
+            shares = self.shares(step)
+            count = self.count(step) if shares is None else sum(shares.values())
             self.masks = select(scores, count, self.masks, self.scope, self.at_least, shares)
+            if self.refuse_empty and (empty := empty_layers(self.masks)):
+                raise MaskError(f"a layer collapse: nothing is kept of {', '.join(empty)} from step {step} on")
         return self.masks

@@ -54,6 +54,7 @@ def taylor(model: nn.Module, batches: Sequence[Batch], bn: str = "eval") -> dict
     return _sensitivity(model, batches, bn)
 
 
+@torch.enable_grad()
 def grasp(
     model: nn.Module, batches: Sequence[Batch], bn: str = "train", temperature: float = 200.0
 ) -> dict[str, Tensor]:
@@ -81,6 +82,7 @@ def grasp(
     return {name: (weights[name] * hg).detach() for name, hg in zip(weights, flow, strict=True)}
 
 
+@torch.enable_grad()
 def synflow(model: nn.Module, shape: Sequence[int]) -> dict[str, Tensor]:
     """Score by (dR/d|w|)|w| with R the sum of the outputs for an input of ones (SynFlow; Tanaka et al., 2020).
 
@@ -90,6 +92,9 @@ def synflow(model: nn.Module, shape: Sequence[int]) -> dict[str, Tensor]:
     """
     net = copy.deepcopy(model).eval()
     for parent in list(net.modules()):
+        if isinstance(parent, _BatchNorm) and parent.running_mean is None:  # it would normalise the flow away
+            parent.register_buffer("running_mean", torch.zeros(parent.num_features))
+            parent.register_buffer("running_var", torch.ones(parent.num_features))
         for name, child in parent._modules.items():  # named_children skips a second name of the same module
             if isinstance(child, nn.Hardtanh):  # ReLU6 is one
                 setattr(parent, name, nn.ReLU())
@@ -111,6 +116,7 @@ def synflow(model: nn.Module, shape: Sequence[int]) -> dict[str, Tensor]:
     return {n: (g * parameters[n]).detach() for n, g in zip(names, gradients, strict=True)}
 
 
+@torch.enable_grad()
 def _sensitivity(model: nn.Module, batches: Sequence[Batch], bn: str) -> dict[str, Tensor]:
     net, weights = _copy(model, bn)
     total = [torch.zeros_like(weight) for weight in weights.values()]

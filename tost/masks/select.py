@@ -123,6 +123,8 @@ def whole_shares(
     while (missing := total - sum(shares.values())) != 0:
         step = 1 if missing > 0 else -1
         able = [n for n in exact if (shares[n] < capacity[n] if step > 0 else shares[n] > floors[n])]
+        if not able:
+            raise ValueError(f"{total} weights cannot be split over tensors of {sum(capacity.values())}")
         for name in sorted(able, key=lambda n: (step * (shares[n] - exact[n]), n))[: abs(missing)]:
             shares[name] += step
     return shares

@@ -10,8 +10,8 @@ from torch import nn
 HALVINGS = 20
 
 
-def slim_width(build: Callable[[float], nn.Module], target: int) -> float:
-    """Return the width in (0, 1] at which `build(width)` comes nearest to `target` parameters.
+def slim_width(build: Callable[[float], nn.Module], target: int, widest: float = 1.0) -> float:
+    """Return the width in (0, widest] at which `build(width)` comes nearest to `target` parameters.
 
     Networks are built on the meta device, so that none is ever allocated. Channels are whole, so sizes come in steps;
     of two widths equally near, the narrower.
@@ -21,7 +21,7 @@ def slim_width(build: Callable[[float], nn.Module], target: int) -> float:
         with torch.device("meta"):
             return sum(p.numel() for p in build(width).parameters())
 
-    low, high = 0.0, 1.0
+    low, high = 0.0, widest
     sizes = {high: size(high)}
     for _ in range(HALVINGS):
         middle = (low + high) / 2

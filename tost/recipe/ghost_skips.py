@@ -18,7 +18,7 @@ from tost.masks.apply import GHOSTS
 from tost.recipe.part import Part, device_of, window_share
 
 ALPHA = f"{GHOSTS}skip_alpha"
-BRANCHES = f"{GHOSTS}skips"
+BRANCH = f"{GHOSTS}skip"
 FILL = 1e-4
 """What the authors' 1x1 convolutions begin with."""
 
@@ -34,11 +34,6 @@ class Site:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     stride: tuple[int, ...]
-
-    @property
-    def key(self) -> str:
-        """Return the name of its branch in the authors' variant."""
-        return self.name.replace(".", "_")
 
 
 class GhostSkips(Part):
@@ -67,12 +62,9 @@ class GhostSkips(Part):
         if not sites:
             raise ValueError(f"ghost skips need convolutions beyond the first; {type(model).__name__} has none")
         device = device_of(model)
-        branches = nn.ModuleDict()
-        for site in sites:
-            if self.variant == "authors":
-                branches[site.key] = _branch(site).to(device)
-        if branches:
-            model.add_module(BRANCHES, branches)
+        branches = [(site, _branch(site).to(device)) for site in sites if self.variant == "authors"]
+        for site, branch in branches:
+            model.get_submodule(site.name).add_module(BRANCH, branch)  # a convolution's forward looks at no child
         model.register_buffer(ALPHA, torch.ones((), device=device), persistent=False)
         for site in sites:
             skip = _Skip(model, site, self.variant)
@@ -96,8 +88,8 @@ class GhostSkips(Part):
         for handle in self.handles:
             handle.remove()
         delattr(self.model, ALPHA)
-        if self.variant == "authors":
-            delattr(self.model, BRANCHES)
+        for module in [m for m in self.model.modules() if BRANCH in m._modules]:
+            delattr(module, BRANCH)
         self.model, self.handles, self.ghosts = None, [], False
 
 
@@ -159,7 +151,7 @@ class _Skip:
         if x is None:  # the batch norm was called by itself
             return output
         if self.variant == "authors":
-            added: Tensor = self.model.get_submodule(f"{BRANCHES}.{self.site.key}")(x)
+            added: Tensor = self.model.get_submodule(f"{self.site.name}.{BRANCH}")(x)
             return output + added
         alpha = self.model.get_buffer(ALPHA).to(output.dtype)
         skip = fitted(x, self.site.stride, output.shape[1:])

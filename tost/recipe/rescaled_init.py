@@ -20,7 +20,6 @@ from tost.recipe.part import Part
 Batch = tuple[Tensor, Tensor]
 Tensors = Mapping[str, Tensor]
 
-VARIANTS = ("default", "authors-dense", "authors-masked")
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 TINY = 1e-30
@@ -56,6 +55,7 @@ class Rescaling:
     iterations: int
 
 
+@torch.enable_grad()
 def find_scales(
     model: nn.Module,
     masks: Masks,

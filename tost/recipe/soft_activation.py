@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from tost.recipe.part import Part, device_of, window_share
 
-SHAPES = ("swish", "mish", "blend", "hard", "authors")
 CLIP = 6.0
 """The upper bound of ReLU6."""
 
