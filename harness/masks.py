@@ -85,14 +85,12 @@ def export(
             raise UserError(f"{form!r} is no form; choose from {', '.join(FORMS)}{nearest(form, FORMS)}")
         if target.exists():
             raise UserError(f"{target} exists; name a file that does not")
-        from safetensors.torch import load_file
-
-        from tost.masks.files import write_masks
+        from tost.masks.files import read_weights, write_masks
 
         path = _path(source, store)
         masks, _ = _read(source, store)
         try:
-            write_masks(masks, target, form, load_file(path) if form in ("prune", "zeros") else {})
+            write_masks(masks, target, form, read_weights(path) if form in ("prune", "zeros") else {})
         except ValueError as error:
             raise UserError(str(error)) from None
         typer.echo(f"wrote {target}")

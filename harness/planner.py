@@ -9,10 +9,11 @@ from typing import Any
 from harness.axes import Sparsity
 from harness.catalog import Dataset
 from harness.cell import Cell, expand
-from harness.errors import Fault
+from harness.errors import Fault, FileError
 from harness.names import DENSE, FILE, SMALL, Choice
 from harness.plan import Plan, Stage
 from harness.plugins import Plugin
+from harness.probe import misfit
 from harness.protocol import Protocol
 from harness.recipes import read_recipe
 from harness.refusals import refuse
@@ -20,7 +21,7 @@ from harness.sources import Source, find_source
 from harness.spec import Sweep
 from harness.specs import Specs
 from harness.store import Store, digest, file_sha256
-from tost.catalog import Entry, Model, Part
+from tost.catalog import PARTS, Entry, Model, Part
 
 DATA_VERSION = 1
 TRAIN_VERSION = 2
@@ -57,11 +58,13 @@ class _Planner:
         self.sources: dict[Choice, Source] = {}
         self.memo: dict[tuple[Any, ...], str] = {}
         self.specs = Specs(sweep.names)
+        self.fits: set[tuple[Any, ...]] = set()
         self.plain: dict[int, Protocol] = {}
 
     def cell(self, cell: Cell) -> str:
         """Return the key of the training that a cell ends in."""
         refuse(cell, self.sweep)
+        self.fitting(cell)
         ticket = self.ticket(cell)
         theta, parents = self.theta(cell, ticket)
         if (mask := self.mask(cell, ticket)) is not None:
@@ -80,6 +83,15 @@ class _Planner:
         key = self.train(cell, theta, parents, cell.label, seed=cell.seed, recipe=recipe, **more)
         self.plan.stages[key] = replace(self.plan.stages[key], label=cell.label)  # where a chain's round is a cell too
         return key
+
+    def fitting(self, cell: Cell) -> None:
+        """Raise FileError where a recipe's part has nothing to hold on to in another library's network."""
+        parts = tuple(part for part in cell.recipe.parts if part.name in PARTS)
+        if ":" not in cell.arch.name or not parts or (cell.arch, parts) in self.fits:
+            return
+        self.fits.add((cell.arch, parts))
+        if said := misfit(cell.arch, parts, self.store.root / "cache"):
+            raise FileError([Fault(self.sweep.document.mark(("grid",)), f"{cell.label}: {said}")])
 
     def ticket(self, cell: Cell) -> Cell:
         """Return a cell as its ticket sees it: without its control and without a lengthened training."""

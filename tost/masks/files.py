@@ -46,6 +46,12 @@ def read_masks(path: Path, ordered: bool = False) -> tuple[Masks, str]:
     return {name: tensor != 0 for name, tensor in weights.items()}, "zeros of the weights"
 
 
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a file that are no masks. Raises ValueError as read_masks does."""
+    tensors = _plain_names(_tensors(path, ordered=False))
+    return {name: t for name, t in tensors.items() if not name.startswith("mask/") and not name.endswith("_mask")}
+
+
 def fit_masks(masks: Masks, model: nn.Module, which: str = "conv+linear", match: str = "name") -> Masks:
     """Return masks for exactly a network's prunable set, by name or, where the names differ, by `order`.
 
@@ -83,7 +89,7 @@ def write_masks(
     NAME_orig beside NAME_mask. `zeros`: the weights, pruned ones 0. The last two need `weights` and raise ValueError
     without.
     """
-    plain = {name: w for name, w in (weights or {}).items() if not name.startswith("mask/")}
+    plain = dict(weights or {})
     if form in ("prune", "zeros") and not all(n in plain and plain[n].is_floating_point() for n in masks):
         raise ValueError(f"the form {form} needs the weights along with the masks; name a training, not a mask alone")
     entries = {f"{name}_mask": mask.float() for name, mask in masks.items()}
