@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test conformance lint clean
 
 quickstart: $(READY)
 	$(BIN)/python -m harness.sweep sweeps/quickstart.yaml --via local
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+conformance: $(READY)
+	$(BIN)/python -m pytest -m conformance
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -324,3 +324,17 @@ def test_parameter_free_skips_keep_the_size_of_activations_where_plain_sums_blow
         spread[variant] = net(torch.randn(8, 3, SIZE, SIZE)).std().item()
     assert spread["sum"] > 100 * spread["none"]
     assert spread["parameter-free"] < 3 * spread["none"]
+
+
+def test_a_change_of_strength_recompiles_nothing() -> None:
+    net = thin("resnet20")
+    parts: list[Part] = [SoftActivation((0.2, 0.6)), GhostSkips((0.2, 0.6))]
+    for part in parts:
+        part.attach(net)
+    compiled, x = torch.compile(net, backend="eager", fullgraph=True), torch.randn(4, 3, SIZE, SIZE)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for progress in (0.1, 0.3, 0.4, 0.5):
+            for part in parts:
+                part.step(progress)
+            assert torch.equal(compiled(x), net(x))
+    torch._dynamo.reset()

@@ -69,24 +69,27 @@ def select(
             + (f" with at least {at_least} in each of {len(names)} tensors" if at_least else "")
         )
     values = {name: flat[name][live[name]] for name in names}
-    if shares is not None:
-        parts = {name: _highest(values[name], shares[name]) for name in names}
-    elif scope == "global":
+    if shares is None and scope != "global":
+        shapes = {name: tuple(scores[name].shape) for name in names}
+        shares = whole_shares(_exact_shares(shapes, sizes, keep, scope), sizes, floors)
+    if shares is None:
         parts = _highest_of_all(values, floors, keep)
     else:
-        exact = (
-            erk_shares({name: tuple(scores[name].shape) for name in names}, keep, sizes)
-            if scope == "erk"
-            else {name: Fraction(keep * size, sum(sizes.values())) for name, size in sizes.items()}
-        )
-        rounded = whole_shares(exact, sizes, floors)
-        parts = {name: _highest(values[name], rounded[name]) for name in names}
+        parts = {name: _highest(values[name], shares[name]) for name in names}
     masks = {}
     for name in names:
         mask = torch.zeros(flat[name].numel(), dtype=torch.bool)
         mask[live[name][parts[name]]] = True
         masks[name] = mask.view(scores[name].shape)
     return masks
+
+
+def _exact_shares(
+    shapes: Mapping[str, Sequence[int]], sizes: Mapping[str, int], keep: int, scope: str
+) -> dict[str, Fraction]:
+    if scope == "erk":
+        return erk_shares(shapes, keep, sizes)
+    return {name: Fraction(keep * size, sum(sizes.values())) for name, size in sizes.items()}
 
 
 def erk_shares(

@@ -9,13 +9,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from tost.models.features import scaled
+
 WIDE = (64, 128, 256, 512)
 THIN = (16, 32, 64)
-
-
-def scaled(channels: int, width: float) -> int:
-    """Return a number of channels times a width, at least 1."""
-    return max(1, round(channels * width))
 
 
 class BasicBlock(nn.Module):
