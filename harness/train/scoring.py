@@ -16,7 +16,7 @@ from harness.train.network import build, kept_weights, load_method, load_weights
 from harness.train.order import Order, Outcome
 from tost.catalog import MASKS, PER_CLASS, settings
 from tost.masks import MaskError, Masks, find_masks
-from tost.masks.apply import dead_filters, empty_layers
+from tost.masks.apply import check_contract, dead_filters, empty_layers
 from tost.masks.controls import shuffled
 from tost.masks.files import fit_masks, read_masks
 from tost.masks.io import load_masks, save_masks
@@ -41,6 +41,7 @@ def make_mask(order: Order) -> Outcome:
             masks, about = _imported(order, model)
         else:
             masks, about = _found(order, model, images, within), {}
+            check_contract(masks, kept_weights(model, order.spec), within)
     except MaskError as error:
         raise UserError(str(error)) from error
     if (empty := empty_layers(masks)) and order.spec.get("on_collapse", "allow") != "allow":
@@ -49,7 +50,7 @@ def make_mask(order: Order) -> Outcome:
             f"a layer collapse: nothing is kept of {', '.join(empty)}; "
             f"lower the sparsity, or write {way}on_collapse: allow"
         )
-    return _outcome(order, masks, about)
+    return _outcome(order, masks, {**about, "prunable_set": order.spec["prunable"]})
 
 
 def _found(order: Order, model: nn.Module, images: Images, within: Masks | None) -> Masks:

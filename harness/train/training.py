@@ -27,7 +27,7 @@ from harness.train.rescaling import load_scales
 from tost.accounting import layers
 from tost.catalog import MASKS, PARTS, resolve, settings
 from tost.masks import MaskError, Masks
-from tost.masks.apply import apply_masks, check_masks
+from tost.masks.apply import apply_masks, check_contract, check_masks
 from tost.masks.io import load_masks
 from tost.masks.schedule import GradualPruning
 from tost.recipe import Part
@@ -164,6 +164,8 @@ def _trained(order: Order, run: Training) -> Outcome:
     for name, mask in masks.items():
         if bool((weights[name].detach().cpu()[~mask] != 0).any()):
             raise RuntimeError(f"pruned weights of {name} are not 0 at the end of training")
+    if isinstance(run.masks, GradualPruning):
+        check_contract(masks, run.masks.keep)
     tensors = {name: value.cpu().clone().contiguous() for name, value in run.model.state_dict().items()}
     tensors |= {f"{MASK}{name}": mask.to(torch.uint8) for name, mask in masks.items()}
     draft = Path(order.attempt) / "weights.safetensors"

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from tests.tost.nets import SIZE, call, offers, small_net, thin, total
 from tost.catalog import MASKS, MODELS, resolve
 from tost.masks import MaskError, density, find_masks, keep_count, prunable
-from tost.masks.apply import apply_masks, check_masks, dead_filters, empty_layers
+from tost.masks.apply import apply_masks, check_contract, check_masks, dead_filters, empty_layers
 from tost.masks.controls import overlap, shuffled
 from tost.masks.io import load_masks, save_masks
 from tost.masks.scores import magnitude, synflow
@@ -211,3 +211,13 @@ def test_an_unknown_prunable_set_and_a_reparametrised_weight_are_refused() -> No
     torch.nn.utils.prune.random_unstructured(net[0], "weight", 0.5)
     with pytest.raises(ValueError, match="weight of '0' is re-parametrised"):
         prunable(net)
+
+
+def test_a_broken_contract_is_named() -> None:
+    half = find_masks(magnitude, small_net(), 60)
+    check_contract(half, 60)
+    check_contract(find_masks(magnitude, small_net(), 30, within=half), 30, half)
+    with pytest.raises(ValueError, match="keep 60 weights instead of 61"):
+        check_contract(half, 61)
+    with pytest.raises(ValueError, match="keeps weights that were pruned before"):
+        check_contract(half, 60, {name: ~mask for name, mask in half.items()})

@@ -73,6 +73,15 @@ def check_masks(model: nn.Module, masks: Masks) -> None:
             )
 
 
+def check_contract(masks: Masks, keep: int, within: Masks | None = None) -> None:
+    """Raise ValueError unless exactly `keep` weights are kept, all of them among those that `within` keeps."""
+    if (kept := sum(int(mask.sum()) for mask in masks.values())) != keep:
+        raise ValueError(f"the masks keep {kept} weights instead of {keep}")
+    for name, mask in masks.items():
+        if within is not None and bool((mask & ~within[name]).any()):
+            raise ValueError(f"the mask {name!r} keeps weights that were pruned before")
+
+
 Pruned = list[tuple[nn.Parameter, Tensor]]
 """Parameters with their pruned positions, on the parameter's device."""
 
