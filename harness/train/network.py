@@ -112,11 +112,13 @@ def _check_outputs(model: nn.Module, images: Images, least: int) -> None:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 logits = copy.deepcopy(model).cpu().train(training)(torch.zeros(count, *shape))
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            alone = "a batch of 1 image" if count == 1 else "images"
+            advice = "; choose a batch size that leaves no single image in an epoch's last batch" if count == 1 else ""
             raise UserError(
-                f"the network cannot take {'a batch of ' if count == 1 else ''}{count} "
-                f"image{'s' * (count > 1)} of shape {shape} [channels, height, width]: {error}"
-                + ("; choose a batch size that leaves no single image in an epoch's last batch" if count == 1 else "")
+                f"the network cannot take {alone} of shape {shape} [channels, height, width]: {error}{advice}"
             ) from error
         if not isinstance(logits, Tensor) or list(logits.shape) != [count, images.classes]:
             got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise UserError(f"the network returns {got} for 2 images; it must return logits [2, {images.classes}]")
+            raise UserError(
+                f"the network returns {got} for {count} images; it must return logits [{count}, {images.classes}]"
+            )
