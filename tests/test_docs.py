@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from harness.catalog import DATASETS
@@ -40,6 +41,7 @@ def test_a_card_tells_all_and_its_knobs_are_the_catalogs(name: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
 def test_every_code_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
     blocks = re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), re.M | re.S)
     assert blocks
     for language, text in blocks:
