@@ -80,7 +80,7 @@ def main() -> None:
         f"# Scoring one mask at 2 % density on {options.device}",
         "",
         f"{datetime.date.today()}, {platform.machine()}, {options.threads} threads; CIFAR-10 shapes, {PER_CLASS} "
-        f"images a class, default knobs; median of {options.repeats}, each in a fresh process. Memory is the peak above "
+        f"images a class, default knobs; median of {options.repeats}, each in a fresh process; memory: peak above "
         "the network's own.",
         "",
         "| network | method | seconds | peak MiB |",
