@@ -11,14 +11,12 @@ import typer
 
 from harness.errors import UserError, printable
 from harness.store import Store
-from tost.catalog import nearest
 
 if TYPE_CHECKING:
     from tost.masks import Masks
 
 app = typer.Typer(no_args_is_help=True, help="Look at masks, compare them, export them.")
 
-FORMS = ("safetensors", "weight_mask", "prune", "zeros")
 SHORTEST = 6
 
 Runs = Annotated[Path, typer.Option("--store", help="The store's folder, where keys are looked up.")]
@@ -81,8 +79,6 @@ def export(
 ) -> None:
     """Write a mask in a form that other codes read; prune and zeros need a training, whose weights go along."""
     with _mistakes():
-        if form not in FORMS:
-            raise UserError(f"{form!r} is no form; choose from {', '.join(FORMS)}{nearest(form, FORMS)}")
         if target.exists():
             raise UserError(f"{target} exists; name a file that does not")
         from tost.masks.files import read_weights, write_masks

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -234,6 +235,12 @@ def resolve(path: str) -> Any:
     """Import what a table's `module:attribute` names."""
     module, _, attribute = path.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def asked_for(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a function asks for, by parameter name, of all that is offered."""
+    accepted = inspect.signature(function).parameters
+    return {name: value for name, value in offered.items() if name in accepted}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

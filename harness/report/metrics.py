@@ -27,7 +27,7 @@ def count(value: float) -> str:
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a result: where it comes from and how it is printed; `better` tells differences apart from sizes."""
+    """A number of a result: where it comes from, how it is printed, and whether it is compared with the baseline's."""
 
     name: str
     read: Callable[[Line], float | None]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tost.catalog import LIBRARIES, PARTS, resolve
+from tost.catalog import LIBRARIES, PARTS, asked_for, resolve
 
 SIZES = (32, 64, 224)
 """Pixels to try the network with, until it takes them."""
@@ -29,8 +29,8 @@ def complaint(question: dict[str, Any]) -> str:
     for part, knobs in question["parts"]:
         if PARTS[part].stage or "window" not in PARTS[part].knobs:
             continue
-        knobs = {**knobs, "window": (0.25, 0.5)} | ({"shape": (3, size, size)} if part == "gsk" else {})
-        made = resolve(PARTS[part].path)(**knobs)
+        make = resolve(PARTS[part].path)
+        made = make(**{**knobs, "window": (0.25, 0.5)}, **asked_for(make, {"shape": (3, size, size)}))
         try:
             made.attach(net)
         except ValueError as error:

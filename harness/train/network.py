@@ -21,10 +21,8 @@ from harness.train.images import Images
 from harness.train.order import Order
 from tost.catalog import LIBRARIES, MODELS, resolve
 from tost.masks import imp_count, keep_count, prunable
+from tost.masks.io import split_masks
 from tost.models.slim import slim_width
-
-MASK = "mask/"
-"""What masks are called in a file of weights."""
 
 _images: dict[tuple[Any, ...], Images] = {}
 
@@ -49,9 +47,8 @@ def open_images(order: Order) -> Images:
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return a training's weights and the masks it was trained with."""
-    tensors = load_file(path)
-    masks = {name.removeprefix(MASK): t.bool() for name, t in tensors.items() if name.startswith(MASK)}
-    return {name: t for name, t in tensors.items() if not name.startswith(MASK)}, masks
+    weights, masks = split_masks(load_file(path))
+    return weights, {name: mask.bool() for name, mask in masks.items()}
 
 
 def build(order: Order, images: Images, least: int = 2) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,15 +19,15 @@ from harness.train.cost import ghost_operations, matched
 from harness.train.images import Images
 from harness.train.loop import Training, Watcher, train
 from harness.train.measures import account, accuracies, activations, sparse_flops
-from harness.train.network import MASK, build, kept_weights, load_method, open_images, wanted_size
+from harness.train.network import build, kept_weights, load_method, open_images, wanted_size
 from harness.train.optimizers import load_named_state, named_state
 from harness.train.order import Order, Outcome
 from harness.train.rescaling import load_scales
 from tost.accounting import layers
-from tost.catalog import MASKS, PARTS, resolve, settings
+from tost.catalog import MASKS, PARTS, asked_for, resolve, settings
 from tost.masks import MaskError, Masks
 from tost.masks.apply import apply_masks, check_contract, check_masks
-from tost.masks.io import load_masks
+from tost.masks.io import MARK, load_masks
 from tost.masks.schedule import GradualPruning
 from tost.recipe import Part
 
@@ -129,9 +128,8 @@ def load_parts(
     parts: list[Part] = []
     for spec in recipe:
         make = load_method(order, PARTS, spec)
-        accepted = inspect.signature(make).parameters
         knobs = {} if "name" in spec and PARTS[spec["name"]].stage else spec.get("args", {})
-        parts.append(make(**knobs, **{name: value for name, value in offered.items() if name in accepted}))
+        parts.append(make(**knobs, **asked_for(make, offered)))
     return parts
 
 
@@ -167,7 +165,7 @@ def _trained(order: Order, run: Training) -> Outcome:
     if isinstance(run.masks, GradualPruning):
         check_contract(masks, run.masks.keep)
     tensors = {name: value.cpu().clone().contiguous() for name, value in run.model.state_dict().items()}
-    tensors |= {f"{MASK}{name}": mask.to(torch.uint8) for name, mask in masks.items()}
+    tensors |= {f"{MARK}{name}": mask.to(torch.uint8) for name, mask in masks.items()}
     draft = Path(order.attempt) / "weights.safetensors"
     draft.write_bytes(save(tensors))  # not save_file, whose error for a full disk is no OSError
     metrics = accuracies(run.position.rows) | account(run, masks) | activations(run)

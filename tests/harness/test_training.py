@@ -111,6 +111,23 @@ def finish(order: Order) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]
     return {k: v.clone() for k, v in run.model.state_dict().items()}, run.position.rows
 
 
+def cut_and_resumed(order: Order, cut: int, folder: Path) -> Training:
+    """Stop a training after some steps, put another where its checkpoint stands, and train that one to the end."""
+    run = prepare(order)
+    with pytest.raises(Pause):
+        train(run, Watcher(cut))
+    attempt = folder / f"cut-{cut}"
+    attempt.mkdir()
+    save_checkpoint(attempt, run.done, run.position, state_tensors(run), order.read)
+    torch.manual_seed(cut)  # whatever the global state is
+    resumed, found = prepare(order), load_checkpoint([attempt], order.read)
+    assert found is not None
+    resume(resumed, *found)
+    assert resumed.done == cut
+    train(resumed, Watcher())
+    return resumed
+
+
 RECIPES = ["default", "gsw+ls", "gsk", "{gsk: {variant: authors}}", "{tost: {lrsi: {iterations: 2}}}"]
 
 
@@ -125,19 +142,7 @@ def test_a_training_cut_anywhere_and_resumed_ends_the_same_to_the_bit(
     weights, rows = finish(order)
     total = 3 * prepare(order).steps
     for cut in (1, random.Random(recipe + extra).randrange(2, total - 1), total - 1, total):
-        run = prepare(order)
-        with pytest.raises(Pause):
-            train(run, Watcher(cut))
-        attempt = tmp_path / f"cut-{cut}"
-        attempt.mkdir()
-        save_checkpoint(attempt, run.done, run.position, state_tensors(run), order.read)
-        torch.manual_seed(cut)  # whatever the global state is
-        resumed = prepare(order)
-        found = load_checkpoint([attempt], order.read)
-        assert found is not None
-        resume(resumed, *found)
-        assert resumed.done == cut
-        train(resumed, Watcher())
+        resumed = cut_and_resumed(order, cut, tmp_path)
         assert_close(dict(resumed.model.state_dict()), weights, rtol=0, atol=0)
         assert resumed.position.rows == rows
 
@@ -373,16 +378,7 @@ def test_gradual_pruning_cut_anywhere_and_resumed_ends_the_same_to_the_bit(
     weights, rows = finish(order)
     begin, steps = round(0.1 * 3 * prepare(order).steps), prepare(order).steps
     for cut in (1, begin - 1, begin, begin + 1, begin + 5, begin + 7, steps, 2 * steps + 1):
-        run = prepare(order)
-        with pytest.raises(Pause):
-            train(run, Watcher(cut))
-        attempt = tmp_path / f"cut-{cut}"
-        attempt.mkdir()
-        save_checkpoint(attempt, run.done, run.position, state_tensors(run), order.read)
-        resumed, found = prepare(order), load_checkpoint([attempt], order.read)
-        assert found is not None
-        resume(resumed, *found)
-        train(resumed, Watcher())
+        resumed = cut_and_resumed(order, cut, tmp_path)
         assert_close(dict(resumed.model.state_dict()), weights, rtol=0, atol=0)
         assert resumed.position.rows == rows
 

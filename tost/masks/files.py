@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from tost.catalog import nearest
 from tost.masks.apply import Masks, prunable
-from tost.masks.io import save_masks
+from tost.masks.io import save_masks, split_masks
 
 NESTS = ("masks", "mask", "state_dict", "model_state_dict", "model", "net", "network")
 """Keys under which checkpoints keep what we look for, the more telling first."""
@@ -32,7 +33,7 @@ def read_masks(path: Path, ordered: bool = False) -> tuple[Masks, str]:
     """
     tensors = _plain_names(_tensors(path, ordered))
     for form, found in (
-        ("our own", _marked(tensors, "mask/")),
+        ("our own", split_masks(tensors)[1]),
         ("mask entries", _entries(tensors)),
         ("our own", {n: t for n, t in tensors.items() if t.dtype in (torch.uint8, torch.bool)}),
     ):
@@ -49,7 +50,7 @@ def read_masks(path: Path, ordered: bool = False) -> tuple[Masks, str]:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a file that are no masks. Raises ValueError as read_masks does."""
     tensors = _plain_names(_tensors(path, ordered=False))
-    return {name: t for name, t in tensors.items() if not name.startswith("mask/") and not name.endswith("_mask")}
+    return {name: t for name, t in split_masks(tensors)[0].items() if not name.endswith("_mask")}
 
 
 def fit_masks(masks: Masks, model: nn.Module, which: str = "conv+linear", match: str = "name") -> Masks:
@@ -104,7 +105,7 @@ def write_masks(
         case "zeros":
             torch.save({n: torch.where(masks[n], w, 0) if n in masks else w for n, w in plain.items()}, path)
         case _:
-            raise ValueError(f"{form!r} is no form; choose from {', '.join(FORMS)}")
+            raise ValueError(f"{form!r} is no form; choose from {', '.join(FORMS)}{nearest(form, FORMS)}")
 
 
 def _by_order(masks: Masks, model: nn.Module, which: str) -> Masks:
@@ -152,10 +153,6 @@ def _plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     while wrapped := [p for p in PREFIXES if plain and all(name.startswith(p) for name in plain)]:
         plain = {name.removeprefix(wrapped[0]): tensor for name, tensor in plain.items()}
     return plain
-
-
-def _marked(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _entries(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tost.catalog import asked_for
 from tost.masks.apply import Masks, apply_masks, prunable
 from tost.masks.select import select
 
@@ -47,8 +47,7 @@ def find_masks(
     total = sum(weight.numel() for weight in weights.values())
     if at_least * len(weights) > keep:
         raise MaskError(f"{keep} weights cannot be {at_least} in each of {len(weights)} layers")
-    accepted = inspect.signature(score).parameters
-    arguments = {name: value for name, value in (offered or {}).items() if name in accepted}
+    arguments = asked_for(score, offered or {})
     work, masks = copy.deepcopy(model), within
     if within is not None:
         total, density = sum(int(mask.sum()) for mask in within.values()), None

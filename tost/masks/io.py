@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from tost.masks.apply import Masks
+
+MARK = "mask/"
+"""What a mask is called in a file of weights, before the weight's name."""
+
+
+def split_masks(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Part a file of weights into the weights and, by the weights' names, the masks that stand among them."""
+    masks = {name.removeprefix(MARK): tensor for name, tensor in tensors.items() if name.startswith(MARK)}
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(MARK)}, masks
 
 
 def save_masks(masks: Masks, path: Path) -> None:

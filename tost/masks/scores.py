@@ -127,12 +127,18 @@ def _sensitivity(model: nn.Module, batches: Sequence[Batch], bn: str) -> dict[st
     return {name: (weights[name].detach() * sum_).abs() for name, sum_ in zip(weights, total, strict=True)}
 
 
-def _copy(model: nn.Module, bn: str) -> tuple[nn.Module, dict[str, nn.Parameter]]:
-    """Return a float64 copy in eval mode, its batch norm in the mode asked for, and the copy's prunable weights."""
-    net = copy.deepcopy(model).double().eval().requires_grad_(True)
+def differentiable(model: nn.Module, bn: str) -> nn.Module:
+    """Return a copy in eval mode whose parameters all take gradients, its batch norm in the mode asked for."""
+    net = copy.deepcopy(model).eval().requires_grad_(True)
     for module in net.modules():
         if isinstance(module, _BatchNorm):
             module.train(bn == "train")
+    return net
+
+
+def _copy(model: nn.Module, bn: str) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+    """Return a float64 copy to differentiate, and its prunable weights."""
+    net = differentiable(model, bn).double()
     return net, prunable(net)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from tost.masks.apply import Masks, check_masks
+from tost.masks.scores import differentiable
 from tost.recipe.part import Part
 
 Batch = tuple[Tensor, Tensor]
@@ -99,7 +98,7 @@ def find_scales(
         for name, slope in slopes.items():
             if not math.isfinite(slope):
                 raise ValueError(f"re-scaled initialisation: {name} has no finite slope at iteration {iteration + 1}")
-            if problem.live(name, theta):
+            if name in problem.live and scales[name].value:
                 scales[name].descend(min(max(slope, -clip), clip), lr, constraint)
     return Rescaling({name: scale.value for name, scale in scales.items()}, constraint_steps, iterations)
 
@@ -108,10 +107,7 @@ class _Problem:
     """The network as a function of its tensors, and the two objectives' slopes in the scales."""
 
     def __init__(self, model: nn.Module, masks: Masks, through: bool) -> None:
-        self.net = copy.deepcopy(model).eval().requires_grad_(True)
-        for module in self.net.modules():
-            if isinstance(module, _BatchNorm):
-                module.train()
+        self.net = differentiable(model, bn="train")
         self.masks = {n: m.to(p.device) for n, p in self.net.named_parameters() if (m := masks.get(n)) is not None}
         self.gradient_masks = self.masks if through else {}
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -120,14 +116,12 @@ class _Problem:
             for name, p in ((n, p.detach()) for n, p in self.net.named_parameters())
             if name in trained
         }
+        self.live = {name for name, start in self.start.items() if bool(start.any())}
+        """Tensors that have a norm to scale; most biases begin with none."""
 
     def at(self, scales: Mapping[str, float]) -> dict[str, Tensor]:
         """Return the tensors at some scales, as leaves."""
         return {name: (scales[name] * start).requires_grad_(True) for name, start in self.start.items()}
-
-    def live(self, name: str, theta: Tensors) -> bool:
-        """Tell whether a tensor has a norm to scale; most biases begin with none."""
-        return bool(theta[name].any())
 
     def loss(self, theta: Tensors, batch: Batch) -> Tensor:
         """Return the mean cross-entropy, the running statistics of batch norm left alone."""
