@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -87,11 +88,15 @@ class Owner:
     def read(cls, path: Path) -> Owner | None:
         """Return the owner that a claim file names."""
         try:
-            value = json.loads(path.read_bytes().partition(b"\n")[0])
-            processes = tuple(Process(**p) for p in value.pop("processes"))
-            return cls(**value, processes=processes)
+            return cls.load(json.loads(path.read_bytes().partition(b"\n")[0]))
         except (OSError, ValueError, TypeError, KeyError):
             return None
+
+    @classmethod
+    def load(cls, value: dict[str, Any]) -> Owner:
+        """Return an owner from what a file says of it. Raises KeyError or TypeError where that is none."""
+        processes = tuple(Process(**p) for p in value["processes"])
+        return cls(**{**value, "processes": processes})
 
     def certainly_gone(self) -> bool:
         """Return True where all its processes ran on this machine and are gone. Never proves that it lives."""
@@ -136,6 +141,12 @@ class State:
     """todo, running, lost, failed, stopped, diverged or done."""
     generation: int
     detail: str = ""
+    cause: str = ""
+    """Of a failure: code, input, oom, died or device."""
+    memory: int = 0
+    """Where memory ran out: the bytes that were not enough."""
+    host: str = ""
+    """A host whose device failed on it, to be avoided where there is another."""
 
     @property
     def claimable(self) -> bool:
@@ -154,21 +165,30 @@ def state_of(folder: Folder, observer: Observer) -> State:
             return State("running", generation)
         tries = fruitless(folder)
         if tries >= GIVE_UP_UNEXPLAINED:
-            return State(
-                "failed", generation, f"its worker vanished {tries} times in a row before the first checkpoint"
-            )
+            detail = f"its worker vanished {tries} times in a row before the first checkpoint"
+            return State("failed", generation, detail, cause="died")
         return State("lost", generation)
+    return _ended(folder, generation, end)
+
+
+def _ended(folder: Folder, generation: int, end: Mapping[str, Any]) -> State:
     outcome, detail = str(end.get("outcome")), str(end.get("message", ""))
-    if outcome == "died":
-        tries = fruitless(folder)
-        return (
-            State("failed", generation, f"{detail} ({tries} times in a row)")
-            if tries >= GIVE_UP_AFTER
-            else State("stopped", generation)
-        )
+    if outcome == "died" and (tries := fruitless(folder)) >= GIVE_UP_AFTER:
+        return State("failed", generation, f"{detail} ({tries} times in a row)", cause="died")
+    if outcome == "fault":
+        if (tries := faults_in_a_row(folder)) >= GIVE_UP_AFTER:
+            return State("failed", generation, f"{detail} ({tries} times in a row)", cause="device")
+        return State("stopped", generation, detail, host=str(end.get("host", "")))
     if outcome in ("failed", "diverged"):
-        return State(outcome, generation, detail)
+        cause = str(end.get("cause", outcome))
+        return State(outcome, generation, detail, cause=cause, memory=int(end.get("memory", 0)))
     return State("stopped", generation, detail)
+
+
+def faults_in_a_row(folder: Folder) -> int:
+    """Count the newest attempts in a row in which a device failed."""
+    ends = (folder.end(generation) for generation in range(folder.generation, 0, -1))
+    return sum(1 for _ in itertools.takewhile(lambda end: end is not None and end.get("outcome") == "fault", ends))
 
 
 def fruitless(folder: Folder) -> int:
@@ -193,6 +213,7 @@ class Claim:
     generation: int
     base_edition: int
     """The newest result's number when the claim was taken; only the next number may be published."""
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def attempt(self) -> Path:
@@ -215,9 +236,13 @@ class Claim:
         return not self.folder.claim_path(self.generation + 1).exists()
 
     def end(self, outcome: str, **details: Any) -> None:
-        """Say how this generation ended: published, stopped, died, failed, diverged or gave up. The claim is spent."""
+        """Say how this generation ended, after how many seconds; the claim is spent.
+
+        Outcomes: published, stopped, died, failed, fault, diverged or gave up.
+        """
         if read_json(self.attempt / "end.json") is None:
-            text = json.dumps({"outcome": outcome, **details}, indent=1)
+            seconds = round(time.monotonic() - self.began, 3)
+            text = json.dumps({"outcome": outcome, "seconds": seconds, **details}, indent=1)
             write_whole(self.attempt / "end.json", text.encode())
 
 

@@ -35,6 +35,7 @@ class Display:
         self.rich = self.out.is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self.lines: dict[int, str] = dict.fromkeys(range(workers), "starting")
         self.labels: dict[int, str] = {}
+        self.notes: set[str] = set()
         self.last_plain = time.monotonic()
         self.bar = Progress(
             TextColumn("stages"),
@@ -75,7 +76,10 @@ class Display:
         elif kind == "end":
             self._end(slot, event)
         elif kind == "trouble":
-            self.say(f"worker {slot} takes no more stages: {event['message']}")
+            self.say(f"worker {slot}: {event['message']}")
+        elif kind == "note" and event["message"] not in self.notes:
+            self.notes.add(event["message"])
+            self.say(event["message"])
         elif kind == "exit":
             self.lines[slot] = "done" if event["code"] == 0 else f"ended with code {event['code']}"
         if self.live is not None:

@@ -22,17 +22,18 @@ from harness.frontier import Frontier, Survey
 from harness.launch.local import Machine, Workers, this_machine
 from harness.only import cell_filter
 from harness.plan import Plan
+from harness.planfile import save_plan
 from harness.planner import make_plan, unlaunchable
 from harness.report.frame import failures, read_frame
 from harness.report.tables import build
 from harness.report.writers import on_terminal, write_report
+from harness.shift import release
 from harness.spec import MOST_CELLS, Sweep
 from harness.store import KINDS, Store
-from harness.worker import release
 from tost.catalog import nearest
 
 MANY_CELLS = 1_000_000
-CAUSES = ("all", "code", "input", "memory", "died", "diverged")
+CAUSES = ("all", "code", "input", "oom", "device", "died", "diverged")
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class Driver:
         survey = self.frontier.survey()
         if not survey.todo:
             return self.report(interrupted=False)
-        saved = self.plan.save(self.store, self.sweep, whole=not self.chosen)
+        saved = save_plan(self.plan, self.store, self.sweep, whole=not self.chosen)
         machine = this_machine(
             options.workers or launch.workers, options.threads or launch.threads, options.device or launch.device
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness.claims import Observer, State, state_of
+from harness.memory import MORE
 from harness.plan import Plan, Stage
 from harness.store import Result, Store
 
@@ -29,6 +30,8 @@ class Frontier:
 
     def __init__(self, plan: Plan, store: Store, observer: Observer) -> None:
         self.plan, self.store, self.observer = plan, store, observer
+        self.memory = 0
+        """Bytes that whoever asks could give a stage: one that failed with clearly less may be taken by them."""
         self.changed = False
         """True from a call of `forget` to the next survey."""
         self._known: dict[str, tuple[Result, bool]] = {}
@@ -91,7 +94,10 @@ class Frontier:
 
     def state(self, stage: Stage) -> State:
         """Return the state of a stage that has no usable result."""
-        return state_of(self.store.folder(stage.kind, stage.key), self.observer)
+        state = state_of(self.store.folder(stage.kind, stage.key), self.observer)
+        if state.cause == "oom" and self.memory > state.memory * MORE > 0:
+            return replace(state, name="stopped")
+        return state
 
     def blocked(self, survey: Survey) -> dict[str, str]:
         """Return the stages that cannot run because one above them failed, with that one's key."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,11 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cell import Cell
-from harness.errors import UserError
-from harness.plugins import Plugin, freeze
-from harness.spec import Sweep
-from harness.store import Store, write_whole
-from tost.catalog import nearest
+from harness.plugins import Plugin
 
 
 @dataclass(frozen=True)
@@ -94,46 +88,3 @@ class Plan:
         needed = set().union(*(self.ancestors(key) for key in {key for _, key in chosen})) if chosen else set()
         stages = {key: stage for key, stage in self.stages.items() if key in needed}
         return Plan(self.name, stages, chosen, self.absent, self.plugins, self.imports, self.united)
-
-    def save(self, store: Store, sweep: Sweep, whole: bool) -> Path:
-        """Write the plan for workers to read, the file as run and the plug-ins' frozen sources; return the plan's path.
-
-        A plan's file is named by its content, so that calls with other cells, or an edited file, leave it alone;
-        `plan.json` is the newest plan of the `whole` sweep, for workers started by hand.
-        """
-        folder = store.sweep(self.name)
-        folder.mkdir(parents=True, exist_ok=True)
-        for plugin in self.plugins:
-            freeze(plugin, store.root)
-        for sha256, path in self.imports.items():
-            if not (copy := store.imported(sha256)).exists():
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(copy, path.read_bytes())
-        write_whole(folder / "sweep.yaml", Path(sweep.document.file).read_bytes())
-        rows = [[s.key, s.kind, dict(s.spec), dict(s.parents), s.label, s.place] for s in self.stages.values()]
-        body = {"name": self.name, "leaves": self.leaves, "stages": rows}
-        data = json.dumps(body, separators=(",", ":")).encode()
-        path = folder / f"plan-{hashlib.sha256(data).hexdigest()[:12]}.json"
-        write_whole(path, data)
-        if whole:
-            write_whole(folder / "plan.json", data)
-        return path
-
-
-def read_plan(path: Path) -> Plan:
-    """Read the stages of a saved plan. Raises UserError where there is none."""
-    try:
-        body = json.loads(path.read_bytes())
-        stages = {row[0]: Stage(*row) for row in body["stages"]}
-        plan = Plan(body["name"], stages)
-        plan.leaves = body["leaves"]
-    except FileNotFoundError:
-        folder = path.parent.parent
-        there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        raise UserError(
-            f"{path.parent.name!r} has no plan {path.name} in {folder}; there are {', '.join(there) or 'none'}"
-            f"{nearest(path.parent.name, there)}. The sweep command writes one"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a plan ({error}); run the sweep command again to rewrite it") from None
-    return plan

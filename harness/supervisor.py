@@ -5,27 +5,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from harness.claims import BEATS_PER_LEASE, LEASE, Claim, Owner
 from harness.frontier import Frontier
+from harness.hosts import avoided_here, record_fault
+from harness.memory import forget_peak, oom_kills, peak
 from harness.plan import Stage
-from harness.store import Artifact, Result, file_sha256, place, publish, remove_dead_drafts, sync, write_whole
+from harness.publication import publish_made
+from harness.store import file_sha256, write_whole
 from harness.trainer import STARTING, Trainer
 
 STALL = 3600.0
 """Seconds without any word from the trainer after which it counts as hung."""
 GRACE = 60.0
 """Seconds that a trainer asked to stop may take to save and leave."""
-
-KEPT = frozenset({"metrics.jsonl", "log", "end.json"})
-"""What stays of an attempt when its stage is done."""
 
 Tell = Callable[..., None]
 
@@ -38,6 +37,10 @@ class Setup:
     threads: int = 1
     checkpoint_every: float = 300.0
     lease: float = LEASE
+    memory: int = 0
+    """Bytes of memory that this worker's stages may use; a stage that needed more waits for a worker with more."""
+    scratch: str = ""
+    """A folder on this machine's own disk, where checkpoints are written first."""
 
 
 class Trouble(Exception):
@@ -47,12 +50,28 @@ class Trouble(Exception):
 class Supervisor:
     """Runs claimed stages in its trainer and publishes what they make."""
 
-    def __init__(self, frontier: Frontier, setup: Setup, tell: Tell, stopping: Callable[[], bool]) -> None:
-        self.frontier, self.setup, self.tell, self.stopping = frontier, setup, tell, stopping
+    def __init__(
+        self,
+        frontier: Frontier,
+        setup: Setup,
+        tell: Tell,
+        stopping: Callable[[], bool],
+        start: Callable[[str], Trainer] = Trainer,
+    ) -> None:
+        self.frontier, self.setup, self.tell, self.stopping, self.start = frontier, setup, tell, stopping, start
+        self.beside: Callable[[], None] = lambda: None
+        """Called at every heartbeat, beside the claim's own."""
+        self._next_beat = 0.0
+        frontier.memory = setup.memory
+        self._heed()
         self.trainer = self._start()
 
+    def _heed(self) -> None:
+        if said := avoided_here(self.frontier.store):
+            raise Trouble(said)
+
     def _start(self) -> Trainer:
-        trainer = Trainer(self.setup.device)
+        trainer = self.start(self.setup.device)
         deadline = time.monotonic() + STARTING
         while time.monotonic() < deadline:
             message = trainer.hear(1.0)
@@ -60,12 +79,18 @@ class Supervisor:
                 return trainer
             if message and message["at"] == "unfit":
                 trainer.kill()
-                raise Trouble(f"device {self.setup.device!r} cannot be used: {message['message']}")
+                raise Trouble(f"device {self.setup.device!r} cannot be used here: {message['message']}")
             if message and message["at"] == "died":
                 raise Trouble(f"{message['message']} while loading torch; try: python -c 'import torch'")
             if self.stopping():
                 break
         return trainer
+
+    def beat(self) -> None:
+        """Say that this worker lives, between two stages too."""
+        if time.monotonic() >= self._next_beat:
+            self._next_beat = time.monotonic() + self.setup.lease / BEATS_PER_LEASE
+            self.beside()
 
     def owner(self) -> Owner:
         """Return who claims: this process and its trainer."""
@@ -82,8 +107,12 @@ class Supervisor:
                 self.frontier.forget()
                 return "stopped"
             self._write_spec(stage, claim)
+            forget_peak(self.trainer.pid)
+            killed = oom_kills()
             self.trainer.send(self._order(stage, claim, parents))
             end = self._follow(claim)
+            if end["outcome"] == "died" and end.get("signal") == "SIGKILL" and oom_kills() > killed:
+                end |= {"outcome": "failed", "cause": "oom", "message": "the kernel ended the trainer: out of memory"}
             outcome = self._conclude(stage, claim, parents, end)
         except OSError as error:
             self.trainer.kill()
@@ -91,7 +120,7 @@ class Supervisor:
         except ValueError as error:  # such as a metric that JSON cannot hold: this stage's fault, not the worker's
             claim.end("failed", cause="code", message=f"its result cannot be written: {error}")
             end, outcome = {"outcome": "failed", "message": str(error)}, "failed"
-        shown = str(end.get("message", "")) if outcome in ("failed", "diverged", "died") else ""
+        shown = str(end.get("message", "")) if outcome in ("failed", "diverged", "died", "fault") else ""
         self.tell(
             event="end",
             label=stage.label,
@@ -102,6 +131,7 @@ class Supervisor:
         )
         if end["outcome"] == "trouble":
             raise Trouble(str(end["message"]))
+        self._heed()
         return outcome
 
     def close(self) -> None:
@@ -141,6 +171,7 @@ class Supervisor:
             "device": self.setup.device,
             "threads": self.setup.threads,
             "checkpoint_every": self.setup.checkpoint_every,
+            "scratch": str(Path(self.setup.scratch) / stage.key) if self.setup.scratch else "",
         }
 
     def _follow(self, claim: Claim) -> dict[str, Any]:
@@ -154,13 +185,14 @@ class Supervisor:
             if message is not None:
                 last_word = now
                 if message["at"] == "end":
-                    return message
+                    return {**message, "peak_memory": peak(self.trainer.pid)}
                 if message["at"] == "died":
                     self._restart()
-                    return {"outcome": "died", "message": message["message"]}
+                    return {"outcome": "died", "message": message["message"], "signal": message.get("signal", "")}
                 self.tell(event="step", **{k: v for k, v in message.items() if k != "at"})
             if now >= next_beat:
                 next_beat = now + every
+                self.beat()
                 if not claim.beat():
                     self._restart()
                     return {"outcome": "gave up", "message": "another worker has taken over"}
@@ -181,15 +213,23 @@ class Supervisor:
             claim.end("gave up", message="another worker has taken over")
             return "gave up"
         if outcome == "made":
-            return self._publish(stage, claim, parents, end)
+            published = publish_made(self.frontier, stage, claim, parents, end)
+            if self.setup.scratch:
+                shutil.rmtree(Path(self.setup.scratch) / stage.key, ignore_errors=True)
+            return published
         if outcome == "corrupt":
             outcome = "stopped" if self._set_aside(*parents[end["role"]]) else "died"  # a misread may be repeated
             self.frontier.forget()
         if outcome == "trouble":
             outcome = "stopped"
         details = {k: v for k, v in end.items() if k not in ("at", "outcome")}
+        if outcome == "fault":
+            record_fault(self.frontier.store, self.setup.device, str(end["message"]), stage.label)
+            details["host"] = self.owner().host
+        if details.get("cause") == "oom":
+            details["memory"] = self.setup.memory
         claim.end(outcome, **details)
-        if outcome == "failed":
+        if outcome in ("failed", "fault"):
             self._restart()
         return outcome
 
@@ -201,76 +241,3 @@ class Supervisor:
         with contextlib.suppress(FileNotFoundError):
             os.replace(file, file.with_name(f"damaged-{file.name}"))
         return True
-
-    def _publish(self, stage: Stage, claim: Claim, parents: dict[str, tuple[str, str]], end: dict[str, Any]) -> str:
-        """Give the artifact its name and link the result, unless somebody has taken over, or a parent has changed."""
-        draft = claim.attempt / str(end["draft"])
-        for role, key in stage.parents.items():
-            now = self.frontier.fresh_result(key)
-            if now is not None and now.artifact.sha256 != parents[role][1]:
-                claim.end("stopped", message=f"its {role} was rebuilt with other content meanwhile")
-                self.frontier.forget()
-                return "stopped"
-        artifact = Artifact(end["sha256"], end["bytes"])
-        self._name(draft, claim.folder.path / artifact.file, artifact)
-        before = self.frontier.store.folder(stage.kind, stage.key).result()
-        if before is None or before.artifact != artifact or before.parents != self._read(stage, parents):
-            result = Result(
-                claim.base_edition + 1,
-                artifact,
-                self._read(stage, parents),
-                end["metrics"],
-                end["stamp"],
-                _provenance(claim, end),
-            )
-            if not publish(claim.folder.path / f"result-{result.edition:04d}.json", result.dump()):
-                claim.end("gave up", message="another worker has published")
-                return "gave up"
-            if before is not None:
-                self.frontier.forget()
-        claim.end("published", edition=claim.base_edition + 1)
-        _clean(claim)
-        return "published"
-
-    def _read(self, stage: Stage, parents: dict[str, tuple[str, str]]) -> dict[str, str]:
-        return {key: parents[role][1] for role, key in stage.parents.items()}
-
-    def _name(self, draft: Path, target: Path, artifact: Artifact) -> None:
-        """Move a draft to its content's name; a file of that name is kept where it is whole, replaced where not."""
-        sync(draft)
-        if place(draft, target) or file_sha256(target) == artifact.sha256:
-            draft.unlink(missing_ok=True)
-        else:
-            os.replace(draft, target)
-
-
-def _clean(claim: Claim) -> None:
-    """Remove what a finished stage needs no more: checkpoints, unpublished drafts, what a killed writer left."""
-    for attempt in [claim.attempt, *claim.earlier]:
-        for file in attempt.iterdir() if attempt.is_dir() else ():
-            if file.name not in KEPT:
-                file.unlink(missing_ok=True)
-    remove_dead_drafts(claim.folder.path)
-
-
-def _provenance(claim: Claim, end: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "host": socket.gethostname(),
-        "generation": claim.generation,
-        "resumed_at_step": end["resumed_at"],
-        "seconds": round(end["seconds"], 3),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "job": os.environ.get("SLURM_JOB_ID", ""),
-        "git": _commit(),
-    }
-
-
-@cache
-def _commit() -> str:
-    """Return the checkout's commit, read from its files; empty where the package is not in one."""
-    git = Path(__file__).resolve().parent.parent / ".git"
-    try:
-        head = (git / "HEAD").read_text().strip()
-        return (git / head[5:]).read_text().strip() if head.startswith("ref: ") else head
-    except OSError:
-        return ""

@@ -29,7 +29,7 @@ def main(
     threads: Annotated[int | None, typer.Option(help="CPU threads a worker.", min=1)] = None,
     device: Annotated[str | None, typer.Option(help="A torch device: cpu, cuda, mps.")] = None,
     retry: Annotated[
-        str, typer.Option(help="Run failed stages again: all, or a cause (code, input, memory, died, diverged).")
+        str, typer.Option(help="Run failed stages again: all, or a cause (code, input, oom, device, died, diverged).")
     ] = "",
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between two checkpoints.", min=0)] = 300.0,
     lease: Annotated[

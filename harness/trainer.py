@@ -6,7 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -24,9 +24,11 @@ def serve(pipe: Connection, device: str) -> None:
 class Trainer:
     """A forkserver child that has torch loaded: starting another after a fault takes milliseconds."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(
+        self, device: str, serve: Callable[[Connection, str], None] = serve, preload: str = "harness.train.preload"
+    ) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["harness.train.preload"])
+        context.set_forkserver_preload([preload])
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, device), daemon=True)
         self.process.start()
@@ -51,16 +53,15 @@ class Trainer:
                 return message
         except (EOFError, OSError):
             self.process.join(5)
-        return None if self.process.is_alive() else {"at": "died", "message": self.last_words()}
+        return None if self.process.is_alive() else {"at": "died", **self.last_words()}
 
-    def last_words(self) -> str:
-        """Say how the process ended."""
+    def last_words(self) -> dict[str, str]:
+        """Say how the process ended, and by which signal."""
         code = self.process.exitcode or 0
         if code >= 0:
-            return f"the trainer ended by itself with code {code}"
+            return {"message": f"the trainer ended by itself with code {code}"}
         name = signal.Signals(-code).name
-        hint = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
-        return f"the trainer was ended by {name}{hint}"
+        return {"message": f"the trainer was ended by {name}", "signal": name}
 
     def kill(self) -> None:
         """End the process at once and wait for it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import selectors
 import signal
@@ -13,6 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from harness.memory import gpu_memory, machine_memory
 
 QUICK = 5.0
 """A worker that ends by a signal this soon after its start is not started again."""
@@ -28,11 +31,14 @@ class Machine:
     threads: int
     device: str
     gpus: tuple[str, ...] = ()
+    memory: int = 0
+    """Bytes that a worker's stages may use: its share of the machine's memory, or of its GPU's; 0 where unknown."""
 
     @property
     def argv(self) -> list[str]:
         """Return what every worker is told."""
-        return ["--device", self.device, "--threads", str(self.threads)]
+        memory = ["--memory", f"{self.memory / 2**30:.3f}"] if self.memory else []
+        return ["--device", self.device, "--threads", str(self.threads), *memory]
 
 
 def this_machine(workers: int | None, threads: int | None, device: str | None) -> Machine:
@@ -42,7 +48,10 @@ def this_machine(workers: int | None, threads: int | None, device: str | None) -
     device = device or ("cuda" if gpus else "cpu")
     if workers is None:
         workers = len(gpus) if gpus and device == "cuda" else 1 if device != "cpu" else max(1, cores // (threads or 1))
-    return Machine(workers, threads or max(1, cores // workers), device, gpus if device == "cuda" else ())
+    gpus = gpus if device == "cuda" else ()
+    memory = min(map(gpu_memory, gpus)) if gpus else machine_memory()
+    sharing = math.ceil(workers / len(gpus)) if gpus else workers
+    return Machine(workers, threads or max(1, cores // workers), device, gpus, memory // sharing)
 
 
 def _gpus() -> tuple[str, ...]:

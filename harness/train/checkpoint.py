@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -30,21 +31,82 @@ class Position:
     correct: int = 0
     seen: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
+    resumed: int = 0
+    """How often the training has gone on from a checkpoint."""
 
 
-def save_checkpoint(
-    folder: Path, steps_done: int, position: Position, tensors: Mapping[str, Tensor], parents: Mapping[str, str]
-) -> None:
-    """Write a checkpoint into an attempt's folder and remove the ones before the newest two.
+def pack(
+    steps_done: int, position: Position, tensors: Mapping[str, Tensor], parents: Mapping[str, str]
+) -> tuple[str, bytes]:
+    """Return a checkpoint as a file's name and bytes.
 
     `parents` holds the hashes of the artifacts that this training reads; it may only be resumed with the same ones.
     """
     metadata = {"position": json.dumps(asdict(position)), "parents": json.dumps(dict(parents), sort_keys=True)}
     data = save({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, metadata)
-    name = f"checkpoint-{steps_done:09d}-{hashlib.sha256(data).hexdigest()[:32]}.safetensors"
+    return f"checkpoint-{steps_done:09d}-{hashlib.sha256(data).hexdigest()[:32]}.safetensors", data
+
+
+def write_checkpoint(folder: Path, name: str, data: bytes) -> None:
+    """Write a checkpoint and remove the ones before the newest two."""
     write_whole(folder / name, data)
     for old in _newest(folder)[KEPT:]:
         old.unlink(missing_ok=True)
+
+
+class Checkpoints:
+    """Writes a training's checkpoints: at once into the attempt's folder, or first to this machine's own disk.
+
+    In the second case a thread copies the newest one to the attempt's folder, while the training goes on.
+    """
+
+    def __init__(self, attempt: Path, scratch: str, say: Callable[[str], None] = print) -> None:
+        self.attempt, self.scratch, self.say = attempt, Path(scratch) if scratch else None, say
+        self._copy: Thread | None = None
+        self._latest: tuple[str, bytes] | None = None
+        self._error: OSError | None = None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a checkpoint. Raises OSError where the attempt's folder cannot be written, now or at the last copy."""
+        if self._error:
+            raise self._error
+        if self.scratch is None or not self._on_scratch(self.scratch, name, data):
+            write_checkpoint(self.attempt, name, data)
+            return
+        self._latest = (name, data)
+        if self._copy is None or not self._copy.is_alive():
+            self._start()
+
+    def settle(self) -> None:
+        """Wait until the newest checkpoint lies in the attempt's folder. Raises OSError where it cannot."""
+        while self._copy is not None:
+            self._copy.join()
+            self._copy = None
+            if self._latest and not self._error:  # came while the one before it was being copied
+                self._start()
+        if self._error:
+            raise self._error
+
+    def _start(self) -> None:
+        self._copy = Thread(target=self._work, daemon=True)
+        self._copy.start()
+
+    def _on_scratch(self, scratch: Path, name: str, data: bytes) -> bool:
+        try:
+            scratch.mkdir(parents=True, exist_ok=True)
+            write_checkpoint(scratch, name, data)
+        except OSError as error:
+            self.say(f"{scratch}: cannot be written ({error.strerror}); the checkpoint goes straight to the store")
+            return False
+        return True
+
+    def _work(self) -> None:
+        while (latest := self._latest) is not None and self._error is None:
+            self._latest = None
+            try:
+                write_checkpoint(self.attempt, *latest)
+            except OSError as error:
+                self._error = error
 
 
 def load_checkpoint(

@@ -37,6 +37,8 @@ class Order:
     device: str = "cpu"
     threads: int = 1
     checkpoint_every: float = 300.0
+    scratch: str = ""
+    """A folder on this machine's own disk for this stage's checkpoints, empty where there is none."""
 
     def parent(self, role: str) -> Path:
         """Return the path of a parent's artifact, its checksum verified. Raises Corrupt."""

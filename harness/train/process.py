@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import queue
+import re
 import signal
 import sys
 import threading
@@ -24,7 +25,7 @@ from harness import __version__
 from harness.errors import UserError
 from harness.plugins import forget_frozen
 from harness.store import file_sha256, write_whole
-from harness.train.checkpoint import save_checkpoint
+from harness.train.checkpoint import Checkpoints, pack
 from harness.train.loop import Diverged, Training
 from harness.train.order import Corrupt, Order
 from harness.train.stages import run_stage
@@ -35,6 +36,11 @@ TELL_EVERY = 0.5
 
 TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EROFS})
 """Errors of the file system, which say nothing about the stage."""
+
+OUT_OF_MEMORY = re.compile(r"can't allocate memory|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED")
+"""How torch's allocator on the CPU, and libraries on the GPU, say it in a plain RuntimeError."""
+OF_THE_CODE = re.compile(r"device-side assert|illegal instruction|invalid argument|invalid configuration")
+"""Errors that an accelerator reports and that a kernel given wrong numbers makes."""
 
 
 class Stopped(Exception):
@@ -74,14 +80,15 @@ class Watch:
     def __init__(self, order: Order, control: Control) -> None:
         self.order, self.control = order, control
         self.attempt = Path(order.attempt)
+        self.checkpoints = Checkpoints(self.attempt, order.scratch)
         now = time.monotonic()
         self.next_save, self.next_tell = now + order.checkpoint_every, now
-        self.resumed_at = 0
+        self.resumed_at = self.resumed = 0
         self.since, self.steps = now, 0
 
     def begin(self, training: Training) -> None:
         """See the loop begin: write the rows of the checkpoint that this attempt goes on from; its own follow them."""
-        self.resumed_at = training.done
+        self.resumed_at, self.resumed = training.done, training.position.resumed
         if rows := training.position.rows:
             write_whole(self.attempt / "metrics.jsonl", "".join(map(_line, rows)).encode())
 
@@ -95,6 +102,7 @@ class Watch:
             self.save(training)
             self.next_save = time.monotonic() + self.order.checkpoint_every
         if stopping:
+            self.checkpoints.settle()
             raise Stopped
         if now >= self.next_tell:
             due()
@@ -118,7 +126,7 @@ class Watch:
     def save(self, training: Training) -> None:
         """Write a checkpoint."""
         rests_on = {**self.order.read, "epochs": str(training.epochs)}
-        save_checkpoint(self.attempt, training.done, training.position, state_tensors(training), rests_on)
+        self.checkpoints.write(*pack(training.done, training.position, state_tensors(training), rests_on))
 
     def tell(self, training: Training, now: float) -> None:
         """Tell the supervisor where the loop stands, and how fast it is, in images a second."""
@@ -145,7 +153,7 @@ def serve(pipe: Connection, device: str) -> None:
     """Run a trainer: orders from the pipe, one after another, until the pipe closes."""
     control = Control(pipe)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the supervisor decides
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, lambda *_: control.stop.set())
     threading.Thread(target=control.listen, daemon=True).start()
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -177,15 +185,24 @@ def _run(order: Order, control: Control) -> dict[str, Any]:
     except UserError as error:
         return {"outcome": "failed", "cause": "input", "message": str(error)}
     except MemoryError as error:
-        return {"outcome": "failed", "cause": "memory", "message": f"out of memory: {error}"}
+        return {"outcome": "failed", "cause": "oom", "message": f"out of memory: {error}"}
     except Exception as error:
         _note(order, traceback.format_exc())
-        if (isinstance(error, OSError) and error.errno in TROUBLE) or isinstance(error, torch.AcceleratorError):
+        if isinstance(error, OSError) and error.errno in TROUBLE:
             return {"outcome": "trouble", "message": str(error)}
-        memory = isinstance(error, torch.OutOfMemoryError)
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        message = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-        return {"outcome": "failed", "cause": "memory" if memory else "code", "message": message}
+        return failure(error)
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """Tell an exception's cause: memory ran out, the device failed, or the code did."""
+    where = traceback.extract_tb(error.__traceback__)[-1:]
+    place = "".join(f" ({Path(frame.filename).name}:{frame.lineno})" for frame in where)
+    message = f"{type(error).__name__}: {error}{place}"
+    if isinstance(error, torch.OutOfMemoryError) or OUT_OF_MEMORY.search(str(error)):
+        return {"outcome": "failed", "cause": "oom", "message": message}
+    if isinstance(error, torch.AcceleratorError) and not OF_THE_CODE.search(str(error)):
+        return {"outcome": "fault", "cause": "device", "message": message}
+    return {"outcome": "failed", "cause": "code", "message": message}
 
 
 def _note(order: Order, text: str) -> None:
@@ -196,9 +213,14 @@ def _note(order: Order, text: str) -> None:
 def _made(order: Order, control: Control) -> dict[str, Any]:
     """Run an order and return the message of its success."""
     began = time.monotonic()
+    worked = time.process_time()
     torch.set_num_threads(order.threads)
     watch = Watch(order, control)
+    if order.device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
     outcome = run_stage(order, watch)
+    watch.checkpoints.settle()
+    seconds = time.monotonic() - began
     return {
         "outcome": "made",
         "draft": outcome.draft.name,
@@ -207,7 +229,10 @@ def _made(order: Order, control: Control) -> dict[str, Any]:
         "metrics": outcome.metrics,
         "stamp": stamp(order),
         "resumed_at": watch.resumed_at,
-        "seconds": time.monotonic() - began,
+        "resumed": watch.resumed,
+        "device_memory": torch.cuda.max_memory_allocated() if order.device.startswith("cuda") else 0,
+        "seconds": seconds,
+        "device_seconds": seconds if order.device != "cpu" else time.process_time() - worked,
     }
 
 

@@ -35,7 +35,7 @@ from tost.recipe import Part
 def make_weights(order: Order, watch: Watcher) -> Outcome:
     """Run a train stage, from where the furthest checkpoint stands."""
     run = prepare(order)
-    folders = [Path(order.attempt), *map(Path, order.earlier)]
+    folders = [Path(order.attempt), *map(Path, order.earlier), *([Path(order.scratch)] if order.scratch else [])]
     resumed = load_checkpoint(folders, {**order.read, "epochs": str(run.epochs)})
     if resumed is not None:
         resume(run, *resumed)
@@ -144,6 +144,7 @@ def state_tensors(run: Training) -> dict[str, Tensor]:
 def resume(run: Training, position: Position, tensors: dict[str, Tensor]) -> None:
     """Put a prepared training where a checkpoint stood."""
     run.position = position
+    position.resumed += 1
     run.step_parts(run.done)
     run.model.load_state_dict(_under("model/", tensors))
     load_named_state(run.optimizer, run.model, _under("optimizer/", tensors))

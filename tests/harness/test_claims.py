@@ -165,7 +165,8 @@ def test_how_a_claim_ended_is_written_once(tmp_path: Path) -> None:
     assert claim is not None
     claim.end("failed", message="the first word")
     claim.end("stopped", message="the second")
-    assert json.loads((claim.attempt / "end.json").read_text()) == {"outcome": "failed", "message": "the first word"}
+    end = json.loads((claim.attempt / "end.json").read_text())
+    assert (end["outcome"], end["message"]) == ("failed", "the first word")
 
 
 @pytest.mark.parametrize(("explained", "limit"), [(True, GIVE_UP_AFTER), (False, GIVE_UP_UNEXPLAINED)])

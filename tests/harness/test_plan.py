@@ -13,10 +13,11 @@ from harness.axes import read_sparsity
 from harness.check import load_sweep
 from harness.claims import Observer
 from harness.frontier import Frontier
-from harness.plan import Plan, read_plan
+from harness.plan import Plan
+from harness.planfile import read_plan, save_plan
 from harness.planner import make_plan
 from harness.store import Store, digest
-from harness.worker import Worker
+from harness.shift import Worker
 
 BASE = """
 name: x
@@ -165,8 +166,9 @@ def test_a_saved_plan_comes_back(tmp_path: Path) -> None:
     made = plan(tmp_path, mask="lth", sparsity="50%")
     sweep = load_sweep(tmp_path / "x.yaml")
     store = Store(tmp_path / "runs")
-    path = made.save(store, sweep, whole=True)
-    back = read_plan(path)
+    path = save_plan(made, store, sweep, whole=True)
+    saved = read_plan(path)
+    back = saved.plan
     assert back.leaves == made.leaves
     assert {k: (s.kind, dict(s.spec), dict(s.parents)) for k, s in back.stages.items()} == {
         k: (s.kind, dict(s.spec), dict(s.parents)) for k, s in made.stages.items()

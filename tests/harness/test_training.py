@@ -19,7 +19,7 @@ from harness.planner import make_plan
 from harness.protocol import Protocol, make_protocol
 from harness.store import Store, file_sha256
 from harness.train import schedules
-from harness.train.checkpoint import Position, load_checkpoint, save_checkpoint
+from harness.train.checkpoint import Position, load_checkpoint, pack, write_checkpoint
 from harness.train.draws import seed_for, stream
 from harness.train.images import Images
 from harness.train.loop import Diverged, Training, train
@@ -118,7 +118,7 @@ def cut_and_resumed(order: Order, cut: int, folder: Path) -> Training:
         train(run, Watcher(cut))
     attempt = folder / f"cut-{cut}"
     attempt.mkdir()
-    save_checkpoint(attempt, run.done, run.position, state_tensors(run), order.read)
+    write_checkpoint(attempt, *pack(run.done, run.position, state_tensors(run), order.read))
     torch.manual_seed(cut)  # whatever the global state is
     resumed, found = prepare(order), load_checkpoint([attempt], order.read)
     assert found is not None
@@ -205,9 +205,8 @@ def test_a_damaged_parent_is_refused(orders: Callable[..., dict[str, Order]]) ->
 
 def put(folder: Path, *steps: int, parents: dict[str, str] | None = None) -> list[Path]:
     for step in steps:
-        save_checkpoint(
-            folder, step, Position(step=step), {"w": torch.full((3,), float(step))}, parents or {"data": "a"}
-        )
+        tensors = {"w": torch.full((3,), float(step))}
+        write_checkpoint(folder, *pack(step, Position(step=step), tensors, parents or {"data": "a"}))
     return sorted(folder.glob("checkpoint-*"))
 
 

@@ -1,0 +1,74 @@
+"""Memory: what a worker has, what its trainer took, and whether the kernel ended it for taking too much."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+ROOT = Path("/sys/fs/cgroup")
+MORE = 1.05
+"""How many times the memory that was not enough another worker must have to be worth a try."""
+
+
+def _cgroups() -> list[Path]:
+    """Return this process's control group and those it lies in, innermost first."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    places = [ROOT / line.split(":", 2)[2].lstrip("/") for line in lines if line.startswith("0::")]
+    return [folder for place in places for folder in (place, *place.parents) if folder.is_relative_to(ROOT)]
+
+
+def machine_memory() -> int:
+    """Return the bytes of memory that processes here may use together, 0 where nothing says it."""
+    limits = []
+    with contextlib.suppress(OSError, ValueError):
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for folder in _cgroups():
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+            limits.append(int((folder / "memory.max").read_text()))
+    return min(limits, default=0)
+
+
+def gpu_memory(device: str) -> int:
+    """Return the bytes of a GPU's memory by the number or identifier in CUDA_VISIBLE_DEVICES, 0 where unknown."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = (
+            pynvml.nvmlDeviceGetHandleByIndex(int(device))
+            if device.isdigit()
+            else pynvml.nvmlDeviceGetHandleByUUID(device)
+        )
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+    except Exception:  # whatever keeps the driver from answering, the memory is not known
+        return 0
+
+
+def oom_kills() -> int:
+    """Return how many processes the kernel has ended for want of memory, here or in this machine, as it counts them."""
+    counted = 0
+    for file in [Path("/proc/vmstat"), *(folder / "memory.events" for folder in _cgroups()[:1])]:
+        with contextlib.suppress(OSError, ValueError):
+            counted += sum(
+                int(line.split()[1]) for line in file.read_text().splitlines() if line.startswith("oom_kill ")
+            )
+    return counted
+
+
+def forget_peak(pid: int) -> None:
+    """Start the measurement of a process's peak memory anew."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def peak(pid: int) -> int:
+    """Return the most bytes of memory a process has had since `forget_peak`, 0 where unknown."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, ValueError, StopIteration):
+        return 0

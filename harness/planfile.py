@@ -1,0 +1,153 @@
+"""The plan as a file: stages, their shared blocks written once, and the cells with their axes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.cell import AXES
+from harness.errors import UserError
+from harness.plan import Plan, Stage
+from harness.plugins import freeze
+from harness.provenance import source_digest
+from harness.spec import Sweep
+from harness.store import Store, canonical, write_whole
+from tost.catalog import nearest
+
+FORMAT = 2
+NEWEST = "plan.json"
+
+
+@dataclass(frozen=True)
+class SavedPlan:
+    """A plan as read back: its stages, its cells by axis labels, and the code that it was made with."""
+
+    path: Path
+    plan: Plan
+    axes: list[str]
+    cells: list[tuple[tuple[str, ...], str]] = field(default_factory=list)
+    """The labels of a cell's axes, and the key of the stage it ends in."""
+    source: str = ""
+
+    def places(self) -> list[tuple[dict[str, str], str]]:
+        """Return the cells as axis -> label, with their keys."""
+        return [(dict(zip(self.axes, labels, strict=True)), key) for labels, key in self.cells]
+
+
+class _Blocks:
+    """Values that many rows share, each written once and named by its number."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self.known: dict[bytes, int] = {}
+        self.seen: dict[int, tuple[Any, int]] = {}
+
+    def number(self, value: Any) -> int:
+        """Return the number of a value, given one where it is new."""
+        if (found := self.seen.get(id(value))) is not None and found[0] is value:
+            return found[1]
+        text = canonical(value)
+        if text not in self.known:
+            self.known[text] = len(self.values)
+            self.values.append(value)
+        self.seen[id(value)] = (value, self.known[text])  # the value is kept, so that its id stays its own
+        return self.known[text]
+
+
+def save_plan(plan: Plan, store: Store, sweep: Sweep, whole: bool) -> Path:
+    """Write the plan for workers to read, the file as run and the plug-ins' frozen sources; return the plan's path.
+
+    A plan's file is named by its content, so that calls with other cells, or an edited file, leave it alone;
+    `plan.json` is the newest plan of the `whole` sweep, for workers started by hand.
+    """
+    folder = store.sweep(plan.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for plugin in plan.plugins:
+        freeze(plugin, store.root)
+    for sha256, path in plan.imports.items():
+        if not (copy := store.imported(sha256)).exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(copy, path.read_bytes())
+    write_whole(folder / "sweep.yaml", Path(sweep.document.file).read_bytes())
+    data = json.dumps(_body(plan), separators=(",", ":")).encode()
+    path = folder / f"plan-{hashlib.sha256(data).hexdigest()[:12]}.json"
+    write_whole(path, data)
+    if whole:
+        write_whole(folder / NEWEST, data)
+    return path
+
+
+def _body(plan: Plan) -> dict[str, Any]:
+    blocks, row = _Blocks(), {key: number for number, key in enumerate(plan.stages)}
+    stages = [
+        [
+            stage.key,
+            stage.kind,
+            {name: blocks.number(value) for name, value in stage.spec.items()},
+            {role: row[parent] for role, parent in stage.parents.items()},
+            stage.label,
+            stage.place,
+        ]
+        for stage in plan.stages.values()
+    ]
+    axes = list(dict.fromkeys([*AXES[:-1], *(name for cell, _ in plan.cells for name, _ in cell.extra)]))
+    cells = [[[blocks.number(str(cell.axis(axis))) for axis in axes], row[key]] for cell, key in plan.cells]
+    return {
+        "format": FORMAT,
+        "name": plan.name,
+        "source": source_digest(),
+        "blocks": blocks.values,
+        "axes": axes,
+        "stages": stages,
+        "leaves": [row[key] for key in plan.leaves],
+        "cells": cells,
+    }
+
+
+def read_plan(path: Path) -> SavedPlan:
+    """Read a saved plan. Raises UserError where there is none, or one that this version cannot read."""
+    try:
+        body = json.loads(path.read_bytes())
+        if body.get("format") != FORMAT:
+            raise ValueError("written by another version")
+        blocks, keys = body["blocks"], [stage[0] for stage in body["stages"]]
+        plan = Plan(body["name"], dict(zip(keys, _stages(body["stages"], blocks, keys), strict=True)))
+        plan.leaves = [keys[number] for number in body["leaves"]]
+        cells = [(tuple(blocks[label] for label in labels), keys[number]) for labels, number in body["cells"]]
+        return SavedPlan(path, plan, body["axes"], cells, body["source"])
+    except FileNotFoundError:
+        folder = path.parent.parent
+        there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        raise UserError(
+            f"{path.parent.name!r} has no plan {path.name} in {folder}; there are {', '.join(there) or 'none'}"
+            f"{nearest(path.parent.name, there)}. The sweep command writes one"
+        ) from None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise UserError(f"{path}: not a plan ({error}); run the sweep command again to rewrite it") from None
+
+
+def _stages(rows: Iterable[list[Any]], blocks: list[Any], keys: list[str]) -> Iterable[Stage]:
+    for key, kind, spec, parents, label, place in rows:
+        yield Stage(
+            key,
+            kind,
+            {name: blocks[number] for name, number in spec.items()},
+            {role: keys[number] for role, number in parents.items()},
+            label,
+            place,
+        )
+
+
+def earlier_plans(store: Store, name: str) -> list[Path]:
+    """Return a sweep's saved plans, the newest first; by their files' times, which decide no more than an order."""
+    found = store.sweep(name).glob("plan-*.json")
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def all_newest(store: Store) -> Mapping[str, Path]:
+    """Return every sweep's newest plan by the sweep's name."""
+    return {path.parent.name: path for path in sorted(store.root.glob(f"sweeps/*/{NEWEST}"))}

@@ -1,0 +1,183 @@
+"""A worker's shift: it signs in, takes ready stages one after another, and signs out when none is left."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from harness.claims import Claim, Observer, Owner, State, machine, take
+from harness.costs import Costs, Place
+from harness.frontier import Frontier
+from harness.plan import Stage
+from harness.planfile import SavedPlan
+from harness.presence import Presence, crowded
+from harness.provenance import source_digest
+from harness.store import Store
+from harness.supervisor import Setup, Supervisor
+from harness.time_left import TimeLeft
+
+POLL = 0.5
+"""Seconds between two looks at what others run."""
+
+
+class Worker:
+    """Takes stage after stage: the ready one with the longest chain below it first."""
+
+    def __init__(
+        self, frontier: Frontier, supervisor: Supervisor, stop: threading.Event, tell: Any, time: TimeLeft | None = None
+    ) -> None:
+        self.frontier, self.supervisor, self.stop, self.tell, self.time = frontier, supervisor, stop, tell, time
+        self.token = uuid.uuid4().hex
+        self.todo: dict[str, Stage] = {}
+        self.broken: set[str] = set()
+        """Stages that failed, and all below them."""
+
+    def run(self) -> None:
+        """Work until all is done or blocked by failures, a stop is asked for, or the time is up."""
+        self.look()
+        while not self.stop.is_set() and not (self.time and self.time.over()):
+            self.supervisor.beat()
+            taken, others = self.take()
+            if taken is not None:
+                outcome = self.supervisor.run(*taken)
+                self._learn(taken[0], outcome)
+                if self.frontier.changed:
+                    self.look()
+                elif outcome == "published":
+                    self.todo.pop(taken[0].key, None)
+            elif others:
+                self.stop.wait(min(POLL, self.frontier.observer.lease / 20))
+            else:
+                before = set(self.todo)
+                self.look()
+                if not self.todo or set(self.todo) == before:
+                    return
+
+    def _learn(self, stage: Stage, outcome: str) -> None:
+        if self.time and outcome == "published" and (result := self.frontier.fresh_result(stage.key)):
+            self.time.costs.add(stage, result)
+
+    def look(self) -> None:
+        """Read from the store what is left to do."""
+        self.frontier.forget()
+        heights = self.frontier.plan.heights
+        survey = self.frontier.survey()
+        keys = sorted(survey.todo, key=lambda key: (-heights[key], hash((self.token, key))))
+        self.todo = {key: self.frontier.plan.stages[key] for key in keys}
+        self.broken = set(self.frontier.blocked(survey))
+
+    def ready(self) -> Iterator[tuple[Stage, State]]:
+        """Yield the stages whose parents are done, with their states; what others finished leaves the list."""
+        progress = True
+        while progress:
+            progress = False
+            for key, stage in list(self.todo.items()):
+                if key in self.broken or any(p in self.todo for p in stage.parents.values()):
+                    if any(p in self.broken for p in stage.parents.values()):
+                        self.broken.add(key)
+                    continue
+                if self.frontier.result(key, with_artifact=True):
+                    del self.todo[key]
+                    progress = True
+                    continue
+                yield stage, self.frontier.state(stage)
+
+    def take(self) -> tuple[tuple[Stage, Claim] | None, bool]:
+        """Claim a stage; else say whether others run something that may be waited for."""
+        others = False
+        seen: set[str] = set()
+        shunned: list[tuple[Stage, State]] = []
+        for stage, state in self.ready():
+            if stage.key in seen:
+                continue
+            seen.add(stage.key)
+            if state.name in ("failed", "diverged"):
+                self.broken.add(stage.key)
+            elif not state.claimable:
+                others = True
+            elif self.time and not self.time.allows(stage):
+                continue
+            elif state.host == machine()[0]:
+                shunned.append((stage, state))
+            elif (claim := self._claim(stage, state)) is not None:
+                return (stage, claim), True
+            else:
+                others = True
+        for stage, state in shunned:  # its device failed here: only where there is nothing else to do
+            if (claim := self._claim(stage, state)) is not None:
+                return (stage, claim), True
+        return None, others or bool(shunned)
+
+    def _claim(self, stage: Stage, state: State) -> Claim | None:
+        folder = self.frontier.store.folder(stage.kind, stage.key)
+        if folder.generation != state.generation:
+            return None
+        claim = take(folder, state.generation, self.supervisor.owner())
+        if claim is not None and self.frontier.result(stage.key, with_artifact=True):
+            claim.end("gave up", message="it was published just before")  # between the look and the claim
+            return None
+        return claim
+
+
+def release(frontier: Frontier, cause: str) -> int:
+    """Make failed stages claimable again whose recorded cause is the given one (or `all`); return how many.
+
+    Done by an empty generation that ends at once, so that a failure is never forgotten and a retry is one of now.
+    """
+    released = 0
+    for key, state in frontier.survey().todo.items():
+        if state.name not in ("failed", "diverged"):
+            continue
+        stage = frontier.plan.stages[key]
+        folder = frontier.store.folder(stage.kind, key)
+        if cause in ("all", state.name, state.cause):
+            claim = take(folder, state.generation, Owner.me())
+            if claim is not None:
+                claim.end("stopped", message="released for another try")
+                released += 1
+    return released
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a worker may work, in seconds, and beside how many others of its machine."""
+
+    until: float | None = None
+    at_most: int | None = None
+
+
+def work(
+    saved: SavedPlan, store: Store, setup: Setup, limits: Limits, stop: threading.Event, tell: Callable[..., None]
+) -> None:
+    """Be one worker: sign in, take stage after stage, sign out."""
+    if saved.source != source_digest():
+        tell(
+            event="note",
+            message=f"this worker's code ({source_digest()}) differs from the code that made the plan "
+            f"({saved.source}); results name the code that made them",
+        )
+    frontier = Frontier(saved.plan, store, Observer(setup.lease))
+    presence = Presence(store, saved.plan.name, Owner.me(), device=setup.device, threads=setup.threads)
+    try:
+        if limits.at_most is not None and crowded(store, saved.plan.name, limits.at_most, presence.path):
+            tell(event="note", message=f"{limits.at_most} workers run on this machine already; leaving")
+            return
+        time = _time(frontier, setup, limits.until)
+        stopping = (lambda: stop.is_set() or time.over()) if time else stop.is_set
+        supervisor = Supervisor(frontier, setup, tell, stopping)
+        supervisor.beside = presence.beat
+        with contextlib.closing(supervisor):
+            Worker(frontier, supervisor, stop, tell, time).run()
+    finally:
+        presence.leave()
+
+
+def _time(frontier: Frontier, setup: Setup, until: float | None) -> TimeLeft | None:
+    if until is None:
+        return None
+    place = Place("cuda" if setup.device.startswith("cuda") else setup.device, setup.threads)
+    return TimeLeft.of(until, Costs.of(frontier.plan, frontier.survey().results, place))
