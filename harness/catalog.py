@@ -26,6 +26,7 @@ class Dataset(Entry):
     dev: str = "stratified:0.1"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    channels: int = 3
     upsample: int = 0
     """For networks of more than three halvings, the size to upsample to; 0 where the images are large enough."""
 
@@ -35,7 +36,7 @@ _CIFAR100 = "cifar-100-python"
 _IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 DATASETS: Mapping[str, Dataset] = {
-    "digits": Dataset("harness.train.decode:digits", pad=1, flip=False, upsample=16),
+    "digits": Dataset("harness.train.decode:digits", pad=1, flip=False, channels=1, upsample=16),
     "cifar10": Dataset(
         "harness.train.decode:cifar10",
         files=tuple(
@@ -60,6 +61,7 @@ DATASETS: Mapping[str, Dataset] = {
         "harness.train.decode:mnist",
         files=tuple(f"MNIST/raw/{name}" for name in _IDX),
         hint="the four idx files, gzipped or not",
+        channels=1,
         fetch="torchvision.datasets:MNIST",
         pad=2,
         flip=False,
@@ -70,6 +72,7 @@ DATASETS: Mapping[str, Dataset] = {
         "harness.train.decode:fashion_mnist",
         files=tuple(f"FashionMNIST/raw/{name}" for name in _IDX),
         hint="the four idx files, gzipped or not",
+        channels=1,
         fetch="torchvision.datasets:FashionMNIST",
         pad=2,
         mean=(0.2860,),

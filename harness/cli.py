@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from harness import fetch, masks, sweep, worker
+from harness import data, masks, status, sweep, tick, worker
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -12,8 +12,10 @@ app = typer.Typer(
     help="Train sparse networks over a whole grid, and get the table. Start with: harness sweep sweeps/quickstart.yaml",
 )
 app.command("sweep")(sweep.main)
+app.command("status")(status.main)
 app.command("worker")(worker.main)
-app.add_typer(fetch.app, name="data")
+app.command("tick")(tick.main)
+app.add_typer(data.app, name="data")
 app.add_typer(masks.app, name="mask")
 
 

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from harness.errors import printable
+from harness.words import span
 
 PLAIN_EVERY = 10.0
 """Seconds between two overall lines where output is no terminal."""
@@ -111,14 +112,6 @@ class Display:
         width = max(20, self.out.width - 1)
         lines = [Text(f"{slot}: {line}"[:width], style="dim", no_wrap=True) for slot, line in self.lines.items()]
         return Group(self.bar, *lines)
-
-
-def span(seconds: float) -> str:
-    """Return a time in words."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return f"{whole // 60} min" if whole < 7200 else f"{whole / 3600:.1f} h"
 
 
 def ask(question: str) -> bool:

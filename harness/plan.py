@@ -39,11 +39,18 @@ class Plan:
     imports: dict[str, Path] = field(default_factory=dict)
     """SHA-256 -> a file of masks that workers read from a copy in the store."""
     united: int = 0
+    beside: list[str] = field(default_factory=list)
+    """Stages that are wanted though no cell ends in them."""
 
     @cached_property
     def leaves(self) -> list[str]:
-        """Return the keys that cells end in, each once."""
-        return list(dict.fromkeys(key for _, key in self.cells))
+        """Return the keys that cells end in, and those wanted beside them, each once."""
+        return list(dict.fromkeys([*(key for _, key in self.cells), *self.beside]))
+
+    @cached_property
+    def inner(self) -> set[str]:
+        """Return the keys of the stages that another stage is made from."""
+        return {parent for stage in self.stages.values() for parent in stage.parents.values()}
 
     @cached_property
     def heights(self) -> dict[str, int]:

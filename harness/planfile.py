@@ -14,6 +14,7 @@ from harness.errors import UserError
 from harness.plan import Plan, Stage
 from harness.plugins import freeze
 from harness.provenance import source_digest
+from harness.reading import read_document
 from harness.spec import Sweep
 from harness.store import Store, canonical, write_whole
 from tost.catalog import nearest
@@ -32,10 +33,19 @@ class SavedPlan:
     cells: list[tuple[tuple[str, ...], str]] = field(default_factory=list)
     """The labels of a cell's axes, and the key of the stage it ends in."""
     source: str = ""
+    launch: Mapping[str, Any] = field(default_factory=dict)
+    """The file's `launch:` as it was."""
 
     def places(self) -> list[tuple[dict[str, str], str]]:
         """Return the cells as axis -> label, with their keys."""
         return [(dict(zip(self.axes, labels, strict=True)), key) for labels, key in self.cells]
+
+
+def as_saved(plan: Plan, sweep: Sweep) -> SavedPlan:
+    """Return a plan just made as if it had been saved and read back."""
+    axes = list(dict.fromkeys([*AXES[:-1], *(name for cell, _ in plan.cells for name, _ in cell.extra)]))
+    cells = [(tuple(str(cell.axis(axis)) for axis in axes), key) for cell, key in plan.cells]
+    return SavedPlan(Path(), plan, axes, cells, source_digest(), sweep.file.launch.model_dump(mode="json"))
 
 
 class _Blocks:
@@ -43,18 +53,19 @@ class _Blocks:
 
     def __init__(self) -> None:
         self.values: list[Any] = []
-        self.known: dict[bytes, int] = {}
+        self.known: dict[str | bytes, int] = {}
         self.seen: dict[int, tuple[Any, int]] = {}
 
     def number(self, value: Any) -> int:
         """Return the number of a value, given one where it is new."""
-        if (found := self.seen.get(id(value))) is not None and found[0] is value:
+        if (found := self.seen.get(id(value))) is not None:
             return found[1]
-        text = canonical(value)
+        text = value if isinstance(value, str) else canonical(value)
         if text not in self.known:
             self.known[text] = len(self.values)
             self.values.append(value)
-        self.seen[id(value)] = (value, self.known[text])  # the value is kept, so that its id stays its own
+        if not isinstance(value, str):
+            self.seen[id(value)] = (value, self.known[text])  # the value is kept, so that its id stays its own
         return self.known[text]
 
 
@@ -73,7 +84,7 @@ def save_plan(plan: Plan, store: Store, sweep: Sweep, whole: bool) -> Path:
             copy.parent.mkdir(parents=True, exist_ok=True)
             write_whole(copy, path.read_bytes())
     write_whole(folder / "sweep.yaml", Path(sweep.document.file).read_bytes())
-    data = json.dumps(_body(plan), separators=(",", ":")).encode()
+    data = dump(as_saved(plan, sweep))
     path = folder / f"plan-{hashlib.sha256(data).hexdigest()[:12]}.json"
     write_whole(path, data)
     if whole:
@@ -81,8 +92,9 @@ def save_plan(plan: Plan, store: Store, sweep: Sweep, whole: bool) -> Path:
     return path
 
 
-def _body(plan: Plan) -> dict[str, Any]:
-    blocks, row = _Blocks(), {key: number for number, key in enumerate(plan.stages)}
+def dump(saved: SavedPlan) -> bytes:
+    """Return a plan as a file's bytes."""
+    blocks, row = _Blocks(), {key: number for number, key in enumerate(saved.plan.stages)}
     stages = [
         [
             stage.key,
@@ -92,20 +104,21 @@ def _body(plan: Plan) -> dict[str, Any]:
             stage.label,
             stage.place,
         ]
-        for stage in plan.stages.values()
+        for stage in saved.plan.stages.values()
     ]
-    axes = list(dict.fromkeys([*AXES[:-1], *(name for cell, _ in plan.cells for name, _ in cell.extra)]))
-    cells = [[[blocks.number(str(cell.axis(axis))) for axis in axes], row[key]] for cell, key in plan.cells]
-    return {
+    cells = [[[blocks.number(label) for label in labels], row[key]] for labels, key in saved.cells]
+    body = {
         "format": FORMAT,
-        "name": plan.name,
-        "source": source_digest(),
+        "name": saved.plan.name,
+        "source": saved.source,
+        "launch": dict(saved.launch),
         "blocks": blocks.values,
-        "axes": axes,
+        "axes": saved.axes,
         "stages": stages,
-        "leaves": [row[key] for key in plan.leaves],
+        "leaves": [row[key] for key in saved.plan.leaves],
         "cells": cells,
     }
+    return json.dumps(body, separators=(",", ":")).encode()
 
 
 def read_plan(path: Path) -> SavedPlan:
@@ -118,7 +131,7 @@ def read_plan(path: Path) -> SavedPlan:
         plan = Plan(body["name"], dict(zip(keys, _stages(body["stages"], blocks, keys), strict=True)))
         plan.leaves = [keys[number] for number in body["leaves"]]
         cells = [(tuple(blocks[label] for label in labels), keys[number]) for labels, number in body["cells"]]
-        return SavedPlan(path, plan, body["axes"], cells, body["source"])
+        return SavedPlan(path, plan, body["axes"], cells, body["source"], body["launch"])
     except FileNotFoundError:
         folder = path.parent.parent
         there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
@@ -142,12 +155,22 @@ def _stages(rows: Iterable[list[Any]], blocks: list[Any], keys: list[str]) -> It
         )
 
 
+def sweep_name(given: str) -> str:
+    """Return a sweep's name, from a name or from its file. Raises UserError where the file has none."""
+    if not given.endswith((".yaml", ".yml")):
+        return given
+    name = read_document(Path(given)).values.get("name")
+    if not isinstance(name, str):
+        raise UserError(f"{given}: has no `name:`")
+    return name
+
+
 def earlier_plans(store: Store, name: str) -> list[Path]:
     """Return a sweep's saved plans, the newest first; by their files' times, which decide no more than an order."""
     found = store.sweep(name).glob("plan-*.json")
     return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
-def all_newest(store: Store) -> Mapping[str, Path]:
+def find_plans(store: Store) -> Mapping[str, Path]:
     """Return every sweep's newest plan by the sweep's name."""
     return {path.parent.name: path for path in sorted(store.root.glob(f"sweeps/*/{NEWEST}"))}

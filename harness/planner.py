@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from harness.axes import Sparsity
 from harness.catalog import Dataset
 from harness.cell import Cell, expand
 from harness.errors import Fault, FileError
+from harness.miniature import Shrink, stand_in
 from harness.names import DENSE, FILE, SMALL, Choice
 from harness.plan import Plan, Stage
 from harness.plugins import Plugin
@@ -31,12 +33,25 @@ COST_VERSION = 1
 """Raised whenever the same spec would give another artifact: a change of the loop, of the selection, of decoding."""
 
 
-def make_plan(sweep: Sweep, store: Store, data: Path) -> Plan:
-    """Expand a sweep into cells and their stages. Reads the data sets' files to hash them; runs nothing."""
+def data_folder(sweep: Sweep, given: Path | None) -> Path:
+    """Return where data sets lie: as given, `data:` of the file (relative to it), $HARNESS_DATA, or ./data."""
+    if given is None and sweep.file.data:
+        return Path(sweep.document.file).parent / sweep.file.data
+    return given or Path(os.environ.get("HARNESS_DATA", "data"))
+
+
+def make_plan(sweep: Sweep, store: Store, data: Path, miniature: bool = False) -> Plan:
+    """Expand a sweep into cells and their stages. Reads the data sets' files to hash them; runs nothing.
+
+    A miniature has the same graph with few steps of everything, and reads no data set.
+    """
     cells, united = expand(sweep)
-    planner = _Planner(sweep, store, data)
+    planner = _Planner(sweep, store, data, miniature)
     plan = planner.plan
     plan.united = united
+    masks_only: list[Cell] = []
+    if miniature:
+        cells, masks_only = Shrink(sweep.names).cells(cells)
     by_key: dict[str, Cell] = {}
     for cell in cells:
         key = planner.cell(cell)
@@ -45,6 +60,8 @@ def make_plan(sweep: Sweep, store: Store, data: Path) -> Plan:
             continue
         by_key[key] = cell
         plan.cells.append((cell, key))
+    masks = (planner.mask(cell, planner.ticket(cell)) for cell in masks_only)
+    plan.beside = [mask for mask in masks if mask is not None]
     plan.plugins = list(sweep.names.plugins.values())
     return plan
 
@@ -52,8 +69,8 @@ def make_plan(sweep: Sweep, store: Store, data: Path) -> Plan:
 class _Planner:
     """Turns cells into stages; every part of a spec is made once and shared."""
 
-    def __init__(self, sweep: Sweep, store: Store, data: Path) -> None:
-        self.sweep, self.store, self.data = sweep, store, data
+    def __init__(self, sweep: Sweep, store: Store, data: Path, miniature: bool = False) -> None:
+        self.sweep, self.store, self.data, self.miniature = sweep, store, data, miniature
         self.plan = Plan(sweep.name)
         self.sources: dict[Choice, Source] = {}
         self.memo: dict[tuple[Any, ...], str] = {}
@@ -128,6 +145,9 @@ class _Planner:
         size = cell.protocol.resize
         if not size and isinstance(entry, Dataset) and isinstance(arch, Model | Plugin) and arch.halvings > 3:
             size = entry.upsample
+        if self.miniature:
+            made = {"standin": dict(stand_in(cell.dataset, arch))}
+            return self.add("data", {"version": DATA_VERSION, **made}, {}, f"stand-in for {cell.dataset.label}")
         memo = ("data", cell.dataset, size)
         if memo not in self.memo:
             source = self.source(cell.dataset, entry)

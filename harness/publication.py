@@ -20,8 +20,13 @@ Parents = Mapping[str, tuple[str, str]]
 """Role -> (path, SHA-256) of a parent's artifact as it was read."""
 
 
-def publish_made(frontier: Frontier, stage: Stage, claim: Claim, parents: Parents, end: Mapping[str, Any]) -> str:
-    """Name the artifact and link the result, unless somebody has taken over, or a parent has changed; say which."""
+def publish_made(
+    frontier: Frontier, stage: Stage, claim: Claim, parents: Parents, end: Mapping[str, Any], keep: bool = True
+) -> str:
+    """Name the artifact and link the result, unless somebody has taken over, or a parent has changed; say which.
+
+    Without `keep`, the result stands alone: its artifact is thrown away, and made again should another stage need it.
+    """
     draft = claim.attempt / str(end["draft"])
     for role, key in stage.parents.items():
         now = frontier.fresh_result(key)
@@ -30,7 +35,10 @@ def publish_made(frontier: Frontier, stage: Stage, claim: Claim, parents: Parent
             frontier.forget()
             return "stopped"
     artifact = Artifact(end["sha256"], end["bytes"])
-    name(draft, claim.folder.path / artifact.file, artifact)
+    if keep:
+        name(draft, claim.folder.path / artifact.file, artifact)
+    else:
+        draft.unlink()
     before = frontier.store.folder(stage.kind, stage.key).result()
     read = {key: parents[role][1] for role, key in stage.parents.items()}
     if before is None or before.artifact != artifact or before.parents != read:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from harness.provenance import source_digest
 from harness.store import Store
 from harness.supervisor import Setup, Supervisor
 from harness.time_left import TimeLeft
+from harness.trainer import Trainer
 
 POLL = 0.5
 """Seconds between two looks at what others run."""
@@ -151,7 +153,13 @@ class Limits:
 
 
 def work(
-    saved: SavedPlan, store: Store, setup: Setup, limits: Limits, stop: threading.Event, tell: Callable[..., None]
+    saved: SavedPlan,
+    store: Store,
+    setup: Setup,
+    limits: Limits,
+    stop: threading.Event,
+    tell: Callable[..., None],
+    start: Callable[[str], Trainer] = Trainer,
 ) -> None:
     """Be one worker: sign in, take stage after stage, sign out."""
     if saved.source != source_digest():
@@ -161,19 +169,24 @@ def work(
             f"({saved.source}); results name the code that made them",
         )
     frontier = Frontier(saved.plan, store, Observer(setup.lease))
-    presence = Presence(store, saved.plan.name, Owner.me(), device=setup.device, threads=setup.threads)
+    presence = Presence(store, saved.plan.name, Owner.me(), **_about(setup))
     try:
         if limits.at_most is not None and crowded(store, saved.plan.name, limits.at_most, presence.path):
             tell(event="note", message=f"{limits.at_most} workers run on this machine already; leaving")
             return
         time = _time(frontier, setup, limits.until)
         stopping = (lambda: stop.is_set() or time.over()) if time else stop.is_set
-        supervisor = Supervisor(frontier, setup, tell, stopping)
+        supervisor = Supervisor(frontier, setup, tell, stopping, start)
         supervisor.beside = presence.beat
         with contextlib.closing(supervisor):
             Worker(frontier, supervisor, stop, tell, time).run()
     finally:
         presence.leave()
+
+
+def _about(setup: Setup) -> dict[str, Any]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return {"device": setup.device, "threads": setup.threads, "visible": visible, "source": source_digest()}
 
 
 def _time(frontier: Frontier, setup: Setup, until: float | None) -> TimeLeft | None:

@@ -39,6 +39,8 @@ class Setup:
     lease: float = LEASE
     memory: int = 0
     """Bytes of memory that this worker's stages may use; a stage that needed more waits for a worker with more."""
+    discard_weights: bool = False
+    """Whether the weights of trainings that no other stage reads are thrown away, their results kept."""
     scratch: str = ""
     """A folder on this machine's own disk, where checkpoints are written first."""
 
@@ -213,7 +215,8 @@ class Supervisor:
             claim.end("gave up", message="another worker has taken over")
             return "gave up"
         if outcome == "made":
-            published = publish_made(self.frontier, stage, claim, parents, end)
+            keep = not self.setup.discard_weights or stage.kind != "train" or stage.key in self.frontier.plan.inner
+            published = publish_made(self.frontier, stage, claim, parents, end, keep)
             if self.setup.scratch:
                 shutil.rmtree(Path(self.setup.scratch) / stage.key, ignore_errors=True)
             return published

@@ -10,6 +10,7 @@ import typer
 
 from harness.claims import LEASE
 from harness.errors import UserError, printable
+from harness.time_left import given_span
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -35,6 +36,21 @@ def main(
     lease: Annotated[
         float, typer.Option(help="Seconds without a heartbeat after which a worker counts as lost.", min=0.5)
     ] = LEASE,
+    scratch: Annotated[str, typer.Option(help="A folder on this machine's own disk for checkpoints.")] = "",
+    until: Annotated[str, typer.Option(help="Workers leave before this much time is over: 55m, 23h30m.")] = "",
+    discard_weights: Annotated[
+        bool, typer.Option("--discard-weights", help="Keep no weights of trainings that no other stage reads.")
+    ] = False,
+    pilot: Annotated[
+        bool, typer.Option("--pilot", help="With --plan: time some steps of what no record tells of.")
+    ] = False,
+    budget: Annotated[str, typer.Option(help="Only the cells that fit into so many GPU- or core-hours: 500h.")] = "",
+    miniature: Annotated[
+        bool, typer.Option("--miniature", help="Run the whole graph on tiny stand-in images, two steps a training.")
+    ] = False,
+    gc: Annotated[
+        bool, typer.Option("--gc", help="Show what no sweep refers to any more; with --yes, remove it.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Never ask.")] = False,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON schema of sweep files, for editors.")
@@ -55,13 +71,19 @@ def main(
             raise UserError("name a sweep file, for example: python -m harness.sweep sweeps/quickstart.yaml")
         from harness.driver import Driver, Options
 
-        driver = Driver(file, store, data, yes)
+        if until:
+            given_span("--until", until)
+        discard = discard_weights or miniature
+        options = Options(via, workers, threads, device, retry, checkpoint_every, lease, scratch, until, discard)
+        driver = Driver(file, store, data, yes, miniature)
         driver.load(only, limit)
-        if plan:
-            driver.print_plan()
+        if gc:
+            code = driver.gc()
+        elif plan:
+            driver.print_plan(options, pilot, budget)
             code = 2 if driver.lacks(via) else 0
         else:
-            code = driver.run(Options(via, workers, threads, device, retry, checkpoint_every, lease))
+            code = driver.run(options, budget)
     except UserError as error:
         typer.echo(printable(str(error), 20_000), err=True)
         raise typer.Exit(2) from None

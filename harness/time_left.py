@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from harness.costs import Costs
+from harness.errors import UserError
 from harness.plan import Stage
 
 WORTH = 60.0
@@ -32,6 +33,14 @@ def read_span(text: str) -> float:
     if re.fullmatch(r"(?:\d+(?:\.\d+)?[smhd])+", text):
         return sum(float(number) * UNITS[unit] for number, unit in re.findall(r"(\d+(?:\.\d+)?)([smhd])", text))
     raise ValueError(f"{text!r} is no time; write 55m, 1h30m, 90s, 2d, or D-HH:MM:SS")
+
+
+def given_span(option: str, text: str) -> float:
+    """Read a time given on the command line. Raises UserError that names the option."""
+    try:
+        return read_span(text)
+    except ValueError as error:
+        raise UserError(f"{option}: {error}") from None
 
 
 @dataclass

@@ -20,7 +20,7 @@ from harness.planfile import NEWEST, read_plan
 from harness.shift import Limits, work
 from harness.store import Store
 from harness.supervisor import Setup, Trouble
-from harness.time_left import read_span
+from harness.time_left import given_span
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -41,13 +41,6 @@ def _several(slots: int, device: str | None, threads: int | None, argv: list[str
     return 3 if crew.trouble else 0
 
 
-def _span(text: str | None) -> float | None:
-    try:
-        return read_span(text) if text else None
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
 @app.command()
 def main(
     name: Annotated[str, typer.Argument(help="The sweep's name, as in its file.")],
@@ -62,6 +55,9 @@ def main(
     threads: Annotated[int | None, typer.Option(help="CPU threads of the trainer.", min=1)] = None,
     memory: Annotated[float, typer.Option(help="GiB of memory for this worker's stages; 0: all there is.")] = 0.0,
     scratch: Annotated[str, typer.Option(help="A folder on this machine's own disk for checkpoints.")] = "",
+    discard_weights: Annotated[
+        bool, typer.Option("--discard-weights", help="Keep no weights of trainings that no other stage reads.")
+    ] = False,
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between two checkpoints.", min=0)] = 300.0,
     lease: Annotated[
         float, typer.Option(help="Seconds without a heartbeat after which a worker counts as lost.", min=0.5)
@@ -72,10 +68,10 @@ def main(
 
     Exit codes: 0 nothing left to do, or stopped; 2 a mistake on the command line; 3 it can take no more stages.
     """
-    limits = Limits(_span(until), at_most)
     if slots > 1:
         given = {"--store": store, "--plan": plan, "--until": until, "--scratch": scratch, "--lease": lease}
         argv = [str(part) for option, value in given.items() if value for part in (option, value)]
+        argv += ["--discard-weights"] if discard_weights else []
         raise typer.Exit(_several(slots, device, threads, [name, *argv, "--checkpoint-every", str(checkpoint_every)]))
     stop = threading.Event()
 
@@ -89,11 +85,12 @@ def main(
     tell = printer.tell if printer else in_words
     try:
         place = Store(store)
+        limits = Limits(given_span("--until", until) if until else None, at_most)
         saved = read_plan(place.sweep(name) / Path(plan).name)
         here = this_machine(1, threads or 1, device)
         os.environ["OMP_NUM_THREADS"] = str(here.threads)
         all_of_it = int(memory * 2**30) or here.memory or machine_memory()
-        setup = Setup(here.device, here.threads, checkpoint_every, lease, all_of_it, scratch)
+        setup = Setup(here.device, here.threads, checkpoint_every, lease, all_of_it, discard_weights, scratch)
         work(saved, place, setup, limits, stop, tell)
     except UserError as error:
         typer.echo(str(error), err=True)

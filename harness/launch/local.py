@@ -74,6 +74,7 @@ class _Running:
     process: subprocess.Popen[bytes]
     started: float
     rest: bytes = b""
+    pre_empted: bool = False
 
 
 @dataclass
@@ -83,6 +84,8 @@ class Workers:
     argv: Sequence[str]
     machine: Machine
     hear: Hear
+    pre_empt: bool = False
+    """Stop one worker in the middle of its first training and start another, as a busy cluster would."""
     stopping: int = 0
     trouble: list[str] = field(default_factory=list)
     _running: list[_Running] = field(default_factory=list)
@@ -129,6 +132,16 @@ class Workers:
         if self.stopping:  # asked while this one was being started
             process.terminate()
 
+    def _pre_empt(self, worker: _Running, event: dict[str, Any]) -> None:
+        """Stop a worker that starts a training, until one was stopped in the middle of it."""
+        if not self.pre_empt or self.stopping:
+            return
+        if event.get("event") == "start" and event.get("kind") == "train":
+            worker.pre_empted = True
+            worker.process.terminate()
+        elif worker.pre_empted and event.get("event") == "end" and event.get("outcome") == "stopped":
+            self.pre_empt = False
+
     def _read(self, worker: _Running, selector: selectors.BaseSelector) -> None:
         assert worker.process.stdout is not None  # it was asked for # noqa: S101
         data = os.read(worker.process.stdout.fileno(), 65536)
@@ -136,7 +149,9 @@ class Workers:
         worker.rest = lines.pop()
         for line in lines:
             with contextlib.suppress(ValueError):
-                self.hear(worker.slot, json.loads(line))
+                event = json.loads(line)
+                self._pre_empt(worker, event)
+                self.hear(worker.slot, event)
         if data:
             return
         selector.unregister(worker.process.stdout)
@@ -144,7 +159,9 @@ class Workers:
         code = worker.process.wait()
         self._running.remove(worker)
         self.hear(worker.slot, {"event": "exit", "code": code})
-        if code < 0 and not self.stopping:
+        if code == 0 and worker.pre_empted and not self.stopping:
+            self._start(worker.slot, selector)
+        elif code < 0 and not self.stopping:
             if time.monotonic() - worker.started > QUICK:
                 self._start(worker.slot, selector)
             else:

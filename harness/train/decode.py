@@ -222,3 +222,12 @@ def fetch_tinyimagenet(root: str, train: bool, download: bool) -> None:
     url = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
     if download and train:
         download_and_extract_archive(url, root, md5="90528d7ca1a48142e341f4ef8d21d0de", remove_finished=True)
+
+
+def stand_in(channels: int, size: int, train: int, test: int, classes: int) -> Decoded:
+    """Return noise in the shape of a data set, for a sweep's miniature: uint8 [N, size, size, channels]."""
+    draws = np.random.default_rng(0)
+    images = [draws.integers(0, 256, (count, size, size, channels), dtype=np.uint8) for count in (train, test)]
+    labels = [np.arange(count, dtype=np.int64) % classes for count in (train, test)]
+    note = "the images are noise: these numbers mean nothing"
+    return Decoded(images[0], labels[0], images[1], labels[1], tuple(map(str, range(classes))), note)

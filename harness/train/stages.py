@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from harness.catalog import DATASETS
 from harness.errors import UserError
-from harness.train.decode import Decoded
+from harness.train.decode import Decoded, stand_in
 from harness.train.images import encode
 from harness.train.loop import Watcher
 from harness.train.network import load_method
@@ -36,6 +36,8 @@ def run_stage(order: Order, watch: Watcher) -> Outcome:
 
 def _data(order: Order) -> Outcome:
     spec = order.spec
+    if "standin" in spec:
+        return _encoded(order, stand_in(**spec["standin"]), 0, "stand-in")
     read = load_method(order, DATASETS, spec["dataset"])
     args = dict(spec["dataset"].get("args", {}))
     if "source" in spec["dataset"]:
@@ -43,7 +45,11 @@ def _data(order: Order) -> Outcome:
         decoded = _decoded(read(**({"folder": Path(order.place)} if "folder" in accepted else {}), **args))
     else:
         decoded = read(Path(order.place), spec.get("size", 0), **args)
-    tensors, metadata = encode(decoded, spec.get("size", 0), spec["content"])
+    return _encoded(order, decoded, spec.get("size", 0), spec["content"])
+
+
+def _encoded(order: Order, decoded: Decoded, size: int, content: str) -> Outcome:
+    tensors, metadata = encode(decoded, size, content)
     draft = Path(order.attempt) / "data.safetensors"
     draft.write_bytes(save(tensors, metadata))
     return Outcome(

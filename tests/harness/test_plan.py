@@ -16,8 +16,8 @@ from harness.frontier import Frontier
 from harness.plan import Plan
 from harness.planfile import read_plan, save_plan
 from harness.planner import make_plan
-from harness.store import Store, digest
 from harness.shift import Worker
+from harness.store import Store, digest
 
 BASE = """
 name: x

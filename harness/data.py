@@ -44,3 +44,28 @@ def fetch(
         )
         raise typer.Exit(3) from None
     typer.echo(f"{name} is in {data}")
+
+
+@app.command("merge")
+def merge(
+    other: Annotated[Path, typer.Argument(help="Another store's folder.")],
+    store: Annotated[Path, typer.Option(help="The store to add to.")] = Path("runs"),
+) -> None:
+    """Take over another store's finished stages. Nothing of it is changed, and nothing that is finished here."""
+    from harness.merge import merge
+    from harness.store import Store
+
+    if not (other / "stages").is_dir():
+        typer.echo(f"{other} is no store: it has no folder stages/", err=True)
+        raise typer.Exit(2)
+    if other.resolve() == store.resolve():
+        typer.echo(f"{other} is the store itself; name another one", err=True)
+        raise typer.Exit(2)
+    done = merge(Store(store), Store(other))
+    typer.echo(f"{done.taken} finished stages taken over, {done.had} were here already, {done.unfinished} not finished")
+    for what in done.differ:
+        typer.echo(f"{what}: finished in both with different content; the one here stays", err=True)
+    for what in done.damaged:
+        typer.echo(f"not taken: {what}", err=True)
+    if done.damaged:
+        raise typer.Exit(1)

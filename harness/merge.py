@@ -1,0 +1,93 @@
+"""Taking over another store's finished stages: what two people, or two clusters, have trained becomes one store."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.bless import copy_artifact
+from harness.claims import Owner, take
+from harness.store import KINDS, Folder, Result, Store, digest, publish, read_json, write_whole
+
+ALONG = ("metrics.jsonl", "log")
+"""Files of the attempt that made a result, which come along."""
+
+
+@dataclass
+class Merged:
+    """What became of the other store's stages."""
+
+    taken: int = 0
+    had: int = 0
+    """Finished here already, with the same content."""
+    differ: list[str] = field(default_factory=list)
+    """Finished here already, with other content: ours stays."""
+    damaged: list[str] = field(default_factory=list)
+    unfinished: int = 0
+
+
+def merge(ours: Store, theirs: Store) -> Merged:
+    """Copy every finished stage that is not finished here, checked against its own hashes; change nothing of theirs."""
+    merged = Merged()
+    for kind in KINDS:
+        for path in sorted((theirs.root / "stages" / kind).glob("*/*")):
+            _stage(ours, kind, theirs.folder(kind, path.name), merged)
+    for extra in ("plugins", "imports", "provenance"):
+        for path in sorted((theirs.root / extra).glob("*")):
+            _bring(path, ours.root / extra / path.name)
+    return merged
+
+
+def _stage(ours: Store, kind: str, other: Folder, merged: Merged) -> None:
+    result, key = other.result(), other.path.name
+    if result is None:
+        merged.unfinished += 1
+        return
+    here = ours.folder(kind, key)
+    if (mine := here.result()) is not None:
+        if mine.artifact == result.artifact:
+            with contextlib.suppress(ValueError):  # a damaged copy of theirs is no reason to stop
+                copy_artifact(other.path, here.path, result.artifact)
+            merged.had += 1
+        else:
+            merged.differ.append(f"{kind} {key[:8]}")
+        return
+    spec = read_json(other.path / "spec.json")
+    if spec is None or digest(spec) != key:
+        merged.damaged.append(f"{kind} {key[:8]}: its spec.json does not belong to its key")
+        return
+    claim = take(here, here.generation, Owner.me())
+    if claim is None:
+        merged.had += 1
+        return
+    try:
+        copy_artifact(other.path, here.path, result.artifact)
+    except ValueError as error:
+        claim.end("stopped", message=str(error))
+        merged.damaged.append(f"{kind} {key[:8]}: {error}")
+        return
+    write_whole(here.path / "spec.json", json.dumps(spec, indent=1, sort_keys=True).encode())
+    made = other.attempt(int(result.provenance.get("generation", 1)))
+    for name in ALONG:
+        if (made / name).is_file():
+            shutil.copyfile(made / name, claim.attempt / name)
+    told = {**result.provenance, "merged_from": str(other.path.parents[3])}
+    copy = Result(1, result.artifact, result.parents, result.metrics, result.stamp, told)
+    publish(here.path / f"result-{claim.base_edition + 1:04d}.json", copy.dump())
+    claim.end("published", edition=claim.base_edition + 1)
+    merged.taken += 1
+
+
+def _bring(path: Path, target: Path) -> None:
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        draft = target.with_name(f".copy-{target.name}")
+        shutil.copytree(path, draft, dirs_exist_ok=True)
+        draft.rename(target)
+    else:
+        write_whole(target, path.read_bytes())

@@ -1,0 +1,278 @@
+"""`harness status`: where a sweep stands, who works on it, what failed and what failures have in common."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.claims import BEATS_PER_LEASE, LEASE, Observer
+from harness.costs import units
+from harness.errors import UserError, printable
+from harness.failures import REMEDIES, Group, group_failures
+from harness.hosts import MOST_FAULTS, faults
+from harness.index import Standing, stand
+from harness.planfile import NEWEST, SavedPlan, as_saved, read_plan
+from harness.presence import Present, present
+from harness.store import KINDS, Store
+from harness.words import span
+
+if TYPE_CHECKING:
+    from rich.console import Group as Renderable
+
+STATES = ("todo", "running", "lost", "stopped", "failed", "diverged", "done")
+REFRESH = 2.0
+"""Seconds between two looks of --watch."""
+SLOWEST = 3
+HOUR = 3600.0
+
+
+@dataclass
+class Status:
+    """Everything that the command shows."""
+
+    saved: SavedPlan
+    standing: Standing
+    counts: Mapping[str, Mapping[str, int]]
+    cells_done: int
+    workers: list[Present]
+    at_work: Mapping[str, str]
+    """Worker, as `host pid` -> the stage it runs."""
+    groups: list[Group]
+    hour: int
+    """Stages finished during the last hour, by the clocks of those who made them."""
+    left: float | None
+    """Seconds of work left, None where nothing is known of some kind of stage."""
+    slowest: list[tuple[str, float]]
+    avoided: list[str]
+
+    @property
+    def eta(self) -> float | None:
+        """Return the seconds until all is done, at the present number of workers and if no chain is in the way."""
+        busy = max(len(self.at_work), sum(not w.about.get("slots") for w in self.workers))
+        return self.left / busy if self.left is not None and busy else None
+
+
+def gather(saved: SavedPlan, store: Store, observer: Observer, rebuild: bool) -> Status:
+    """Look at a sweep."""
+    plan = saved.plan
+    standing = stand(plan, store, observer, rebuild)
+    ago = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - HOUR))
+    long = sorted(((d.seconds, k) for k, d in standing.done.items() if k in plan.stages), reverse=True)[:SLOWEST]
+    return Status(
+        saved,
+        standing,
+        standing.counts(plan),
+        sum(key in standing.done for _, key in saved.cells),
+        list(present(store, plan.name)),
+        {_who(owner): plan.stages[key].label for key, (owner, _, _) in standing.owners.items()},
+        group_failures(saved, store, standing),
+        sum(done.finished > ago for done in standing.done.values()),
+        _left(saved, standing),
+        [(plan.stages[key].label, seconds) for seconds, key in long],
+        [host for host, said in faults(store).items() if len(said) >= MOST_FAULTS],
+    )
+
+
+def _who(owner: Any) -> str:
+    return f"{owner.host} {owner.processes[0].pid}"
+
+
+def _left(saved: SavedPlan, standing: Standing) -> float | None:
+    """Return the seconds of the stages to be run, each as the median of finished ones of its kind, network and data."""
+    sorts: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+    kinds: dict[str, list[float]] = defaultdict(list)
+
+    def sort(key: str) -> tuple[Any, ...]:
+        stage = saved.plan.stages[key]
+        return stage.kind, id(stage.spec.get("arch")), stage.parents.get("data")
+
+    for key, done in standing.done.items():
+        took = done.seconds / units(saved.plan.stages[key])
+        sorts[sort(key)].append(took)
+        kinds[saved.plan.stages[key].kind].append(took)
+    usual: dict[Any, float] = {name: statistics.median(rates) for name, rates in (*sorts.items(), *kinds.items())}
+    total = 0.0
+    blocked = standing.blocked(saved.plan)
+    for key in standing.states:
+        if key in blocked:
+            continue
+        stage = saved.plan.stages[key]
+        rate = usual.get(sort(key), usual.get(stage.kind))
+        if rate is None:
+            return None
+        total += rate * units(stage)
+    return total
+
+
+def as_json(status: Status) -> dict[str, Any]:
+    """Return the status as plain values."""
+    plan = status.saved.plan
+    return {
+        "sweep": plan.name,
+        "cells": len(status.saved.cells),
+        "cells_done": status.cells_done,
+        "stages": {kind: dict(counts) for kind, counts in status.counts.items()},
+        "workers": [
+            {
+                "host": worker.owner.host,
+                "pid": worker.owner.processes[0].pid,
+                "job": worker.owner.job,
+                "device": worker.about.get("device"),
+                "heartbeats": worker.beats,
+                "seconds_since_heartbeat_by_file_time": round(worker.age, 1),
+                "stage": status.at_work.get(_who(worker.owner)),
+            }
+            for worker in status.workers
+        ],
+        "running": [
+            {"stage": plan.stages[key].label, "key": key, "worker": _who(owner), "heartbeats": beats}
+            for key, (owner, beats, _) in status.standing.owners.items()
+        ],
+        "finished_in_the_last_hour": status.hour,
+        "seconds_of_work_left": status.left,
+        "eta_seconds": status.eta,
+        "slowest": [{"stage": label, "seconds": seconds} for label, seconds in status.slowest],
+        "failures": [
+            {
+                "cause": group.cause,
+                "message": group.message,
+                "example": group.example,
+                "stages": len(group.stages),
+                "cells": len(group.cells),
+                "condition": group.condition.text if group.condition else "",
+                "log": group.log,
+            }
+            for group in status.groups
+        ],
+        "hosts_avoided": status.avoided,
+        "file_operations": status.standing.operations,
+    }
+
+
+def render(status: Status) -> Renderable:
+    """Return the status for a terminal."""
+    from rich.console import Group as Lines
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = [s for s in STATES if s in ("todo", "running", "done") or any(c.get(s) for c in status.counts.values())]
+    table = Table(title=f"{status.saved.plan.name}: {status.cells_done} of {len(status.saved.cells)} cells done")
+    table.add_column("stage")
+    for state in shown:
+        table.add_column(state, justify="right")
+    for kind in KINDS:
+        if counts := status.counts.get(kind):
+            table.add_row(kind, *(f"{counts.get(state, 0):,}" for state in shown))
+    lines: list[Any] = [table, Text(_pace(status))]
+    if status.workers:
+        lines.append(_workers(status))
+    if status.slowest:
+        lines.append(Text("slowest: " + "; ".join(f"{label} {span(seconds)}" for label, seconds in status.slowest)))
+    lines += [Text(text) for group in status.groups for text in _told(group)]
+    lines += [Text(f"avoided after {MOST_FAULTS} faults of its device: {host}") for host in status.avoided]
+    return Lines(*lines)
+
+
+def _pace(status: Status) -> str:
+    said = [f"{status.hour:,} stages finished in the last hour"]
+    if status.left is not None and status.standing.states:
+        said.append(f"about {span(status.left)} of work left")
+    if status.eta is not None and status.standing.states:
+        said.append(f"done in about {span(status.eta)} at the present number of workers")
+    return "; ".join(said)
+
+
+def _workers(status: Status) -> Any:
+    from rich.table import Table
+
+    table = Table()
+    for head in ("worker", "device", "heartbeat", "stage"):
+        table.add_column(head)
+    for worker in status.workers:
+        who = _who(worker.owner)
+        late = "" if worker.age < LEASE else " (late, or its clock differs)"
+        stage = status.at_work.get(who, "waits for a stage")
+        job = f" job {worker.owner.job}" if worker.owner.job else ""
+        table.add_row(who + job, str(worker.about.get("device", "")), f"{span(worker.age)} ago{late}", printable(stage))
+    return table
+
+
+def _told(group: Group) -> list[str]:
+    condition = f" [{group.condition.text}]" if group.condition else ""
+    count = f"{len(group.stages)} stage{'s' * (len(group.stages) != 1)} {group.cause}"
+    lines = [f"{count}, {len(group.cells)} cells held back{condition}", f"  {printable(group.example)}"]
+    lines += [f"  log: {group.log}"] if group.log else []
+    return [*lines, f"  {REMEDIES.get(group.cause, '')}"]
+
+
+def find_plan(given: str, store: Store, data: Path | None = None) -> SavedPlan:
+    """Return a sweep's newest plan by its name; of a file, the plan that it would have now."""
+    if not given.endswith((".yaml", ".yml")):
+        return read_plan(store.sweep(given) / NEWEST)
+    from harness.check import load_sweep
+    from harness.planner import data_folder, make_plan
+
+    sweep = load_sweep(Path(given))
+    return as_saved(make_plan(sweep, store, data_folder(sweep, data)), sweep)
+
+
+def main(
+    sweep: Annotated[str, typer.Argument(help="A sweep's name, or its file.")],
+    store: Annotated[Path, typer.Option(help="The store's folder.")] = Path("runs"),
+    data: Annotated[Path | None, typer.Option(help="The folder of data sets, where a file is given.")] = None,
+    as_text: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds, until all is done.")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Believe no index: look at every stage.")] = False,
+    why: Annotated[
+        str, typer.Option(help="Explain a cell, such as mask=snip,seed=0, or a stage by its key's first digits.")
+    ] = "",
+    bless: Annotated[
+        bool, typer.Option("--bless", help="With --why: accept the older results of what would have to run again.")
+    ] = False,
+) -> None:
+    """Show where a sweep stands; change nothing."""
+    from rich.console import Console
+
+    try:
+        place = Store(store)
+        saved = find_plan(sweep, place, data)
+        if bless and not why:
+            raise UserError("--bless goes with --why: say which cell's older results are to be accepted")
+        if why:
+            from harness.why import explain
+
+            explain(saved, place, why, bless)
+            return
+        observer = Observer()
+        status = gather(saved, place, observer, rebuild)
+        if as_text:
+            print(json.dumps(as_json(status), indent=1))  # noqa: T201 - the result of the command
+        elif watch:
+            _watch(saved, place, observer, status)
+        else:
+            Console(highlight=False).print(render(status))
+    except UserError as error:
+        typer.echo(printable(str(error)), err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _watch(saved: SavedPlan, store: Store, observer: Observer, status: Status) -> None:
+    from rich.live import Live
+
+    pause = threading.Event()
+    with Live(render(status), refresh_per_second=1) as live:
+        while status.standing.states:
+            pause.wait(max(REFRESH, LEASE / BEATS_PER_LEASE / 15))
+            status = gather(saved, store, observer, rebuild=False)
+            live.update(render(status))

@@ -1,0 +1,214 @@
+"""Many workers, killed, frozen and thawed, on one machine and on two whose clocks differ: nothing lost or twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.claims import Observer
+from harness.clean import find_waste, remove
+from harness.frontier import Frontier
+from harness.plan import Plan
+from harness.presence import present
+from harness.store import Store, file_sha256
+from tests.conftest import send, until
+from tests.harness.trivial import NAME, content, save, trivial_plan
+
+ROOT = Path(__file__).resolve().parents[2]
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a worker on trivial stages, in a session of its own; what is left of it is killed at the test's end."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def run(*arguments: str, spaces: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+        command = [*spaces, sys.executable, "-m", "tests.harness.trivial", str(tmp_path), *arguments]
+        with (tmp_path / "words").open("ab") as words:
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=words, stderr=words, start_new_session=True
+            )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        kill(process)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    group(process, signal.SIGCONT)
+    group(process, signal.SIGKILL)
+    process.wait()
+
+
+def group(process: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def ends(store: Store, plan: Plan) -> dict[str, list[str]]:
+    """Return how every attempt at every stage ended; `vanished` where it said nothing."""
+    found = {}
+    for key, stage in plan.stages.items():
+        folder = store.folder(stage.kind, key)
+        said = [folder.end(generation) for generation in range(1, folder.generation + 1)]
+        found[key] = [str(end["outcome"]) if end else "vanished" for end in said]
+    return found
+
+
+def assert_done_once(store: Store, plan: Plan) -> None:
+    """Check the record: every stage has one result, one attempt that published it, and its own content."""
+    survey = Frontier(plan, store, Observer()).survey()
+    assert not survey.todo
+    for key, outcomes in ends(store, plan).items():
+        folder = store.folder(plan.stages[key].kind, key)
+        assert folder.edition == 1
+        assert [name for name in folder.names if name.startswith("result-")] == ["result-0001.json"]
+        result = folder.result()
+        assert result is not None
+        assert (folder.path / result.artifact.file).read_bytes() == content(key)
+        assert outcomes.count("published") == 1 or "vanished" in outcomes, "killed between its result and its last word"
+        assert outcomes.count("published") <= 1
+
+
+@pytest.mark.slow
+def test_eight_workers_killed_and_frozen_at_random_do_every_stage_once(tmp_path: Path, start: Start) -> None:
+    store, plan = Store(tmp_path), trivial_plan(400, chains=40)
+    save(plan, store)
+    draw = random.Random(1)
+    workers = {slot: start("0.2", "2") for slot in range(8)}
+    kills, frozen, thaw = Counter[int](), {}, 0
+    pause = threading.Event()
+    deadline = time.monotonic() + 400
+    while min(kills[slot] for slot in workers) < 20 and time.monotonic() < deadline:
+        pause.wait(draw.random() * 0.12)
+        slot = draw.choice([slot for slot in workers if kills[slot] < 20])
+        if slot in frozen:
+            if time.monotonic() - frozen[slot] > 3:
+                group(workers[slot], signal.SIGCONT)
+                del frozen[slot]
+                thaw += 1
+            continue
+        if kills[slot] % 7 == 5 and len(frozen) < 2:
+            group(workers[slot], signal.SIGSTOP)
+            frozen[slot] = time.monotonic()
+            kills[slot] += 1
+            continue
+        kill(workers[slot])
+        kills[slot] += 1
+        workers[slot] = start("0.2", "2")
+    for slot in frozen:
+        group(workers[slot], signal.SIGCONT)
+    assert min(kills[slot] for slot in workers) >= 20
+    assert thaw > 5
+    until(lambda: all(worker.poll() is not None for worker in workers.values()), 240)
+    assert [worker.returncode for worker in workers.values() if worker.returncode] == []
+    assert_done_once(store, plan)
+    outcomes = Counter(outcome for said in ends(store, plan).values() for outcome in said)
+    assert outcomes["vanished"] > 20, "the kills must have met stages at work"
+    assert not list(present(store, NAME))
+    remove(store, find_waste(store, plan, Observer()))
+    waste = find_waste(store, plan, Observer())
+    assert (waste.stages, waste.files, waste.running) == ([], [], 0)
+    assert not list(store.root.rglob(".draft-*"))
+
+
+unshare = shutil.which("unshare")
+can_unshare = (
+    unshare is not None
+    and subprocess.run([unshare, "--uts", "--pid", "--fork", "true"], capture_output=True, check=False).returncode == 0
+)
+
+
+@pytest.mark.skipif(not can_unshare, reason="needs the right to make name spaces (root)")
+def test_two_hosts_with_clocks_ten_minutes_apart(tmp_path: Path, start: Start) -> None:
+    store, plan = Store(tmp_path), trivial_plan(1, chains=1)
+    save(plan, store)
+    (key,) = plan.stages
+    spaces = (str(unshare), "--uts", "--pid", "--fork", "--kill-child", "--mount-proc")
+    first = start("60", "4", "0", "host-a", "600", spaces=spaces)
+    claim = store.path("data", key) / "claim-0001"
+    until(claim.exists)
+    beats = len(claim.read_bytes())
+    second = start("0.01", "4", "0", "host-b", "-600", spaces=spaces)
+    until(lambda: len(claim.read_bytes()) > beats + 12, 60)  # two leases of the owner's heartbeats
+    assert second.poll() is None
+    assert store.folder("data", key).generation == 1, "nobody takes over from a living owner"
+    began = time.monotonic()
+    kill(first)
+    until(lambda: second.poll() is not None, 60)
+    assert second.returncode == 0
+    assert time.monotonic() - began > 3, "elsewhere only a heartbeat that stands still for a lease proves a death"
+    assert_done_once(store, plan)
+    owners = [json.loads((claim.parent / f"claim-000{n}").read_bytes().partition(b"\n")[0])["host"] for n in (1, 2)]
+    assert owners == ["host-a", "host-b"]
+
+
+@pytest.mark.skipif(not can_unshare, reason="needs the right to make name spaces (root)")
+def test_workers_of_two_hosts_share_a_plan_and_publish_nothing_twice(tmp_path: Path, start: Start) -> None:
+    store, plan = Store(tmp_path), trivial_plan(60, chains=12)
+    save(plan, store)
+    spaces = (str(unshare), "--uts", "--pid", "--fork", "--kill-child", "--mount-proc")
+    places = [("host-a", "600"), ("host-a", "600"), ("host-b", "-600"), ("host-b", "-600")]
+    crew = [start("0.05", "3", "0", host, skew, spaces=spaces) for host, skew in places]
+    until(lambda: all(worker.poll() is not None for worker in crew), 120)
+    assert [worker.returncode for worker in crew] == [0, 0, 0, 0]
+    assert_done_once(store, plan)
+    assert all(outcomes == ["published"] for outcomes in ends(store, plan).values())
+    hosts = {store.folder(stage.kind, key).result().provenance["host"] for key, stage in plan.stages.items()}
+    assert hosts == {"host-a", "host-b"}
+
+
+def test_a_host_with_two_device_faults_takes_no_more_and_another_does_the_rest(tmp_path: Path, start: Start) -> None:
+    store, plan = Store(tmp_path), trivial_plan(6, chains=3)
+    save(plan, store)
+    broken = start("fault", "2")
+    assert broken.wait(60) == 3
+    said = (tmp_path / "words").read_text()
+    assert "2 faults of its device" in said
+    assert str(store.root / "faults") in said
+    assert start("0", "2").wait(60) == 3, "nor does a new worker of that host"
+    shutil.rmtree(store.root / "faults")  # a person says that it is mended
+    assert start("0", "2").wait(60) == 0
+    assert_done_once(store, plan)
+
+
+def test_out_of_memory_waits_for_a_worker_with_more(tmp_path: Path, start: Start) -> None:
+    store, plan = Store(tmp_path), trivial_plan(3, chains=1)
+    save(plan, store)
+    assert start("oom", "2", str(2**30)).wait(60) == 0
+    assert start("0", "2", str(2**30)).wait(60) == 0
+    survey = Frontier(plan, store, Observer()).survey()
+    assert [state.name for state in survey.todo.values()] == ["failed", "todo", "todo"]
+    assert next(iter(survey.todo.values())).cause == "oom"
+    assert start("0", "2", str(2**31)).wait(60) == 0
+    assert_done_once(store, plan)
+
+
+def test_a_worker_asked_to_leave_signs_out(tmp_path: Path, start: Start) -> None:
+    store, plan = Store(tmp_path), trivial_plan(40, chains=1)
+    save(plan, store)
+    worker = start("0.3", "2")
+    (found,) = until(lambda: list(present(store, NAME)))
+    assert found.here
+    until(lambda: store.folder("data", next(iter(plan.stages))).edition)
+    send([worker.pid], signal.SIGTERM)
+    assert worker.wait(60) == 0
+    assert not list(present(store, NAME))
+    assert Frontier(plan, store, Observer()).survey().todo
+    assert file_sha256(store.sweep(NAME) / "plan.json")

@@ -1,0 +1,141 @@
+"""Trivial stages for the engine's tests: real workers, whose trainer needs no torch and writes a stage's key."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from harness.claims import Claim
+from harness.errors import UserError
+from harness.events import in_words
+from harness.plan import Plan, Stage
+from harness.planfile import NEWEST, SavedPlan, dump, read_plan
+from harness.shift import Limits, work
+from harness.store import Store, digest, write_whole
+from harness.supervisor import Setup, Trouble
+from harness.trainer import Trainer
+
+NAME = "trivial"
+
+
+def content(key: str) -> bytes:
+    """Return what a trivial stage makes."""
+    return key.encode() * 8
+
+
+def trivial_plan(stages: int, chains: int) -> Plan:
+    """Return so many mask stages, most of them in chains as long as one another, and a data stage above all."""
+    plan = Plan(NAME)
+
+    def add(kind: str, spec: dict[str, Any], parents: dict[str, str]) -> str:
+        key = digest({"kind": kind, "parents": parents, **spec})
+        plan.stages[key] = Stage(key, kind, spec, parents, f"{kind} {spec}")
+        return key
+
+    data = add("data", {"n": 0}, {})
+    ends = dict.fromkeys(range(chains), data)
+    for number in range(1, stages):
+        chain = number % chains
+        role = "data" if ends[chain] == data else "mask"
+        ends[chain] = add("mask", {"n": number}, {role: ends[chain]})
+    plan.leaves = list(ends.values())
+    return plan
+
+
+def save(plan: Plan, store: Store) -> None:
+    """Write a plan where workers look for it."""
+    folder = store.sweep(plan.name)
+    folder.mkdir(parents=True)
+    write_whole(folder / NEWEST, dump(SavedPlan(Path(), plan, [])))
+
+
+def serve(pipe: Connection, device: str) -> None:
+    """Be a trainer: `device` says how long a stage takes at most, in seconds, or how it fails."""
+    pipe.send_bytes(json.dumps({"at": "ready"}).encode())
+    pause = threading.Event()
+    while True:
+        try:
+            order = json.loads(pipe.recv_bytes())
+        except (EOFError, OSError):
+            os._exit(0)
+        if "stop" in order:
+            continue
+        pipe.send_bytes(json.dumps(outcome(order, device, pause)).encode())
+
+
+def outcome(order: dict[str, Any], how: str, pause: threading.Event) -> dict[str, Any]:
+    """Do a stage's work: wait a little and write its file; or fail as told."""
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "fault":
+        return {"at": "end", "outcome": "fault", "cause": "device", "message": "uncorrectable ECC error"}
+    if how == "oom":
+        return {"at": "end", "outcome": "failed", "cause": "oom", "message": "out of memory"}
+    pause.wait(random.random() * float(how))
+    draft = Path(order["attempt"]) / "draft"
+    draft.write_bytes(content(order["key"]))
+    return {
+        "at": "end",
+        "outcome": "made",
+        "draft": "draft",
+        "sha256": hashlib.sha256(content(order["key"])).hexdigest(),
+        "bytes": len(content(order["key"])),
+        "metrics": {},
+        "stamp": {"device": "cpu", "threads": 1},
+        "resumed_at": 0,
+        "resumed": 0,
+        "seconds": 0.0,
+        "device_seconds": 0.0,
+    }
+
+
+def trainer(device: str) -> Trainer:
+    """Start a trivial trainer."""
+    return Trainer(device, serve, "tests.harness.trivial")
+
+
+def skewed(seconds: float) -> None:
+    """Set this process's wall clock, and the times of the claims it beats, off by so many seconds."""
+    import time
+
+    true, beat = time.time, Claim.beat
+
+    def shifted(claim: Claim) -> bool:
+        going_on = beat(claim)
+        now = true() + seconds
+        os.utime(claim.folder.claim_path(claim.generation), (now, now))
+        return going_on
+
+    time.time = lambda: true() + seconds
+    Claim.beat = shifted  # type: ignore[method-assign]
+
+
+def main(store: str, how: str, lease: str, memory: str = "0", host: str = "", skew: str = "0") -> int:
+    """Be a worker."""
+    if host:
+        socket.sethostname(host)
+    if float(skew):
+        skewed(float(skew))
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    place = Store(Path(store))
+    setup = Setup(how, 1, 300.0, float(lease), int(memory))
+    try:
+        work(read_plan(place.sweep(NAME) / NEWEST), place, setup, Limits(), stop, in_words, trainer)
+    except (Trouble, UserError) as error:
+        in_words(event="note", message=str(error))
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
