@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.claims import Owner, take
+from harness.claims import Owner, state_of, take
 from harness.frontier import Frontier
 from harness.plan import Stage
 from harness.store import Artifact, Result, file_sha256, place, publish
@@ -44,10 +44,14 @@ def _accept(frontier: Frontier, stage: Stage, old: Stage, differences: list[str]
             return f"  not accepted: {stage.label}: its {role} is not the one that the older result was made from"
         parents[parent] = present.artifact.sha256
     folder = store.folder(stage.kind, stage.key)
-    claim = take(folder, folder.generation, Owner.me())
+    try:
+        copy_artifact(store.path(old.kind, old.key), folder.path, before.artifact)
+    except ValueError as error:
+        return f"  not accepted: {stage.label}: {error}"
+    at_work = state_of(folder, frontier.observer).name == "running"
+    claim = None if at_work else take(folder, folder.generation, Owner.me())
     if claim is None:
         return f"  not accepted: {stage.label}: somebody works on it"
-    copy_artifact(store.path(old.kind, old.key), folder.path, before.artifact)
     blessed = {
         "from": old.key,
         "differences": differences,
@@ -57,7 +61,8 @@ def _accept(frontier: Frontier, stage: Stage, old: Stage, differences: list[str]
     }
     told = {**before.provenance, "blessed": blessed}
     result = Result(claim.base_edition + 1, before.artifact, parents, before.metrics, before.stamp, told)
-    publish(folder.path / f"result-{result.edition:04d}.json", result.dump())
+    if not publish(folder.path / f"result-{result.edition:04d}.json", result.dump()):
+        return f"  not accepted: {stage.label}: it was finished just now"
     claim.end("published", edition=result.edition)
     return f"  accepted: {stage.label}, as {old.key[:8]} made it"
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import socket
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from harness.machine import machine
 from harness.store import Folder, publish, read_json, write_whole
 
 LEASE = 180.0
@@ -53,20 +51,6 @@ def start_time(pid: int) -> int | None:
     return -1 if fields[0] in "ZX" else int(fields[19])
 
 
-@cache
-def machine() -> tuple[str, str, str]:
-    """Return (host, boot, process space): process numbers mean the same to two processes only where all three agree."""
-
-    def read(path: str) -> str:
-        try:
-            return os.readlink(path) if "/ns/" in path else Path(path).read_text().strip()
-        except OSError:
-            return f"unknown-{uuid.uuid4().hex}"
-
-    spaces = f"{read('/proc/self/ns/pid')} {read('/proc/self/ns/time')}"
-    return socket.gethostname(), read("/proc/sys/kernel/random/boot_id"), spaces
-
-
 @dataclass(frozen=True)
 class Owner:
     """Who holds a claim: a supervisor, its trainer, and the machine their numbers belong to."""
@@ -76,13 +60,15 @@ class Owner:
     space: str
     processes: tuple[Process, ...]
     job: str = ""
+    lease: float = 0.0
+    """Seconds without a heartbeat after which it wants to be taken for dead, at the earliest."""
 
     @classmethod
-    def me(cls, trainer: int | None = None) -> Owner:
+    def me(cls, trainer: int | None = None, lease: float = 0.0) -> Owner:
         """Return this process, and its trainer, as an owner."""
         pids = [os.getpid(), *([trainer] if trainer else [])]
         processes = tuple(Process(pid, start_time(pid) or 0) for pid in pids)
-        return cls(*machine(), processes, os.environ.get("SLURM_JOB_ID", ""))
+        return cls(*machine(), processes, os.environ.get("SLURM_JOB_ID", ""), lease)
 
     @classmethod
     def read(cls, path: Path) -> Owner | None:
@@ -98,9 +84,14 @@ class Owner:
         processes = tuple(Process(**p) for p in value["processes"])
         return cls(**{**value, "processes": processes})
 
+    @property
+    def is_here(self) -> bool:
+        """Return whether its process numbers mean the same here."""
+        return (self.host, self.boot, self.space) == machine()
+
     def certainly_gone(self) -> bool:
         """Return True where all its processes ran on this machine and are gone. Never proves that it lives."""
-        return (self.host, self.boot, self.space) == machine() and all(process.gone() for process in self.processes)
+        return self.is_here and all(process.gone() for process in self.processes)
 
 
 @dataclass
@@ -130,7 +121,7 @@ class Observer:
         if size != known or now - last > self.lease / 2:
             since = now
         self._seen[claim] = (size, since, now)
-        return now - since > self.lease
+        return now - since > max(self.lease, owner.lease if owner else 0.0)
 
 
 @dataclass(frozen=True)
@@ -144,7 +135,10 @@ class State:
     cause: str = ""
     """Of a failure: code, input, oom, died or device."""
     memory: int = 0
-    """Where memory ran out: the bytes that were not enough."""
+    """Where memory ran out: the bytes that were not enough, and whether the machine's (ram) or its GPU's (gpu)."""
+    resource: str = "ram"
+    lost: float = 0.0
+    """The most seconds that an attempt was given which was stopped."""
     host: str = ""
     """A host whose device failed on it, to be avoided where there is another."""
 
@@ -163,7 +157,7 @@ def state_of(folder: Folder, observer: Observer) -> State:
     if end is None:
         if not observer.lost(folder.claim_path(generation)):
             return State("running", generation)
-        tries = fruitless(folder)
+        tries = fruitless(folder, vanished=True)
         if tries >= GIVE_UP_UNEXPLAINED:
             detail = f"its worker vanished {tries} times in a row before the first checkpoint"
             return State("failed", generation, detail, cause="died")
@@ -173,7 +167,7 @@ def state_of(folder: Folder, observer: Observer) -> State:
 
 def _ended(folder: Folder, generation: int, end: Mapping[str, Any]) -> State:
     outcome, detail = str(end.get("outcome")), str(end.get("message", ""))
-    if outcome == "died" and (tries := fruitless(folder)) >= GIVE_UP_AFTER:
+    if outcome == "died" and (tries := fruitless(folder, vanished=False)) >= GIVE_UP_AFTER:
         return State("failed", generation, f"{detail} ({tries} times in a row)", cause="died")
     if outcome == "fault":
         if (tries := faults_in_a_row(folder)) >= GIVE_UP_AFTER:
@@ -181,8 +175,17 @@ def _ended(folder: Folder, generation: int, end: Mapping[str, Any]) -> State:
         return State("stopped", generation, detail, host=str(end.get("host", "")))
     if outcome in ("failed", "diverged"):
         cause = str(end.get("cause", outcome))
-        return State(outcome, generation, detail, cause=cause, memory=int(end.get("memory", 0)))
-    return State("stopped", generation, detail)
+        return State(
+            outcome,
+            generation,
+            detail,
+            cause=cause,
+            memory=int(end.get("memory", 0)),
+            resource=str(end.get("resource", "ram")),
+        )
+    ends = [folder.end(n) or {} for n in range(1, generation + 1)]
+    lost = max((float(e.get("seconds", 0.0)) for e in ends if e.get("outcome") == "stopped"), default=0.0)
+    return State("stopped", generation, detail, lost=lost)
 
 
 def faults_in_a_row(folder: Folder) -> int:
@@ -191,8 +194,11 @@ def faults_in_a_row(folder: Folder) -> int:
     return sum(1 for _ in itertools.takewhile(lambda end: end is not None and end.get("outcome") == "fault", ends))
 
 
-def fruitless(folder: Folder) -> int:
-    """Count the newest attempts in a row that died, or vanished, and left no checkpoint of their own."""
+def fruitless(folder: Folder, vanished: bool) -> int:
+    """Count the newest attempts in a row, without a checkpoint of their own, that died; or those that vanished.
+
+    The others of the two are passed over: a machine that is switched off says nothing about a crash.
+    """
     count = 0
     for generation in range(folder.generation, 0, -1):
         end = folder.end(generation)
@@ -201,7 +207,7 @@ def fruitless(folder: Folder) -> int:
             attempt.is_dir() and any(attempt.glob("checkpoint-*"))
         ):
             break
-        count += 1
+        count += (end is None) == vanished
     return count
 
 

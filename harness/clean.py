@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -10,9 +11,9 @@ from pathlib import Path
 
 from harness.claims import Observer, state_of
 from harness.plan import Plan
-from harness.planfile import earlier_plans, find_plans, read_plan
+from harness.planfile import earlier_plans, plans_in_force, read_plan, sweep_names
 from harness.publication import KEPT
-from harness.store import KINDS, Folder, Store, remove_dead_drafts
+from harness.store import KINDS, Folder, Store, forget_index, remove_dead_drafts
 
 TRASH = "trash"
 MOST_PLANS = 20
@@ -57,7 +58,8 @@ def _copies(spec: object) -> Iterator[str]:
 
 def find_waste(store: Store, plan: Plan, observer: Observer) -> Waste:
     """Look for what neither this plan nor any sweep's newest one refers to. Raises UserError for an unreadable plan."""
-    kept = [plan, *(read_plan(path).plan for name, path in find_plans(store).items() if name != plan.name)]
+    in_force = [path for name in sweep_names(store) for path in plans_in_force(store, name) if name != plan.name]
+    kept = [plan, *(read_plan(path).plan for path in in_force)]
     keys, copies = _referred(store, kept)
     waste = Waste()
     for folder in _folders(store):
@@ -70,9 +72,8 @@ def find_waste(store: Store, plan: Plan, observer: Observer) -> Waste:
     for kind in ("plugins", "imports"):
         place = store.root / kind
         waste.files += [p for p in (sorted(place.iterdir()) if place.is_dir() else []) if p.name not in copies]
-    newest = {path.read_bytes() for path in find_plans(store).values()}
-    for name in find_plans(store):
-        waste.files += [path for path in earlier_plans(store, name) if path.read_bytes() not in newest]
+    for name in sweep_names(store):
+        waste.files += [path for path in earlier_plans(store, name) if path not in plans_in_force(store, name)]
     trash = store.root / TRASH
     waste.files += sorted(trash.iterdir()) if trash.is_dir() else []
     waste.bytes = sum(_size(folder.path) for folder in waste.stages) + sum(map(_size, waste.files))
@@ -113,16 +114,22 @@ def remove(store: Store, waste: Waste) -> None:
     trash = store.root / TRASH
     trash.mkdir(exist_ok=True)
     for folder in waste.stages:
+        if store.folder(folder.path.parent.parent.name, folder.path.name).names != folder.names:
+            continue  # somebody has come since
         gone = trash / uuid.uuid4().hex
         folder.path.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        if frozenset(os.listdir(gone)) != folder.names and not folder.path.exists():
+            gone.rename(folder.path)
+        else:
+            shutil.rmtree(gone, ignore_errors=True)
+    forget_index(store)
     for path in waste.files:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    for folder in _folders(store):
-        remove_dead_drafts(folder.path)
+    for draft in store.root.rglob(".draft-*"):
+        remove_dead_drafts(draft.parent)
     shutil.rmtree(trash, ignore_errors=True)
 
 

@@ -76,7 +76,7 @@ class Costs:
     def add(self, stage: Stage, result: Result) -> None:
         """Learn from a result, unless it was made elsewhere and only taken over or accepted here."""
         said, stamp = result.provenance, result.stamp
-        seconds = said.get("seconds_of_all_attempts", said.get("seconds"))
+        seconds = said.get("seconds_of_all_attempts" if said.get("resumed") else "seconds")
         if not seconds or "blessed" in said:
             return
         place = Place(str(stamp.get("device")), int(stamp.get("threads", 1)), str(stamp.get("device_name", "")))

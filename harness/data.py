@@ -63,6 +63,8 @@ def merge(
         raise typer.Exit(2)
     done = merge(Store(store), Store(other))
     typer.echo(f"{done.taken} finished stages taken over, {done.had} were here already, {done.unfinished} not finished")
+    if done.busy:
+        typer.echo(f"{done.busy} are being worked on here and were left alone", err=True)
     for what in done.differ:
         typer.echo(f"{what}: finished in both with different content; the one here stays", err=True)
     for what in done.damaged:

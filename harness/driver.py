@@ -194,9 +194,9 @@ class Driver:
             released = release(self.frontier, options.retry)
             typer.echo(f"{count(released, 'failed stage')} released for another try", err=True)
         survey = self.frontier.survey()
+        saved = save_plan(self.plan, self.store, self.sweep, whole=not self.chosen)
         if not survey.todo:
             return self.report(interrupted=False)
-        saved = save_plan(self.plan, self.store, self.sweep, whole=not self.chosen)
         machine = self.machine(options)
         outlook, began = Outlook(self.frontier, survey, machine), time.monotonic()
         outlook.keep(saved.parent)
@@ -214,7 +214,7 @@ class Driver:
         """Run what ran out of memory once more, with the machine to itself; return whether that was stopped."""
         alone = this_machine(1, machine.threads, machine.device)
         frontier = Frontier(self.plan, self.store, self.frontier.observer)
-        frontier.memory = alone.memory
+        frontier.memory = {"ram": alone.memory, "gpu": alone.gpu_memory}
         short = [s for s in frontier.survey().todo.values() if s.cause == "oom" and s.claimable]
         if not short:
             return False

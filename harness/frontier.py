@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from harness.claims import Observer, State, state_of
@@ -30,8 +31,8 @@ class Frontier:
 
     def __init__(self, plan: Plan, store: Store, observer: Observer) -> None:
         self.plan, self.store, self.observer = plan, store, observer
-        self.memory = 0
-        """Bytes that whoever asks could give a stage: one that failed with clearly less may be taken by them."""
+        self.memory: Mapping[str, int] = {}
+        """Bytes of `ram` and `gpu` that who asks could give a stage: one that failed with clearly less is theirs."""
         self.changed = False
         """True from a call of `forget` to the next survey."""
         self._known: dict[str, tuple[Result, bool]] = {}
@@ -95,7 +96,7 @@ class Frontier:
     def state(self, stage: Stage) -> State:
         """Return the state of a stage that has no usable result."""
         state = state_of(self.store.folder(stage.kind, stage.key), self.observer)
-        if state.cause == "oom" and self.memory > state.memory * MORE > 0:
+        if state.cause == "oom" and self.memory.get(state.resource, 0) > state.memory * MORE > 0:
             return replace(state, name="stopped")
         return state
 

@@ -8,15 +8,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness.claims import machine
+from harness.machine import machine
 from harness.store import Store, publish, read_json
 
 MOST_FAULTS = 2
-"""Faults since a host's last boot after which it is avoided."""
+"""Stages that met a fault since a host's last boot, after which it is avoided."""
 
 
 def record_fault(store: Store, device: str, message: str, stage: str) -> None:
-    """Write down a fault of this host's device."""
+    """Write down a fault of this host's device, and the key of the stage that met it."""
     host, boot, _ = machine()
     folder = _folder(store, host)
     folder.mkdir(parents=True, exist_ok=True)
@@ -29,13 +29,32 @@ def record_fault(store: Store, device: str, message: str, stage: str) -> None:
 def avoided_here(store: Store) -> str:
     """Return why this host must not be used, empty where it may be. A reboot wipes the slate, as does a person."""
     host, boot, _ = machine()
-    since = [said for said in _faults(_folder(store, host)) if said.get("boot") == boot]
-    if len(since) < MOST_FAULTS:
+    counted = _counted(host, faults(store), boot)
+    if len(counted) < MOST_FAULTS:
         return ""
     return (
-        f"{host} has had {len(since)} faults of its device since it was booted, the last: {since[-1].get('message')}; "
+        f"{host} has had faults of its device in {len(counted)} stages since it was booted, the last: {counted[-1]}; "
         f"when it is mended, remove {_folder(store, host)}"
     )
+
+
+def avoided(store: Store) -> list[str]:
+    """Return the hosts that are avoided, as far as one can tell from elsewhere: each since the boot it last told of."""
+    found = faults(store)
+    return [
+        host for host, said in found.items() if said and len(_counted(host, found, said[-1].get("boot"))) >= MOST_FAULTS
+    ]
+
+
+def _counted(host: str, found: dict[str, list[dict[str, Any]]], boot: object) -> list[str]:
+    """Return the last message of every stage that failed on a host and on no other, where it would be to blame."""
+    elsewhere = {said.get("stage") for name, faults in found.items() if name != _name(host) for said in faults}
+    mine = [said for said in found.get(_name(host), []) if said.get("boot") == boot]
+    return list({str(s.get("stage")): str(s.get("message")) for s in mine if s.get("stage") not in elsewhere}.values())
+
+
+def _name(host: str) -> str:
+    return host.replace("/", "_")
 
 
 def faults(store: Store) -> dict[str, list[dict[str, Any]]]:
@@ -45,7 +64,7 @@ def faults(store: Store) -> dict[str, list[dict[str, Any]]]:
 
 
 def _folder(store: Store, host: str = "") -> Path:
-    return store.root / "faults" / (host or socket.gethostname()).replace("/", "_")
+    return store.root / "faults" / _name(host or socket.gethostname())
 
 
 def _faults(folder: Path) -> list[dict[str, Any]]:

@@ -111,7 +111,7 @@ def stand(plan: Plan, store: Store, observer: Observer, rebuild: bool = False) -
                 if result := looked[key].result():
                     standing.done[key] = Done.of(plan.stages[key], result)
                 standing.operations += 2 if result else A_LOOK + max(0, looked[key].generation - 1)
-    if len(standing.done) > len(known):
+    if standing.done != known:
         standing.operations += 1
         _write(_path(store, plan.name), standing.done)
     for key in _needed(plan, standing):

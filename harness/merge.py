@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.bless import copy_artifact
-from harness.claims import Owner, take
+from harness.claims import Observer, Owner, state_of, take
 from harness.store import KINDS, Folder, Result, Store, digest, publish, read_json, write_whole
 
 ALONG = ("metrics.jsonl", "log")
@@ -27,6 +27,8 @@ class Merged:
     """Finished here already, with other content: ours stays."""
     damaged: list[str] = field(default_factory=list)
     unfinished: int = 0
+    busy: int = 0
+    """Worked on here at the moment."""
 
 
 def merge(ours: Store, theirs: Store) -> Merged:
@@ -59,15 +61,15 @@ def _stage(ours: Store, kind: str, other: Folder, merged: Merged) -> None:
     if spec is None or digest(spec) != key:
         merged.damaged.append(f"{kind} {key[:8]}: its spec.json does not belong to its key")
         return
-    claim = take(here, here.generation, Owner.me())
-    if claim is None:
-        merged.had += 1
-        return
     try:
         copy_artifact(other.path, here.path, result.artifact)
     except ValueError as error:
-        claim.end("stopped", message=str(error))
         merged.damaged.append(f"{kind} {key[:8]}: {error}")
+        return
+    at_work = state_of(here, Observer()).name == "running"
+    claim = None if at_work else take(here, here.generation, Owner.me())
+    if claim is None:
+        merged.busy += 1
         return
     write_whole(here.path / "spec.json", json.dumps(spec, indent=1, sort_keys=True).encode())
     made = other.attempt(int(result.provenance.get("generation", 1)))
@@ -76,9 +78,9 @@ def _stage(ours: Store, kind: str, other: Folder, merged: Merged) -> None:
             shutil.copyfile(made / name, claim.attempt / name)
     told = {**result.provenance, "merged_from": str(other.path.parents[3])}
     copy = Result(1, result.artifact, result.parents, result.metrics, result.stamp, told)
-    publish(here.path / f"result-{claim.base_edition + 1:04d}.json", copy.dump())
-    claim.end("published", edition=claim.base_edition + 1)
-    merged.taken += 1
+    if publish(here.path / f"result-{claim.base_edition + 1:04d}.json", copy.dump()):
+        claim.end("published", edition=claim.base_edition + 1)
+        merged.taken += 1
 
 
 def _bring(path: Path, target: Path) -> None:

@@ -22,7 +22,7 @@ FOLDER = "miniature"
 """The miniature's own store, inside the sweep's."""
 EPOCHS = 2
 """Of one step each: in the first, ghosts live, in the second they are gone."""
-TRAIN, DEV, TEST, CLASSES = 12, 2, 10, 10
+TRAIN, DEV, TEST, CLASSES = 6, 2, 4, 4
 LR = 1e-3
 """The most that a learning rate is: a deep network's first steps on noise diverge with more."""
 STEPS = {"steps": 3, "iterations": 2, "per_class": 1}

@@ -101,7 +101,10 @@ class Outlook:
         return within(self.plan.cells, self.plan, self.todo, self.costs, seconds / share)[0]
 
     def keep(self, folder: Path) -> None:
-        """Write the forecast beside the plan, unless a call before this one has left one that is not used up."""
+        """Write the forecast beside the plan, unless an earlier call, of which this one is the rest, left one."""
+        earlier = read_json(folder / FORECAST)
+        if earlier and earlier["basis"] and set(self.todo) < set(earlier["todo"]):
+            return
         write_whole(folder / FORECAST, json.dumps({"todo": self.todo, **self.forecast().dump()}).encode())
 
     def outcome(self, folder: Path, wall: float) -> str:

@@ -171,6 +171,21 @@ def earlier_plans(store: Store, name: str) -> list[Path]:
     return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
-def find_plans(store: Store) -> Mapping[str, Path]:
-    """Return every sweep's newest plan by the sweep's name."""
-    return {path.parent.name: path for path in sorted(store.root.glob(f"sweeps/*/{NEWEST}"))}
+def find_plan(store: Store, name: str) -> Path:
+    """Return the file of a sweep's newest whole plan, or of its newest partial one where none was ever whole."""
+    whole = store.sweep(name) / NEWEST
+    return whole if whole.exists() else next(iter(earlier_plans(store, name)), whole)
+
+
+def plans_in_force(store: Store, name: str) -> list[Path]:
+    """Return the plans that a sweep still stands for: its newest whole one, and partial ones made after it."""
+    whole = store.sweep(name) / NEWEST
+    since = whole.stat().st_mtime_ns if whole.exists() else 0
+    later = [path for path in earlier_plans(store, name) if path.stat().st_mtime_ns >= since]
+    return [*([whole] if since else []), *later]
+
+
+def sweep_names(store: Store) -> list[str]:
+    """Return the names of all sweeps of a store."""
+    folder = store.root / "sweeps"
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []

@@ -36,8 +36,8 @@ COST_VERSION = 1
 def data_folder(sweep: Sweep, given: Path | None) -> Path:
     """Return where data sets lie: as given, `data:` of the file (relative to it), $HARNESS_DATA, or ./data."""
     if given is None and sweep.file.data:
-        return Path(sweep.document.file).parent / sweep.file.data
-    return given or Path(os.environ.get("HARNESS_DATA", "data"))
+        given = Path(sweep.document.file).parent / sweep.file.data
+    return (given or Path(os.environ.get("HARNESS_DATA", "data"))).absolute()
 
 
 def make_plan(sweep: Sweep, store: Store, data: Path, miniature: bool = False) -> Plan:

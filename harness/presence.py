@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.claims import Owner, machine
+from harness.claims import Owner
 from harness.store import Store, write_whole
 
 
@@ -26,7 +26,7 @@ class Present:
     @property
     def here(self) -> bool:
         """Return whether it runs on this machine."""
-        return (self.owner.host, self.owner.boot, self.owner.space) == machine()
+        return self.owner.is_here
 
     @property
     def gone(self) -> bool:

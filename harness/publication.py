@@ -11,7 +11,7 @@ from harness.claims import Claim
 from harness.frontier import Frontier
 from harness.plan import Stage
 from harness.provenance import provenance
-from harness.store import Artifact, Result, file_sha256, place, publish, remove_dead_drafts, sync
+from harness.store import Artifact, Result, file_sha256, forget_index, place, publish, remove_dead_drafts, sync
 
 KEPT = frozenset({"metrics.jsonl", "log", "end.json"})
 """What stays of an attempt when its stage is done."""
@@ -49,7 +49,10 @@ def publish_made(
             return "gave up"
         if before is not None:
             frontier.forget()
-    claim.end("published", edition=claim.base_edition + 1)
+            forget_index(frontier.store)
+        claim.end("published", edition=claim.base_edition + 1)
+    else:
+        claim.end("restored", edition=before.edition)  # the same content: its file is there again
     clean(claim)
     return "published"
 

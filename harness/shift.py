@@ -8,22 +8,24 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from harness.claims import Claim, Observer, Owner, State, machine, take
+from harness.claims import Claim, Observer, Owner, State, take
 from harness.costs import Costs, Place
 from harness.frontier import Frontier
+from harness.machine import machine
 from harness.plan import Stage
 from harness.planfile import SavedPlan
 from harness.presence import Presence, crowded
-from harness.provenance import source_digest
+from harness.provenance import provenance, source_digest
 from harness.store import Store
 from harness.supervisor import Setup, Supervisor
 from harness.time_left import TimeLeft
 from harness.trainer import Trainer
 
 POLL = 0.5
-"""Seconds between two looks at what others run."""
+"""Seconds between two looks at what others run; more where nothing changes for long."""
 
 
 class Worker:
@@ -35,6 +37,10 @@ class Worker:
         self.frontier, self.supervisor, self.stop, self.tell, self.time = frontier, supervisor, stop, tell, time
         self.token = uuid.uuid4().hex
         self.todo: dict[str, Stage] = {}
+        self.absent: set[str] = set()
+        self.idle = 0
+        self.read: set[str] = set()
+        """Stages whose artifact is needed, since one that is to run is made from it; of others the result is enough."""
         self.broken: set[str] = set()
         """Stages that failed, and all below them."""
 
@@ -44,6 +50,7 @@ class Worker:
         while not self.stop.is_set() and not (self.time and self.time.over()):
             self.supervisor.beat()
             taken, others = self.take()
+            self.idle = 0 if taken is not None else self.idle + 1
             if taken is not None:
                 outcome = self.supervisor.run(*taken)
                 self._learn(taken[0], outcome)
@@ -52,7 +59,8 @@ class Worker:
                 elif outcome == "published":
                     self.todo.pop(taken[0].key, None)
             elif others:
-                self.stop.wait(min(POLL, self.frontier.observer.lease / 20))
+                lease = self.frontier.observer.lease
+                self.stop.wait(min(POLL * 1.3**self.idle, max(POLL, lease / 40), lease / 20))
             else:
                 before = set(self.todo)
                 self.look()
@@ -70,6 +78,7 @@ class Worker:
         survey = self.frontier.survey()
         keys = sorted(survey.todo, key=lambda key: (-heights[key], hash((self.token, key))))
         self.todo = {key: self.frontier.plan.stages[key] for key in keys}
+        self.read = {parent for stage in self.todo.values() for parent in stage.parents.values()}
         self.broken = set(self.frontier.blocked(survey))
 
     def ready(self) -> Iterator[tuple[Stage, State]]:
@@ -82,7 +91,7 @@ class Worker:
                     if any(p in self.broken for p in stage.parents.values()):
                         self.broken.add(key)
                     continue
-                if self.frontier.result(key, with_artifact=True):
+                if self.frontier.result(key, with_artifact=key in self.read):
                     del self.todo[key]
                     progress = True
                     continue
@@ -101,7 +110,7 @@ class Worker:
                 self.broken.add(stage.key)
             elif not state.claimable:
                 others = True
-            elif self.time and not self.time.allows(stage):
+            elif self._elsewhere(stage) or (self.time and not self.time.allows(stage, state.lost)):
                 continue
             elif state.host == machine()[0]:
                 shunned.append((stage, state))
@@ -114,12 +123,21 @@ class Worker:
                 return (stage, claim), True
         return None, others or bool(shunned)
 
+    def _elsewhere(self, stage: Stage) -> bool:
+        """Return whether a data set's files are not on this machine, where another may have them; said once."""
+        if not stage.place or Path(stage.place).exists():
+            return False
+        if stage.key not in self.absent:
+            self.absent.add(stage.key)
+            self.tell(event="note", message=f"{stage.label}: {stage.place} is not on this machine; left to others")
+        return True
+
     def _claim(self, stage: Stage, state: State) -> Claim | None:
         folder = self.frontier.store.folder(stage.kind, stage.key)
         if folder.generation != state.generation:
             return None
         claim = take(folder, state.generation, self.supervisor.owner())
-        if claim is not None and self.frontier.result(stage.key, with_artifact=True):
+        if claim is not None and self.frontier.result(stage.key, with_artifact=stage.key in self.read):
             claim.end("gave up", message="it was published just before")  # between the look and the claim
             return None
         return claim
@@ -168,8 +186,9 @@ def work(
             message=f"this worker's code ({source_digest()}) differs from the code that made the plan "
             f"({saved.source}); results name the code that made them",
         )
+    provenance(store, setup.device)  # of the code as it is now, whatever is edited while this worker lives
     frontier = Frontier(saved.plan, store, Observer(setup.lease))
-    presence = Presence(store, saved.plan.name, Owner.me(), **_about(setup))
+    presence = Presence(store, saved.plan.name, Owner.me(lease=setup.lease), **_about(setup))
     try:
         if limits.at_most is not None and crowded(store, saved.plan.name, limits.at_most, presence.path):
             tell(event="note", message=f"{limits.at_most} workers run on this machine already; leaving")

@@ -18,9 +18,9 @@ from harness.claims import BEATS_PER_LEASE, LEASE, Observer
 from harness.costs import units
 from harness.errors import UserError, printable
 from harness.failures import REMEDIES, Group, group_failures
-from harness.hosts import MOST_FAULTS, faults
+from harness.hosts import MOST_FAULTS, avoided
 from harness.index import Standing, stand
-from harness.planfile import NEWEST, SavedPlan, as_saved, read_plan
+from harness.planfile import SavedPlan, as_saved, find_plan, read_plan
 from harness.presence import Present, present
 from harness.store import KINDS, Store
 from harness.words import span
@@ -78,7 +78,7 @@ def gather(saved: SavedPlan, store: Store, observer: Observer, rebuild: bool) ->
         sum(done.finished > ago for done in standing.done.values()),
         _left(saved, standing),
         [(plan.stages[key].label, seconds) for seconds, key in long],
-        [host for host, said in faults(store).items() if len(said) >= MOST_FAULTS],
+        avoided(store),
     )
 
 
@@ -178,7 +178,7 @@ def render(status: Status) -> Renderable:
     if status.slowest:
         lines.append(Text("slowest: " + "; ".join(f"{label} {span(seconds)}" for label, seconds in status.slowest)))
     lines += [Text(text) for group in status.groups for text in _told(group)]
-    lines += [Text(f"avoided after {MOST_FAULTS} faults of its device: {host}") for host in status.avoided]
+    lines += [Text(f"avoided, since {MOST_FAULTS} stages met a fault of its device: {host}") for host in status.avoided]
     return Lines(*lines)
 
 
@@ -214,10 +214,10 @@ def _told(group: Group) -> list[str]:
     return [*lines, f"  {REMEDIES.get(group.cause, '')}"]
 
 
-def find_plan(given: str, store: Store, data: Path | None = None) -> SavedPlan:
+def plan_of(given: str, store: Store, data: Path | None = None) -> SavedPlan:
     """Return a sweep's newest plan by its name; of a file, the plan that it would have now."""
     if not given.endswith((".yaml", ".yml")):
-        return read_plan(store.sweep(given) / NEWEST)
+        return read_plan(find_plan(store, given))
     from harness.check import load_sweep
     from harness.planner import data_folder, make_plan
 
@@ -244,7 +244,7 @@ def main(
 
     try:
         place = Store(store)
-        saved = find_plan(sweep, place, data)
+        saved = plan_of(sweep, place, data)
         if bless and not why:
             raise UserError("--bless goes with --why: say which cell's older results are to be accepted")
         if why:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from harness.machine import machine
+
 KINDS = ("data", "mask", "rescale", "train")
-_serial = itertools.count()
 
 
 def canonical(value: Any) -> bytes:
@@ -35,8 +37,8 @@ def file_sha256(path: Path) -> str:
 
 def _draft(path: Path, data: bytes) -> Path:
     """Write a complete, synced file beside the target; plain open, so that the umask decides who may read it."""
-    draft = path.parent / f".draft-{os.uname().nodename[:32]}-{os.getpid()}-{next(_serial)}"
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    draft = path.parent / f".draft-{_writers()}-{os.getpid()}-{uuid.uuid4().hex}"
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with open(descriptor, "wb") as file:
             file.write(data)
@@ -46,6 +48,12 @@ def _draft(path: Path, data: bytes) -> Path:
         draft.unlink(missing_ok=True)
         raise
     return draft
+
+
+@cache
+def _writers() -> str:
+    """Return a mark of the processes that can see whether one another live: of one machine, boot and process space."""
+    return hashlib.sha256(repr(machine()).encode()).hexdigest()[:12]
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -77,8 +85,8 @@ def sync(path: Path) -> None:
 
 
 def remove_dead_drafts(folder: Path) -> None:
-    """Remove the drafts in a folder whose writers, on this host, are gone."""
-    for draft in folder.glob(f".draft-{os.uname().nodename[:32]}-*"):
+    """Remove the drafts in a folder whose writers, seen from here, are gone."""
+    for draft in folder.glob(f".draft-{_writers()}-*"):
         try:
             os.kill(int(draft.name.split("-")[-2]), 0)
         except (ProcessLookupError, ValueError, OverflowError):
@@ -102,9 +110,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Return a JSON mapping, or None where the file is gone or holds anything else."""
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
+        return None  # any other OSError is told: a file that cannot be read is not one that is not there
     return value if isinstance(value, dict) else None
+
+
+def forget_index(store: Store) -> None:
+    """Remove the index of what is finished: some of it is no more, or became another."""
+    for index in (store.root / "cache" / "index").glob("*.json"):
+        index.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -200,7 +214,7 @@ class Folder:
             return False
         try:
             return (self.path / artifact.file).stat().st_size == artifact.bytes
-        except OSError:
+        except FileNotFoundError:
             return False
 
     def claim_path(self, generation: int) -> Path:

@@ -17,14 +17,17 @@ from harness.frontier import Frontier
 from harness.hosts import avoided_here, record_fault
 from harness.memory import forget_peak, oom_kills, peak
 from harness.plan import Stage
+from harness.provenance import source_digest
 from harness.publication import publish_made
 from harness.store import file_sha256, write_whole
 from harness.trainer import STARTING, Trainer
 
 STALL = 3600.0
 """Seconds without any word from the trainer after which it counts as hung."""
-GRACE = 60.0
-"""Seconds that a trainer asked to stop may take to save and leave."""
+GRACE = 25.0
+"""Seconds that a trainer asked to stop may take to save and leave; Slurm by default waits 30 before it kills."""
+STEPPING = ("train", "rescale")
+"""Kinds of stages that tell of their steps, and so can be seen to hang, and can save."""
 
 Tell = Callable[..., None]
 
@@ -38,7 +41,9 @@ class Setup:
     checkpoint_every: float = 300.0
     lease: float = LEASE
     memory: int = 0
-    """Bytes of memory that this worker's stages may use; a stage that needed more waits for a worker with more."""
+    """Bytes of the machine's memory that this worker may use; a stage that needed more waits for a worker with more."""
+    gpu_memory: int = 0
+    """The same of its GPU's memory."""
     discard_weights: bool = False
     """Whether the weights of trainings that no other stage reads are thrown away, their results kept."""
     scratch: str = ""
@@ -64,7 +69,7 @@ class Supervisor:
         self.beside: Callable[[], None] = lambda: None
         """Called at every heartbeat, beside the claim's own."""
         self._next_beat = 0.0
-        frontier.memory = setup.memory
+        frontier.memory = {"ram": setup.memory, "gpu": setup.gpu_memory}
         self._heed()
         self.trainer = self._start()
 
@@ -78,6 +83,9 @@ class Supervisor:
         while time.monotonic() < deadline:
             message = trainer.hear(1.0)
             if message and message["at"] == "ready":
+                if message.get("source", source_digest()) != source_digest():
+                    trainer.kill()
+                    raise Trouble("the code was edited since this worker started; start it anew")
                 return trainer
             if message and message["at"] == "unfit":
                 trainer.kill()
@@ -96,7 +104,7 @@ class Supervisor:
 
     def owner(self) -> Owner:
         """Return who claims: this process and its trainer."""
-        return Owner.me(self.trainer.pid)
+        return Owner.me(self.trainer.pid, self.setup.lease)
 
     def run(self, stage: Stage, claim: Claim) -> str:
         """Run a claimed stage; return how it ended. Raises Trouble where the store cannot be written."""
@@ -112,12 +120,15 @@ class Supervisor:
             forget_peak(self.trainer.pid)
             killed = oom_kills()
             self.trainer.send(self._order(stage, claim, parents))
-            end = self._follow(claim)
+            end = self._follow(stage, claim)
             if end["outcome"] == "died" and end.get("signal") == "SIGKILL" and oom_kills() > killed:
-                end |= {"outcome": "failed", "cause": "oom", "message": "the kernel ended the trainer: out of memory"}
+                end |= {"outcome": "failed", "cause": "oom", "resource": "ram"}
+                end["message"] = "the kernel ended the trainer: out of memory"
             outcome = self._conclude(stage, claim, parents, end)
         except OSError as error:
             self.trainer.kill()
+            with contextlib.suppress(OSError):
+                claim.end("stopped", message=str(error))
             raise Trouble(f"{claim.folder.path}: {error}") from error
         except ValueError as error:  # such as a metric that JSON cannot hold: this stage's fault, not the worker's
             claim.end("failed", cause="code", message=f"its result cannot be written: {error}")
@@ -134,6 +145,8 @@ class Supervisor:
         if end["outcome"] == "trouble":
             raise Trouble(str(end["message"]))
         self._heed()
+        if outcome in ("failed", "fault") or not self.trainer.alive:
+            self._restart()
         return outcome
 
     def close(self) -> None:
@@ -176,9 +189,9 @@ class Supervisor:
             "scratch": str(Path(self.setup.scratch) / stage.key) if self.setup.scratch else "",
         }
 
-    def _follow(self, claim: Claim) -> dict[str, Any]:
+    def _follow(self, stage: Stage, claim: Claim) -> dict[str, Any]:
         """Hear the trainer until the stage ends, beating all the while."""
-        every = self.setup.lease / BEATS_PER_LEASE
+        every, steps = self.setup.lease / BEATS_PER_LEASE, stage.kind in STEPPING
         now = time.monotonic()
         next_beat, last_word, leave_by = now + every, now, 0.0
         while True:
@@ -189,20 +202,19 @@ class Supervisor:
                 if message["at"] == "end":
                     return {**message, "peak_memory": peak(self.trainer.pid)}
                 if message["at"] == "died":
-                    self._restart()
                     return {"outcome": "died", "message": message["message"], "signal": message.get("signal", "")}
                 self.tell(event="step", **{k: v for k, v in message.items() if k != "at"})
             if now >= next_beat:
                 next_beat = now + every
                 self.beat()
                 if not claim.beat():
-                    self._restart()
+                    self.trainer.kill()
                     return {"outcome": "gave up", "message": "another worker has taken over"}
             if self.stopping() and not leave_by:
-                leave_by = now + GRACE
+                leave_by = now + (GRACE if steps else 0.0)  # what takes no steps has nothing to save
                 self.trainer.send({"stop": True})
-            if (leave_by and now > leave_by) or now - last_word > STALL:
-                self._restart()
+            if (leave_by and now > leave_by) or (steps and now - last_word > STALL):
+                self.trainer.kill()
                 said = "did not leave in time" if leave_by else f"was silent for {STALL:.0f} s"
                 return {"outcome": "stopped" if leave_by else "died", "message": f"the trainer {said}"}
 
@@ -227,13 +239,11 @@ class Supervisor:
             outcome = "stopped"
         details = {k: v for k, v in end.items() if k not in ("at", "outcome")}
         if outcome == "fault":
-            record_fault(self.frontier.store, self.setup.device, str(end["message"]), stage.label)
+            record_fault(self.frontier.store, self.setup.device, str(end["message"]), stage.key)
             details["host"] = self.owner().host
         if details.get("cause") == "oom":
-            details["memory"] = self.setup.memory
+            details["memory"] = self.setup.gpu_memory if details["resource"] == "gpu" else self.setup.memory
         claim.end(outcome, **details)
-        if outcome in ("failed", "fault"):
-            self._restart()
         return outcome
 
     def _set_aside(self, path: str, sha256: str) -> bool:

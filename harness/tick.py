@@ -17,7 +17,7 @@ from harness.errors import UserError, printable
 from harness.index import Standing, stand
 from harness.launch.local import Machine, this_machine
 from harness.plan import Plan
-from harness.planfile import NEWEST, read_plan, sweep_name
+from harness.planfile import find_plan, read_plan, sweep_name
 from harness.presence import Present, present
 from harness.store import Store
 from harness.words import count
@@ -69,7 +69,7 @@ def main(
     """
     try:
         place = Store(store)
-        saved = read_plan(place.sweep(sweep_name(sweep)) / NEWEST)
+        saved = read_plan(find_plan(place, sweep_name(sweep)))
         launch = saved.launch
         if launch.get("via", "local") != "local":
             raise UserError(f"launch.via is {launch['via']!r}; this version ticks via: local only")
@@ -80,7 +80,9 @@ def main(
         here = [worker for worker in present(place, name) if worker.here]
         could, running = ready(saved.plan, standing), len(standing.owners)
         idle = len(here) - sum(owner.host == socket.gethostname() for owner, _, _ in standing.owners.values())
-        missing = max(0, min(machine.workers - len(here), len(could) - idle))
+        elsewhere = any(not owner.is_here for owner, _, _ in standing.owners.values())
+        wanted = len(could) or int(elsewhere)  # what runs elsewhere needs somebody who sees it die
+        missing = max(0, min(machine.workers - len(here), wanted - idle))
         argv = ["--at-most", str(machine.workers), "--lease", str(lease), *(["--until", until] if until else [])]
         started = [start_detached(name, place, machine, here, argv) for _ in range(missing)]
     except UserError as error:

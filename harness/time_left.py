@@ -67,13 +67,13 @@ class TimeLeft:
         """Return whether it is time to leave."""
         return self.left <= 0
 
-    def allows(self, stage: Stage) -> bool:
+    def allows(self, stage: Stage, lost: float = 0.0) -> bool:
         """Return whether a stage is worth starting.
 
         It is where it is predicted to fit, where it is a training with time for some progress that a checkpoint keeps,
-        and where nothing is known of it.
+        and where nothing is known of it, but for the seconds `lost` on it that were not enough.
         """
         estimate = self.costs.estimate(stage)
-        if estimate is None or estimate.high <= self.left:
+        if stage.kind == "train" and self.left >= WORTH:
             return True
-        return stage.kind == "train" and self.left >= WORTH
+        return self.left > lost if estimate is None else estimate.high <= self.left

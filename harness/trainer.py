@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+from harness.claims import Process, start_time
+from harness.trainer_signals import HEEDED
 
 STARTING = 300.0
 """Seconds that loading torch may take, on a cold network file system."""
@@ -31,13 +35,23 @@ class Trainer:
         context.set_forkserver_preload([preload])
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, device), daemon=True)
-        self.process.start()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HEEDED)  # inherited: none may hit the server as it starts
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        self.life = Process(self.pid, start_time(self.pid) or 0)
         theirs.close()
 
     @property
     def pid(self) -> int:
         """Return the process's number."""
         return self.process.pid or 0
+
+    @property
+    def alive(self) -> bool:
+        """Return whether the process is there."""
+        return not self.life.gone()
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Send an order, or {"stop": true}; to a dead trainer it is lost, which hear() then tells."""
@@ -53,7 +67,11 @@ class Trainer:
                 return message
         except (EOFError, OSError):
             self.process.join(5)
-        return None if self.process.is_alive() else {"at": "died", **self.last_words()}
+        return {"at": "died", **self.last_words()} if self._gone() else None
+
+    def _gone(self) -> bool:
+        """Return whether the process is no more; the end of the fork server alone looks the same to multiprocessing."""
+        return not self.process.is_alive() and self.life.gone()
 
     def last_words(self) -> dict[str, str]:
         """Say how the process ended, and by which signal."""
@@ -65,7 +83,8 @@ class Trainer:
 
     def kill(self) -> None:
         """End the process at once and wait for it."""
-        if self.process.is_alive():
-            self.process.kill()
+        if not self.life.gone():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
         self.process.join()
         self.pipe.close()

@@ -12,7 +12,7 @@ from harness.claims import Observer
 from harness.errors import UserError, printable, short
 from harness.frontier import Frontier, Survey
 from harness.plan import Plan, Stage
-from harness.planfile import SavedPlan, earlier_plans, find_plans, read_plan
+from harness.planfile import SavedPlan, earlier_plans, find_plan, read_plan, sweep_names
 from harness.store import Store
 from tost.catalog import nearest
 
@@ -94,7 +94,9 @@ class Past:
     def __init__(self, saved: SavedPlan, store: Store) -> None:
         self.saved, self.store = saved, store
         self.plans: list[Plan] = []
-        for path in [*earlier_plans(store, saved.plan.name), *find_plans(store).values()][:MOST_PLANS]:
+        others = [find_plan(store, name) for name in sweep_names(store) if name != saved.plan.name]
+        paths = [*earlier_plans(store, saved.plan.name), *others]
+        for path in paths[:MOST_PLANS]:
             try:
                 self.plans.append(read_plan(path).plan)
             except UserError:  # of another version of the harness

@@ -15,37 +15,41 @@ from harness.claims import LEASE
 from harness.errors import UserError
 from harness.events import Events, in_words
 from harness.launch.local import Workers, this_machine
-from harness.memory import machine_memory
-from harness.planfile import NEWEST, read_plan
+from harness.planfile import find_plan, read_plan
 from harness.shift import Limits, work
 from harness.store import Store
 from harness.supervisor import Setup, Trouble
 from harness.time_left import given_span
+from harness.trainer_signals import HEEDED
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-"""Signals that mean: save and leave. Schedulers send one of them before the time is up."""
+SIGNALS = (*HEEDED, signal.SIGINT)
 
 
 def _several(slots: int, device: str | None, threads: int | None, argv: list[str]) -> int:
     """Run several workers on this machine until the last one leaves; a signal is passed on."""
     machine = this_machine(slots, threads, device)
     crew = Workers([*argv, *machine.argv], machine, lambda slot, event: in_words(**event))
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if not crew.stopping:  # asked twice, as schedulers do, they still save
+            crew.stop()
+
     for number in SIGNALS:
-        signal.signal(number, lambda *_: crew.stop())
+        signal.signal(number, ask)
     crew.run()
     for sentence in crew.trouble:
         in_words(event="note", message=sentence)
-    return 3 if crew.trouble else 0
+    return 3 if crew.trouble or 3 in crew.codes else 0
 
 
 @app.command()
 def main(
     name: Annotated[str, typer.Argument(help="The sweep's name, as in its file.")],
     store: Annotated[Path, typer.Option(help="The store's folder.")] = Path("runs"),
-    plan: Annotated[str, typer.Option(help="One of the sweep's plan files, in place of its newest.")] = NEWEST,
+    plan: Annotated[str, typer.Option(help="One of the sweep's plan files, in place of its newest.")] = "",
     until: Annotated[str | None, typer.Option(help="Leave before this much time is over: 55m, 23h30m.")] = None,
     slots: Annotated[int, typer.Option(help="Workers to run side by side, spread over GPUs and cores.", min=1)] = 1,
     at_most: Annotated[
@@ -54,6 +58,7 @@ def main(
     device: Annotated[str | None, typer.Option(help="A torch device, such as cpu or cuda.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the trainer.", min=1)] = None,
     memory: Annotated[float, typer.Option(help="GiB of memory for this worker's stages; 0: all there is.")] = 0.0,
+    gpu_memory: Annotated[float, typer.Option(help="The same of its GPU's memory.")] = 0.0,
     scratch: Annotated[str, typer.Option(help="A folder on this machine's own disk for checkpoints.")] = "",
     discard_weights: Annotated[
         bool, typer.Option("--discard-weights", help="Keep no weights of trainings that no other stage reads.")
@@ -86,11 +91,12 @@ def main(
     try:
         place = Store(store)
         limits = Limits(given_span("--until", until) if until else None, at_most)
-        saved = read_plan(place.sweep(name) / Path(plan).name)
+        saved = read_plan(place.sweep(name) / Path(plan).name if plan else find_plan(place, name))
         here = this_machine(1, threads or 1, device)
         os.environ["OMP_NUM_THREADS"] = str(here.threads)
-        all_of_it = int(memory * 2**30) or here.memory or machine_memory()
-        setup = Setup(here.device, here.threads, checkpoint_every, lease, all_of_it, discard_weights, scratch)
+        ram = int(memory * 2**30) or here.memory
+        own = int(gpu_memory * 2**30) or here.gpu_memory
+        setup = Setup(here.device, here.threads, checkpoint_every, lease, ram, own, discard_weights, scratch)
         work(saved, place, setup, limits, stop, tell)
     except UserError as error:
         typer.echo(str(error), err=True)

@@ -32,12 +32,15 @@ class Machine:
     device: str
     gpus: tuple[str, ...] = ()
     memory: int = 0
-    """Bytes that a worker's stages may use: its share of the machine's memory, or of its GPU's; 0 where unknown."""
+    """Bytes of the machine's memory that are a worker's share; 0 where unknown."""
+    gpu_memory: int = 0
+    """The same of its GPU's memory."""
 
     @property
     def argv(self) -> list[str]:
         """Return what every worker is told."""
-        memory = ["--memory", f"{self.memory / 2**30:.3f}"] if self.memory else []
+        shares = {"--memory": self.memory, "--gpu-memory": self.gpu_memory}
+        memory = [part for name, share in shares.items() if share for part in (name, f"{share / 2**30:.3f}")]
         return ["--device", self.device, "--threads", str(self.threads), *memory]
 
 
@@ -49,9 +52,8 @@ def this_machine(workers: int | None, threads: int | None, device: str | None) -
     if workers is None:
         workers = len(gpus) if gpus and device == "cuda" else 1 if device != "cpu" else max(1, cores // (threads or 1))
     gpus = gpus if device == "cuda" else ()
-    memory = min(map(gpu_memory, gpus)) if gpus else machine_memory()
-    sharing = math.ceil(workers / len(gpus)) if gpus else workers
-    return Machine(workers, threads or max(1, cores // workers), device, gpus, memory // sharing)
+    own = min(map(gpu_memory, gpus)) // math.ceil(workers / len(gpus)) if gpus else 0
+    return Machine(workers, threads or max(1, cores // workers), device, gpus, machine_memory() // workers, own)
 
 
 def _gpus() -> tuple[str, ...]:
@@ -88,6 +90,8 @@ class Workers:
     """Stop one worker in the middle of its first training and start another, as a busy cluster would."""
     stopping: int = 0
     trouble: list[str] = field(default_factory=list)
+    codes: list[int] = field(default_factory=list)
+    """The exit codes of workers that ended by themselves."""
     _running: list[_Running] = field(default_factory=list)
 
     def run(self) -> None:
@@ -157,6 +161,7 @@ class Workers:
         selector.unregister(worker.process.stdout)
         worker.process.stdout.close()
         code = worker.process.wait()
+        self.codes.append(code)
         self._running.remove(worker)
         self.hear(worker.slot, {"event": "exit", "code": code})
         if code == 0 and worker.pre_empted and not self.stopping:

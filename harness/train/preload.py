@@ -5,8 +5,9 @@ signals that ask them to save and leave: it must outlive those.
 import signal
 
 import harness.train.process
+from harness.trainer_signals import HEEDED
 
 __all__ = ["harness"]
 
-for _number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+for _number in HEEDED:
     signal.signal(_number, signal.SIG_IGN)

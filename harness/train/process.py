@@ -20,16 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from harness import __version__
 from harness.errors import UserError
 from harness.plugins import forget_frozen
+from harness.provenance import source_digest
 from harness.store import file_sha256, write_whole
 from harness.train.checkpoint import Checkpoints, pack
 from harness.train.loop import Diverged, Training
 from harness.train.order import Corrupt, Order
 from harness.train.stages import run_stage
 from harness.train.training import state_tensors
+from harness.trainer_signals import HEEDED
 
 TELL_EVERY = 0.5
 """Seconds between two progress messages."""
@@ -39,7 +42,9 @@ TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.
 
 OUT_OF_MEMORY = re.compile(r"can't allocate memory|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED")
 """How torch's allocator on the CPU, and libraries on the GPU, say it in a plain RuntimeError."""
-OF_THE_CODE = re.compile(r"device-side assert|illegal instruction|invalid argument|invalid configuration")
+OF_THE_CODE = re.compile(
+    r"device-side assert|illegal (instruction|memory access)|misaligned address|invalid (argument|configuration)"
+)
 """Errors that an accelerator reports and that a kernel given wrong numbers makes."""
 
 
@@ -153,8 +158,9 @@ def serve(pipe: Connection, device: str) -> None:
     """Run a trainer: orders from the pipe, one after another, until the pipe closes."""
     control = Control(pipe)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the supervisor decides
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+    for number in HEEDED:
         signal.signal(number, lambda *_: control.stop.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)
     threading.Thread(target=control.listen, daemon=True).start()
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.allow_tf32 = False  # on by default: fp32 would mean another precision on some devices
@@ -163,7 +169,7 @@ def serve(pipe: Connection, device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         control.tell(at="unfit", message=str(error).splitlines()[0])
         return
-    control.tell(at="ready")
+    control.tell(at="ready", source=source_digest())
     while True:
         end = _run(control.orders.get(), control)
         control.stop.clear()
@@ -185,12 +191,18 @@ def _run(order: Order, control: Control) -> dict[str, Any]:
     except UserError as error:
         return {"outcome": "failed", "cause": "input", "message": str(error)}
     except MemoryError as error:
-        return {"outcome": "failed", "cause": "oom", "message": f"out of memory: {error}"}
+        return {"outcome": "failed", "cause": "oom", "resource": "ram", "message": f"out of memory: {error}"}
     except Exception as error:
         _note(order, traceback.format_exc())
-        if isinstance(error, OSError) and error.errno in TROUBLE:
+        if isinstance(error, SafetensorError) or (isinstance(error, OSError) and _of_the_store(error, order)):
             return {"outcome": "trouble", "message": str(error)}
         return failure(error)
+
+
+def _of_the_store(error: OSError, order: Order) -> bool:
+    """Return whether an error tells of the file system: by its number, or since it met a file of the harness's own."""
+    own = (order.store, order.scratch or order.store)
+    return error.errno in TROUBLE or str(error.filename or "").startswith(own)
 
 
 def failure(error: Exception) -> dict[str, Any]:
@@ -199,7 +211,8 @@ def failure(error: Exception) -> dict[str, Any]:
     place = "".join(f" ({Path(frame.filename).name}:{frame.lineno})" for frame in where)
     message = f"{type(error).__name__}: {error}{place}"
     if isinstance(error, torch.OutOfMemoryError) or OUT_OF_MEMORY.search(str(error)):
-        return {"outcome": "failed", "cause": "oom", "message": message}
+        resource = "gpu" if "CUDA" in str(error) or "CUBLAS" in str(error) else "ram"
+        return {"outcome": "failed", "cause": "oom", "resource": resource, "message": message}
     if isinstance(error, torch.AcceleratorError) and not OF_THE_CODE.search(str(error)):
         return {"outcome": "fault", "cause": "device", "message": message}
     return {"outcome": "failed", "cause": "code", "message": message}

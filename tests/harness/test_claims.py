@@ -182,6 +182,26 @@ def test_a_stage_is_given_up_after_fruitless_deaths_in_a_row(explained: bool, li
     assert state_of(folder(store), Observer()).name == "failed"
 
 
+def test_a_machine_that_is_switched_off_says_nothing_about_a_crash(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for generation in range(GIVE_UP_AFTER + 3):
+        claim = take(folder(store), generation, dead())
+        assert claim is not None
+        if generation in (1, 3):
+            claim.end("died", message="SIGSEGV")
+    assert state_of(folder(store), Observer()).claimable, "two crashes among others that vanished are not three"
+
+
+def test_the_longer_of_two_leases_counts(tmp_path: Path) -> None:
+    store, clock = Store(tmp_path), Clock()
+    take(folder(store), 0, replace(elsewhere(), lease=100.0))
+    observer = Observer(lease=10, clock=clock)
+    for _ in range(26):
+        assert not observer.lost(folder(store).claim_path(1))
+        clock.now += 4
+    assert observer.lost(folder(store).claim_path(1))
+
+
 def test_a_checkpoint_counts_as_progress(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for generation in range(GIVE_UP_AFTER + 2):

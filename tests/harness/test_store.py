@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.store import Artifact, Result, Store, digest, place, publish, remove_dead_drafts, write_whole
+from harness.store import Artifact, Result, Store, _writers, digest, place, publish, remove_dead_drafts, write_whole
 
 
 def test_a_file_is_written_whole_and_readable_by_colleagues(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
     target = tmp_path / "a"
     write_whole(target, b"x" * 100_000)
     code = (
-        "import sys\nfrom pathlib import Path\nfrom harness.store import write_whole\n"
+        "import sys\nfrom pathlib import Path\nfrom harness.store import _writers, write_whole\n"
         f"for i in range(200): write_whole(Path({str(target)!r}), b'xy'[i % 2:i % 2 + 1] * 100_000)"
     )
     writer = subprocess.Popen([sys.executable, "-c", code])
@@ -60,7 +60,7 @@ def test_a_link_that_was_made_but_reported_lost_counts_as_made(tmp_path: Path) -
 
 def test_many_processes_publish_one_file_exactly_once(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom harness.store import publish\n"
+        "import sys\nfrom pathlib import Path\nfrom harness.store import _writers, publish\n"
         "print(sum(publish(Path(sys.argv[1]) / str(i), sys.argv[2].encode()) for i in range(100)))"
     )
     crew = [
@@ -114,7 +114,7 @@ def test_a_key_is_pinned() -> None:
 def test_what_a_killed_writer_left_is_removed_and_a_living_ones_kept(tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    host = os.uname().nodename[:32]
+    host = _writers()
     for pid in (gone.pid, os.getpid()):
         (tmp_path / f".draft-{host}-{pid}-0").touch()
     (tmp_path / f".draft-elsewhere-{gone.pid}-0").touch()

@@ -79,7 +79,7 @@ def outcome(order: dict[str, Any], how: str, pause: threading.Event) -> dict[str
     if how == "fault":
         return {"at": "end", "outcome": "fault", "cause": "device", "message": "uncorrectable ECC error"}
     if how == "oom":
-        return {"at": "end", "outcome": "failed", "cause": "oom", "message": "out of memory"}
+        return {"at": "end", "outcome": "failed", "cause": "oom", "resource": "ram", "message": "out of memory"}
     pause.wait(random.random() * float(how))
     draft = Path(order["attempt"]) / "draft"
     draft.write_bytes(content(order["key"]))

@@ -1,0 +1,318 @@
+"""What happens when something goes wrong, or time runs out: causes, workers that leave, ticks, provenance."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import memory, provenance
+from harness.claims import Owner
+from harness.launch.local import this_machine
+from harness.planfile import NEWEST
+from harness.presence import Presence, crowded, present
+from harness.store import Store
+from harness.train.checkpoint import Checkpoints, Position, load_checkpoint, pack
+from harness.train.process import failure
+from tests.conftest import claims, environment, hashes, results, until
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[..., subprocess.Popen[bytes]]
+LONG = "protocol: {preset: quick, epochs: 60}"
+
+
+@pytest.fixture
+def long(project: Path) -> Path:
+    """The tiny sweep with trainings of some seconds."""
+    text = (project / "tiny.yaml").read_text().replace("protocol: {preset: quick, epochs: 2}", LONG)
+    (project / "tiny.yaml").write_text(text)
+    return project
+
+
+def harness(project: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "harness.cli", *arguments],
+        cwd=project,
+        env={**environment(), **more},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+# Causes ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "cause"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "failed", "oom"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+            "failed",
+            "oom",
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "failed", "oom"),
+        (torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"), "fault", "device"),
+        (torch.AcceleratorError("CUDA error: unspecified launch failure"), "fault", "device"),
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), "failed", "code"),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), "failed", "code"),
+        (RuntimeError("shape '[3]' is invalid for input of size 4"), "failed", "code"),
+        (OSError(errno.ENOENT, "no such file"), "failed", "code"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_an_exception_has_a_cause(error: Exception, outcome: str, cause: str) -> None:
+    found = failure(error)
+    assert (found["outcome"], found["cause"]) == (outcome, cause)
+    assert str(error) in found["message"]
+
+
+def test_a_plug_in_that_asks_for_too_much_memory_is_tried_again_alone(project: Path, sweep: Run) -> None:
+    """A method that fits no half of this machine: it says so as torch's allocator does, until it has all of it."""
+    marker = project / "tried"
+    (project / "greedy.py").write_text(
+        "import pathlib\n"
+        "from tost.masks import prunable\n\n\n"
+        "def score(model):\n"
+        f"    marker = pathlib.Path({str(marker)!r})\n"
+        "    if not marker.exists():\n"
+        "        marker.touch()\n"
+        "        raise RuntimeError('DefaultCPUAllocator: can\\'t allocate memory: you tried to allocate 64 GB')\n"
+        "    return {n: w.detach().abs() for n, w in prunable(model).items()}\n"
+    )
+    text = (project / "tiny.yaml").read_text().replace("mask: [random, lth]", "mask: greedy")
+    (project / "tiny.yaml").write_text(text.replace("use: {", 'use: {greedy: "./greedy.py:score", '))
+    done = sweep("tiny.yaml", "--only", "mask=greedy,seed=0", "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert "1 stage ran out of memory: once more, one at a time" in done.stderr
+    (mask,) = (project / "runs" / "stages" / "mask").glob("*/*")
+    end = json.loads((mask / "attempt-0001" / "end.json").read_text())
+    assert (end["outcome"], end["cause"]) == ("failed", "oom")
+    assert end["memory"] == pytest.approx(memory.machine_memory() / 2, rel=0.01)
+
+
+def test_with_one_worker_there_is_no_larger_class(project: Path, sweep: Run) -> None:
+    (project / "greedy.py").write_text("def score(model):\n    raise MemoryError('64 GB')\n")
+    text = (project / "tiny.yaml").read_text().replace("mask: [random, lth]", "mask: greedy")
+    (project / "tiny.yaml").write_text(text.replace("use: {", 'use: {greedy: "./greedy.py:score", '))
+    chosen = ("tiny.yaml", "--only", "mask=greedy,seed=0", "--workers", "1")
+    done = sweep(*chosen)
+    assert done.returncode == 1
+    assert "once more" not in done.stderr
+    assert "out of memory: 64 GB" in done.stderr
+    assert "1 failed stage released" in sweep(*chosen, "--retry", "oom").stderr
+    assert "0 failed stages released" in sweep(*chosen, "--retry", "code").stderr
+
+
+def test_the_kernels_kills_for_memory_are_counted_and_peaks_measured() -> None:
+    assert memory.oom_kills() >= 0
+    assert 2**28 < memory.machine_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    before = memory.peak(os.getpid())
+    block = bytearray(200 * 2**20)
+    assert memory.peak(os.getpid()) > before + 100 * 2**20
+    del block
+    memory.forget_peak(os.getpid())
+    assert memory.peak(os.getpid()) < before + 150 * 2**20
+    assert memory.peak(2**30) == 0
+
+
+def test_workers_share_the_machines_memory() -> None:
+    two, one = this_machine(2, 1, "cpu"), this_machine(1, 1, "cpu")
+    assert two.memory == one.memory // 2
+    assert f"{two.memory / 2**30:.3f}" in two.argv
+
+
+# Checkpoints on this machine's own disk -------------------------------------------------------------------------------
+
+
+def checkpoint(step: int) -> tuple[str, bytes]:
+    return pack(step, Position(step=step), {"w": torch.full((3,), float(step))}, {"data": "a"})
+
+
+def test_checkpoints_go_to_the_own_disk_first_and_then_to_the_store(tmp_path: Path) -> None:
+    attempt, scratch = tmp_path / "attempt", tmp_path / "fast" / "key"
+    attempt.mkdir()
+    kept = Checkpoints(attempt, str(scratch))
+    for step in (1, 2, 3):
+        kept.write(*checkpoint(step))
+        assert (scratch / checkpoint(step)[0]).exists(), "written when the call returns"
+    kept.settle()
+    assert (attempt / checkpoint(3)[0]).exists(), "the newest is never left behind"
+    assert len(list(scratch.iterdir())) == 2
+    for folders in ([scratch], [attempt], [attempt, scratch]):
+        found = load_checkpoint(folders, {"data": "a"})
+        assert found is not None
+        assert found[0].step == 3
+
+
+def test_a_disk_of_its_own_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    said: list[str] = []
+    kept = Checkpoints(tmp_path, str(tmp_path / "file" / "key"), said.append)
+    kept.write(*checkpoint(1))
+    assert (tmp_path / checkpoint(1)[0]).exists()
+    assert "goes straight to the store" in said[0]
+
+
+def test_a_store_that_cannot_be_written_is_told_at_the_next_checkpoint(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path / "gone", str(tmp_path / "fast"))
+    kept.write(*checkpoint(1))
+    with pytest.raises(OSError, match="gone"):
+        kept.settle()
+    with pytest.raises(OSError, match="gone"):
+        kept.write(*checkpoint(2))
+
+
+def test_a_run_goes_on_from_its_own_disk_with_the_weights_of_an_undisturbed_one(
+    long: Path, start: Start, sweep: Run
+) -> None:
+    chosen = ("tiny.yaml", "--only", "mask=dense,seed=0", "--workers", "1", "--threads", "1")
+    assert sweep(*chosen, "--store", "calm").returncode == 0
+    process = start("harness.sweep", *chosen, "--scratch", "fast", "--checkpoint-every", "0.05")
+    fast = until(lambda: list((long / "fast").glob("*/checkpoint-*")))
+    os.killpg(process.pid, signal.SIGKILL)
+    for owner in Store(long / "runs").root.glob("sweeps/tiny/workers/*"):
+        if not owner.name.startswith("log-"):
+            until(lambda: not list(present(Store(long / "runs"), "tiny")), 30)
+    for path in (long / "runs").rglob("checkpoint-*"):
+        path.unlink()  # as if the copy had never been made
+    again = sweep(*chosen, "--scratch", "fast")
+    assert again.returncode == 0, again.stderr
+    assert hashes(long / "runs") == hashes(long / "calm")
+    (trained,) = [r for (r,) in results(long / "runs").values() if r["metrics"].get("epochs")]
+    assert trained["provenance"]["resumed"] == 1
+    assert trained["provenance"]["resumed_at_step"] > 0
+    assert not fast[0].parent.exists(), "nothing is left on the disk"
+
+
+# Workers that leave, several, and ticks -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_worker_that_is_told_to_go_saves_and_leaves(number: int, long: Path, start: Start, sweep: Run) -> None:
+    plan = sweep("tiny.yaml", "--only", "mask=dense,seed=0", "--limit", "1", "--budget", "0s")
+    assert plan.returncode == 2, "nothing fits into no time"
+    shutil.rmtree(long / "runs", ignore_errors=True)
+    process = start("harness.sweep", "tiny.yaml", "--workers", "1")
+    until((long / "runs" / "sweeps" / "tiny" / NEWEST).exists)
+    process.terminate()
+    process.wait(60)
+    worker = start("harness.worker", "tiny", "--checkpoint-every", "1000")
+    metrics = until(lambda: list((long / "runs").glob("stages/train/*/*/attempt-*/metrics.jsonl")))
+    worker.send_signal(number)
+    assert worker.wait(30) == 0
+    end = json.loads((metrics[0].parent / "end.json").read_text())
+    assert end["outcome"] == "stopped"
+    assert list(metrics[0].parent.glob("checkpoint-*"))
+    assert end["seconds"] > 0
+
+
+def test_a_worker_with_little_time_leaves_before_it_is_over(long: Path, start: Start, sweep: Run) -> None:
+    text = (long / "tiny.yaml").read_text().replace("epochs: 60", "epochs: 4000")
+    (long / "tiny.yaml").write_text(text)
+    first = start("harness.sweep", "tiny.yaml", "--only", "mask=dense,seed=0", "--workers", "1", "--until", "14s")
+    assert first.wait(30) == 1
+    store = long / "runs"
+    (metrics,) = store.glob("stages/train/*/*/attempt-0001")
+    assert json.loads((metrics / "end.json").read_text())["outcome"] == "stopped"
+    assert list(metrics.glob("checkpoint-*"))
+    done = harness(long, "worker", "tiny", "--until", "soon")
+    assert done.returncode == 2
+    assert "--until: 'soon' is no time" in done.stderr
+
+
+def test_a_tick_starts_what_is_missing_and_a_second_one_nothing(project: Path, sweep: Run) -> None:
+    nothing = harness(project, "tick", "tiny")
+    assert nothing.returncode == 2
+    assert "has no plan" in nothing.stderr
+    assert sweep("tiny.yaml", "--limit", "1", "--only", "mask=dense").returncode == 0
+    (part,) = (project / "runs" / "sweeps" / "tiny").glob("plan-*.json")
+    shutil.copy(part, part.with_name(NEWEST))
+    assert "0 stages ready, 0 running, 0 to do in all" in harness(project, "tick", "tiny").stdout
+    text = (project / "tiny.yaml").read_text().replace("mask: [random, lth]", "mask: random")
+    (project / "tiny.yaml").write_text(text)
+    stopped = sweep("tiny.yaml", "--until", "1s")
+    assert stopped.returncode == 1, stopped.stderr
+    first = harness(project, "tick", "tiny.yaml", "--workers", "2", "--threads", "1")
+    assert first.returncode == 0, first.stderr
+    assert "2 started" in first.stdout
+    second = harness(project, "tick", "tiny", "--workers", "2", "--threads", "1")
+    assert second.returncode == 0
+    store = Store(project / "runs")
+    until(lambda: json.loads(harness(project, "status", "tiny", "--json").stdout)["cells_done"] == 6)
+    until(lambda: not list(present(store, "tiny")), 60)
+    assert all(len(editions) == 1 for editions in results(store.root).values())
+    log = next((project / "runs" / "sweeps" / "tiny" / "workers").glob("log-*")).read_text()
+    assert "start  digits thin random 50% default seed 0" in log
+
+
+def test_no_more_workers_stay_than_asked_for(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    first, second, third = (Presence(store, "s", Owner.me()) for _ in range(3))
+    kept = [mine for mine in (first, second, third) if not crowded(store, "s", 2, mine.path)]
+    assert len(kept) == 2
+    for presence in (first, second, third):
+        presence.leave()
+        presence.beat()
+    assert not list(present(store, "s")), "a heartbeat does not bring a file back"
+
+
+def test_several_slots_are_several_workers(project: Path, sweep: Run) -> None:
+    assert sweep("tiny.yaml", "--until", "1s").returncode == 1
+    done = harness(project, "worker", "tiny", "--slots", "2", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    assert "start  digits thin random 50% default seed 0" in done.stdout
+    assert sweep("tiny.yaml").returncode == 0
+    owners = {
+        tuple(p["pid"] for p in json.loads(path.read_bytes().partition(b"\n")[0])["processes"])[:1]
+        for path in (project / "runs").glob("stages/train/*/*/claim-*")
+    }
+    assert len(owners) >= 2
+
+
+# Provenance -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_says_where_it_comes_from(project: Path, sweep: Run) -> None:
+    assert sweep("tiny.yaml", "--only", "mask=random,seed=0,recipe=default").returncode == 0
+    store = project / "runs"
+    (trained,) = [r for (r,) in results(store).values() if r["metrics"].get("epochs")]
+    said = trained["provenance"]
+    assert said["source"] == provenance.source_digest()
+    assert said["packages"]["torch"] == torch.__version__
+    everything = json.loads((store / "provenance" / said["all_packages"]).read_text())
+    assert everything["pytest"] == pytest.__version__
+    commit, difference = provenance.commit()
+    assert said["git"] == commit
+    assert bool(said["git_diff"]) == bool(difference)
+    if difference:
+        assert (store / "provenance" / said["git_diff"]).read_text() == difference
+    assert (said["generation"], said["resumed"]) == (1, 0)
+    assert said["seconds"] > 0
+    assert said["device_seconds"] > 0
+    assert said["peak_memory"] > 2**26
+    assert {"host", "system", "driver", "finished", "job"} <= set(said)
+    assert set(trained["parents"].values()) <= set(hashes(store).values())
+
+
+def test_other_code_than_the_plans_is_said_before_the_start(project: Path, sweep: Run) -> None:
+    assert sweep("tiny.yaml", "--only", "mask=dense,seed=0").returncode == 0
+    for path in (project / "runs" / "sweeps" / "tiny").glob("plan-*.json"):
+        path.write_text(path.read_text().replace(provenance.source_digest(), "0" * 16))
+        done = harness(project, "worker", "tiny", "--plan", path.name)
+        assert done.returncode == 0
+        assert (
+            f"this worker's code ({provenance.source_digest()}) differs from the code that made the plan" in done.stdout
+        )
+    assert claims(project / "runs")
