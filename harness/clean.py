@@ -58,8 +58,8 @@ def _copies(spec: object) -> Iterator[str]:
 
 def find_waste(store: Store, plan: Plan, observer: Observer) -> Waste:
     """Look for what neither this plan nor any sweep's newest one refers to. Raises UserError for an unreadable plan."""
-    in_force = [path for name in sweep_names(store) for path in plans_in_force(store, name) if name != plan.name]
-    kept = [plan, *(read_plan(path).plan for path in in_force)]
+    others = [path for name in sweep_names(store) if name != plan.name for path in plans_in_force(store, name)]
+    kept = [plan, *(read_plan(path).plan for path in others)]
     keys, copies = _referred(store, kept)
     waste = Waste()
     for folder in _folders(store):
@@ -73,7 +73,8 @@ def find_waste(store: Store, plan: Plan, observer: Observer) -> Waste:
         place = store.root / kind
         waste.files += [p for p in (sorted(place.iterdir()) if place.is_dir() else []) if p.name not in copies]
     for name in sweep_names(store):
-        waste.files += [path for path in earlier_plans(store, name) if path not in plans_in_force(store, name)]
+        in_force = {path.read_bytes() for path in plans_in_force(store, name)}
+        waste.files += [path for path in earlier_plans(store, name) if path.read_bytes() not in in_force]
     trash = store.root / TRASH
     waste.files += sorted(trash.iterdir()) if trash.is_dir() else []
     waste.bytes = sum(_size(folder.path) for folder in waste.stages) + sum(map(_size, waste.files))

@@ -188,6 +188,11 @@ class Driver:
             typer.echo(f"{self.plan.united} duplicate cells united", err=True)
         if budget:
             self.choose(Outlook(self.frontier, self.frontier.survey(), self.machine(options)).within(budget))
+            if not self.plan.cells:
+                raise UserError(
+                    f"--budget {budget}: no cell fits, at the upper end of its estimate; "
+                    "--plan --pilot tries out what nothing is known of"
+                )
             typer.echo(f"within {budget}: {count(len(self.plan.cells), 'cell')}", err=True)
         self.frontier = Frontier(self.plan, self.store, Observer(options.lease))
         if options.retry:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ OF_THE_CODE = re.compile(r"(^|\.)(version|versions\.\w+|source|path|sha256|conte
 class Change:
     """One field in which a stage differs from an earlier one."""
 
+    kind: str
     stage: str
     field: str
     before: Any
@@ -75,17 +76,25 @@ def changes(before: Stage, now: Stage, old: Plan, new: Plan, seen: set[str] | No
     seen.add(now.key)
     had, has = dict(flat(before.spec)), dict(flat(now.spec))
     own = [
-        Change(now.label, name, had.get(name), has.get(name))
+        Change(now.kind, now.label, name, had.get(name), has.get(name))
         for name in dict.fromkeys([*had, *has])
         if had.get(name) != has.get(name)
     ]
     above: list[Change] = []
     for role in dict.fromkeys([*before.parents, *now.parents]):
         if role not in before.parents or role not in now.parents:
-            own.append(Change(now.label, f"its {role}", before.parents.get(role), now.parents.get(role)))
+            own.append(Change(now.kind, now.label, f"its {role}", before.parents.get(role), now.parents.get(role)))
             continue
         above += changes(old.stages[before.parents[role]], new.stages[now.parents[role]], old, new, seen)
-    return above + own
+    return _once(above + own)
+
+
+def _once(found: Iterable[Change]) -> list[Change]:
+    """Return the first of all changes that are one for several stages of a kind, as the rounds of a chain."""
+    first: dict[tuple[str, str, str, str], Change] = {}
+    for change in found:
+        first.setdefault((change.kind, change.field, repr(change.before), repr(change.now)), change)
+    return list(first.values())
 
 
 class Past:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -50,9 +51,27 @@ tables: [any-mask]
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A folder with a sweep file `tiny.yaml` of a thin network, small enough to train in a second."""
-    (tmp_path / "thin.py").write_text(THIN)
-    (tmp_path / "tiny.yaml").write_text(GRID)
-    return tmp_path
+    return write_project(tmp_path)
+
+
+def write_project(folder: Path) -> Path:
+    """Write the tiny sweep into a folder."""
+    (folder / "thin.py").write_text(THIN)
+    (folder / "tiny.yaml").write_text(GRID)
+    return folder
+
+
+def run_sweep(folder: Path, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run `python -m harness.sweep` in a folder, to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "harness.sweep", *arguments],
+        cwd=folder,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
 
 
 def environment() -> dict[str, str]:
@@ -63,18 +82,7 @@ def environment() -> dict[str, str]:
 def sweep(project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `python -m harness.sweep` in the project's folder, to its end."""
 
-    def run(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "harness.sweep", *arguments],
-            cwd=project,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-
-    return run
+    return functools.partial(run_sweep, project)
 
 
 @pytest.fixture

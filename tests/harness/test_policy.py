@@ -5,20 +5,22 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
 from harness import memory, provenance
+from harness.check import load_sweep
 from harness.claims import Owner
 from harness.launch.local import this_machine
-from harness.planfile import NEWEST
+from harness.planfile import save_plan
+from harness.planner import make_plan
 from harness.presence import Presence, crowded, present
 from harness.store import Store
 from harness.train.checkpoint import Checkpoints, Position, load_checkpoint, pack
@@ -48,6 +50,12 @@ def harness(project: Path, *arguments: str, **more: str) -> subprocess.Completed
         text=True,
         timeout=120,
     )
+
+
+def plan_only(project: Path) -> None:
+    """Write the sweep's plan into the store, and run nothing."""
+    sweep, store = load_sweep(project / "tiny.yaml"), Store(project / "runs")
+    save_plan(make_plan(sweep, store, project), store, sweep, whole=True)
 
 
 # Causes ---------------------------------------------------------------------------------------------------------------
@@ -109,10 +117,9 @@ def test_with_one_worker_there_is_no_larger_class(project: Path, sweep: Run) -> 
     chosen = ("tiny.yaml", "--only", "mask=greedy,seed=0", "--workers", "1")
     done = sweep(*chosen)
     assert done.returncode == 1
-    assert "once more" not in done.stderr
+    assert "ran out of memory: once more" not in done.stderr
     assert "out of memory: 64 GB" in done.stderr
     assert "1 failed stage released" in sweep(*chosen, "--retry", "oom").stderr
-    assert "0 failed stages released" in sweep(*chosen, "--retry", "code").stderr
 
 
 def test_the_kernels_kills_for_memory_are_counted_and_peaks_measured() -> None:
@@ -136,6 +143,7 @@ def test_workers_share_the_machines_memory() -> None:
 # Checkpoints on this machine's own disk -------------------------------------------------------------------------------
 
 
+@cache
 def checkpoint(step: int) -> tuple[str, bytes]:
     return pack(step, Position(step=step), {"w": torch.full((3,), float(step))}, {"data": "a"})
 
@@ -201,13 +209,10 @@ def test_a_run_goes_on_from_its_own_disk_with_the_weights_of_an_undisturbed_one(
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
 def test_a_worker_that_is_told_to_go_saves_and_leaves(number: int, long: Path, start: Start, sweep: Run) -> None:
-    plan = sweep("tiny.yaml", "--only", "mask=dense,seed=0", "--limit", "1", "--budget", "0s")
-    assert plan.returncode == 2, "nothing fits into no time"
-    shutil.rmtree(long / "runs", ignore_errors=True)
-    process = start("harness.sweep", "tiny.yaml", "--workers", "1")
-    until((long / "runs" / "sweeps" / "tiny" / NEWEST).exists)
-    process.terminate()
-    process.wait(60)
+    nothing = sweep("tiny.yaml", "--budget", "1s")
+    assert nothing.returncode == 2
+    assert "--budget 1s: no cell fits" in nothing.stderr
+    plan_only(long)
     worker = start("harness.worker", "tiny", "--checkpoint-every", "1000")
     metrics = until(lambda: list((long / "runs").glob("stages/train/*/*/attempt-*/metrics.jsonl")))
     worker.send_signal(number)
@@ -232,27 +237,23 @@ def test_a_worker_with_little_time_leaves_before_it_is_over(long: Path, start: S
     assert "--until: 'soon' is no time" in done.stderr
 
 
-def test_a_tick_starts_what_is_missing_and_a_second_one_nothing(project: Path, sweep: Run) -> None:
+def test_a_tick_starts_what_is_missing_and_a_second_one_nothing(project: Path) -> None:
     nothing = harness(project, "tick", "tiny")
     assert nothing.returncode == 2
     assert "has no plan" in nothing.stderr
-    assert sweep("tiny.yaml", "--limit", "1", "--only", "mask=dense").returncode == 0
-    (part,) = (project / "runs" / "sweeps" / "tiny").glob("plan-*.json")
-    shutil.copy(part, part.with_name(NEWEST))
-    assert "0 stages ready, 0 running, 0 to do in all" in harness(project, "tick", "tiny").stdout
     text = (project / "tiny.yaml").read_text().replace("mask: [random, lth]", "mask: random")
     (project / "tiny.yaml").write_text(text)
-    stopped = sweep("tiny.yaml", "--until", "1s")
-    assert stopped.returncode == 1, stopped.stderr
+    plan_only(project)
     first = harness(project, "tick", "tiny.yaml", "--workers", "2", "--threads", "1")
     assert first.returncode == 0, first.stderr
-    assert "2 started" in first.stdout
+    assert "1 started" in first.stdout, "one stage can be taken now"
     second = harness(project, "tick", "tiny", "--workers", "2", "--threads", "1")
     assert second.returncode == 0
     store = Store(project / "runs")
     until(lambda: json.loads(harness(project, "status", "tiny", "--json").stdout)["cells_done"] == 6)
     until(lambda: not list(present(store, "tiny")), 60)
     assert all(len(editions) == 1 for editions in results(store.root).values())
+    assert "0 stages ready, 0 running, 0 to do in all" in harness(project, "tick", "tiny").stdout
     log = next((project / "runs" / "sweeps" / "tiny" / "workers").glob("log-*")).read_text()
     assert "start  digits thin random 50% default seed 0" in log
 
@@ -268,12 +269,12 @@ def test_no_more_workers_stay_than_asked_for(tmp_path: Path) -> None:
     assert not list(present(store, "s")), "a heartbeat does not bring a file back"
 
 
-def test_several_slots_are_several_workers(project: Path, sweep: Run) -> None:
-    assert sweep("tiny.yaml", "--until", "1s").returncode == 1
+def test_several_slots_are_several_workers(project: Path) -> None:
+    plan_only(project)
     done = harness(project, "worker", "tiny", "--slots", "2", "--threads", "1")
     assert done.returncode == 0, done.stderr
     assert "start  digits thin random 50% default seed 0" in done.stdout
-    assert sweep("tiny.yaml").returncode == 0
+    assert json.loads(harness(project, "status", "tiny", "--json").stdout)["cells_done"] == 10
     owners = {
         tuple(p["pid"] for p in json.loads(path.read_bytes().partition(b"\n")[0])["processes"])[:1]
         for path in (project / "runs").glob("stages/train/*/*/claim-*")
@@ -290,7 +291,7 @@ def test_a_result_says_where_it_comes_from(project: Path, sweep: Run) -> None:
     (trained,) = [r for (r,) in results(store).values() if r["metrics"].get("epochs")]
     said = trained["provenance"]
     assert said["source"] == provenance.source_digest()
-    assert said["packages"]["torch"] == torch.__version__
+    assert said["packages"]["torch"] == torch.__version__.partition("+")[0]
     everything = json.loads((store / "provenance" / said["all_packages"]).read_text())
     assert everything["pytest"] == pytest.__version__
     commit, difference = provenance.commit()
