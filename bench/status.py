@@ -1,0 +1,68 @@
+"""How long `harness status` takes on 100,000 stages, with and without its index, and in how many file operations.
+
+Run: python bench/status.py [STAGES]
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from harness.plan import Plan, Stage
+from harness.planfile import NEWEST, SavedPlan, dump
+from harness.store import Artifact, Result, Store, digest, write_whole
+
+DONE = 0.9
+"""The share of stages that are finished."""
+
+
+def build(folder: Path, stages: int) -> None:
+    """Write a plan of so many stages and the results of most."""
+    store, plan, cells = Store(folder / "runs"), Plan("many"), []
+    protocol, arch = {"epochs": 8, "batch": 64}, {"name": "resnet20", "version": 1}
+
+    def add(kind: str, spec: dict[str, object], parents: dict[str, str], label: str) -> str:
+        key = digest({"kind": kind, "parents": parents, **spec})
+        plan.stages[key] = Stage(key, kind, spec, parents, label)
+        return key
+
+    data = add("data", {"n": 0}, {}, "data")
+    for number in range(stages // 2):
+        mask = add("mask", {"arch": arch, "n": number}, {"data": data}, f"mask {number}")
+        spec = {"arch": arch, "protocol": protocol, "recipe": [], "seed": number}
+        train = add("train", spec, {"data": data, "mask": mask}, f"training {number}")
+        cells.append((("resnet20", str(number % 97), str(number)), train))
+    plan.leaves = [key for _, key in cells]
+    store.sweep("many").mkdir(parents=True)
+    write_whole(store.sweep("many") / NEWEST, dump(SavedPlan(Path(), plan, ["arch", "mask", "seed"], cells)))
+    for key, stage in list(plan.stages.items())[: int(DONE * stages)]:
+        path = store.path(stage.kind, key)
+        path.mkdir(parents=True)
+        read = {parent: digest(parent) for parent in stage.parents.values()}
+        told = {"seconds": 10.0, "finished": "2020-01-01T00:00:00Z"}
+        result = Result(1, Artifact(digest(key), 1000), read, {}, {"device": "cpu"}, told)
+        (path / "result-0001.json").write_bytes(result.dump())
+        (path / "claim-0001").write_bytes(b"{}\n")
+        (path / "attempt-0001").mkdir()
+
+
+def main() -> None:
+    """Print the seconds of three calls."""
+    stages = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        build(folder, stages)
+        for what in ("without an index", "with it", "with it, again"):
+            began = time.perf_counter()
+            command = [sys.executable, "-m", "harness.cli", "status", "many", "--json"]
+            done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+            operations = json.loads(done.stdout)["file_operations"]
+            print(f"{stages:,} stages, {what}: {time.perf_counter() - began:.2f} s, {operations:,} file operations")
+
+
+if __name__ == "__main__":
+    main()
