@@ -6,6 +6,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from harness.plan import Plan, Stage
@@ -127,6 +128,7 @@ def units(stage: Stage) -> float:
     return 1.0
 
 
+@cache
 def _epochs() -> int:
     from harness.protocol import Protocol
 

@@ -13,6 +13,7 @@ from types import FrameType
 
 import typer
 
+from harness.cell import Cell
 from harness.check import load_sweep
 from harness.claims import Observer
 from harness.clean import find_waste, orphans, remove
@@ -98,7 +99,7 @@ class Driver:
         if not self.plan.cells:
             raise UserError(f"{self.file}: no cell is left after exclude")
 
-    def choose(self, cells: list[tuple] | None) -> None:  # type: ignore[type-arg]
+    def choose(self, cells: list[tuple[Cell, str]] | None) -> None:
         """Take some of the cells, or all of them."""
         self.chosen = cells is not None
         self.plan = self.whole if cells is None else self.whole.keep(cells)

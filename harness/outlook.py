@@ -16,8 +16,7 @@ from harness.launch.local import Machine
 from harness.pilot import pilot, remember
 from harness.plan import Plan, Stage
 from harness.store import KINDS, Result, Store, read_json, write_whole
-from harness.time_left import given_span
-from harness.words import count, size, span
+from harness.words import count, given_span, size, span
 
 FORECAST = "forecast.json"
 SHOWN_CELLS = 12

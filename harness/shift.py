@@ -25,7 +25,9 @@ from harness.time_left import TimeLeft
 from harness.trainer import Trainer
 
 POLL = 0.5
-"""Seconds between two looks at what others run; more where nothing changes for long."""
+"""Seconds between two looks at what others run."""
+PATIENT = 20
+"""Looks in vain after which they come less often, for the sake of the file system."""
 
 
 class Worker:
@@ -60,7 +62,8 @@ class Worker:
                     self.todo.pop(taken[0].key, None)
             elif others:
                 lease = self.frontier.observer.lease
-                self.stop.wait(min(POLL * 1.3**self.idle, max(POLL, lease / 40), lease / 20))
+                longer = 1.3 ** min(max(0, self.idle - PATIENT), PATIENT)
+                self.stop.wait(min(POLL * longer, max(POLL, lease / 40), lease / 20))
             else:
                 before = set(self.todo)
                 self.look()

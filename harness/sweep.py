@@ -10,7 +10,7 @@ import typer
 
 from harness.claims import LEASE
 from harness.errors import UserError, printable
-from harness.time_left import given_span
+from harness.words import given_span
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -19,8 +19,8 @@ from harness.planfile import find_plan, read_plan
 from harness.shift import Limits, work
 from harness.store import Store
 from harness.supervisor import Setup, Trouble
-from harness.time_left import given_span
 from harness.trainer_signals import HEEDED
+from harness.words import given_span
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -13,7 +13,8 @@ from harness.forecast import forecast, within
 from harness.plan import Plan, Stage
 from harness.planner import make_plan
 from harness.store import Artifact, Result, Store, digest
-from harness.time_left import TimeLeft, given_span, read_span
+from harness.time_left import TimeLeft
+from harness.words import given_span, read_span
 
 CPU = Place("cpu", 1)
 
