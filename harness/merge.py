@@ -45,10 +45,13 @@ def merge(ours: Store, theirs: Store) -> Merged:
 
 def _stage(ours: Store, kind: str, other: Folder, merged: Merged) -> None:
     result, key = other.result(), other.path.name
-    if result is None:
-        merged.unfinished += 1
-        return
     here = ours.folder(kind, key)
+    if result is None:
+        if _diverged(here, other):
+            merged.taken += 1
+        else:
+            merged.unfinished += 1
+        return
     if (mine := here.result()) is not None:
         if mine.artifact == result.artifact:
             with contextlib.suppress(ValueError):  # a damaged copy of theirs is no reason to stop
@@ -81,6 +84,19 @@ def _stage(ours: Store, kind: str, other: Folder, merged: Merged) -> None:
     if publish(here.path / f"result-{claim.base_edition + 1:04d}.json", copy.dump()):
         claim.end("published", edition=claim.base_edition + 1)
         merged.taken += 1
+
+
+def _diverged(here: Folder, other: Folder) -> bool:
+    """Take over that a training diverged, which is a result too; return whether that was so."""
+    end, spec = other.end(other.generation), read_json(other.path / "spec.json")
+    if end is None or end.get("outcome") != "diverged" or here.generation or spec is None:
+        return False
+    claim = take(here, 0, Owner.me()) if digest(spec) == other.path.name else None
+    if claim is None:
+        return False
+    write_whole(here.path / "spec.json", json.dumps(spec, indent=1, sort_keys=True).encode())
+    claim.end("diverged", **{k: v for k, v in end.items() if k not in ("outcome", "seconds")})
+    return True
 
 
 def _bring(path: Path, target: Path) -> None:

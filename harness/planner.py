@@ -37,7 +37,7 @@ def data_folder(sweep: Sweep, given: Path | None) -> Path:
     """Return where data sets lie: as given, `data:` of the file (relative to it), $HARNESS_DATA, or ./data."""
     if given is None and sweep.file.data:
         given = Path(sweep.document.file).parent / sweep.file.data
-    return (given or Path(os.environ.get("HARNESS_DATA", "data"))).absolute()
+    return given or Path(os.environ.get("HARNESS_DATA", "data"))
 
 
 def make_plan(sweep: Sweep, store: Store, data: Path, miniature: bool = False) -> Plan:
@@ -158,7 +158,7 @@ class _Planner:
             }
             if size:
                 spec["size"] = size
-            key = self.add("data", spec, {}, f"data {cell.dataset.label}", str(source.path))
+            key = self.add("data", spec, {}, f"data {cell.dataset.label}", str(source.path.absolute()))
             self.memo[memo] = key
             if source.missing:
                 self.plan.absent[key] = source.missing

@@ -188,6 +188,9 @@ def _pace(status: Status) -> str:
     said = [f"{status.hour:,} stages finished in the last hour"]
     if status.left is not None and status.standing.states:
         said.append(f"about {span(status.left)} of work left")
+    silent = sum(time.time() - changed > LEASE for _, _, changed in status.standing.owners.values())
+    if silent:
+        said.append(f"{silent:,} running without a heartbeat for {span(LEASE)} by file times: lost, or a clock is off")
     if status.eta is not None and status.standing.states:
         said.append(f"done in about {span(status.eta)} at the present number of workers")
     return "; ".join(said)

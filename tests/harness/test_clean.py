@@ -162,6 +162,18 @@ def test_a_damaged_or_different_stage_of_the_other_store_is_named_and_not_taken(
     assert sweep("tiny.yaml", "--only", "seed=0", "--store", "a").returncode == 0
 
 
+def test_a_divergence_is_a_result_that_is_taken_over_too(small: Path) -> None:
+    trained = next((small / "runs").glob("stages/train/*/*"))
+    theirs, ours = Store(small / "runs"), Store(small / "empty")
+    (trained / "result-0001.json").unlink()
+    (trained / "attempt-0001" / "end.json").write_text(json.dumps({"outcome": "diverged", "epoch": 2, "step": 7}))
+    assert merge(small, "runs", "--store", "empty").returncode == 0
+    end = ours.folder("train", trained.name).end(1)
+    assert end is not None
+    assert (end["outcome"], end["epoch"], end["step"]) == ("diverged", 2, 7)
+    assert len(hashes(ours.root)) == len(hashes(theirs.root)) == 8
+
+
 def test_what_is_no_store_is_refused(small: Path) -> None:
     for other, said in [(".", "is no store"), ("nowhere", "is no store")]:
         done = merge(small, other)

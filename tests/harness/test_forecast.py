@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from harness.store import Artifact, Result, Store, digest
 from harness.time_left import TimeLeft
 from harness.words import given_span, read_span
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
 CPU = Place("cpu", 1)
 
 
@@ -223,3 +227,25 @@ def test_a_stage_is_taken_that_fits_or_whose_checkpoints_make_it_worth_it(plan: 
     assert not left.over()
     now[0] = 981.0
     assert left.over()
+
+
+def test_a_pilot_tries_out_what_is_unknown_and_the_outcome_is_held_against_it(project: Path, sweep: Run) -> None:
+    text = (project / "tiny.yaml").read_text()
+    (project / "tiny.yaml").write_text(text.replace("recipe: [default, ls]", "recipe: [default, gsw]"))
+    before = sweep("tiny.yaml", "--plan")
+    assert "nothing like them was ever run: 1 data, 10 mask, 16 train" in before.stdout
+    tried = sweep("tiny.yaml", "--plan", "--pilot", "--workers", "1", "--threads", "1")
+    assert tried.returncode == 0
+    assert "pilot: digits thin random 50% gsw seed 0: about" in tried.stderr
+    assert "data           1   to run       0" in tried.stdout, "the data set is made for good"
+    assert "forecast: " in tried.stdout
+    assert "from records of the same settings (26 stages)" in tried.stdout
+    assert "nothing like them" not in tried.stdout
+    again = sweep("tiny.yaml", "--plan", "--pilot", "--workers", "1", "--threads", "1", "--budget", "1h")
+    assert "pilot:" not in again.stderr, "it is remembered"
+    assert "within 1h: 10 cells of 10" in again.stdout
+    done = sweep("tiny.yaml", "--workers", "1", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    said = re.search(r"forecast: ([\d.]+) core-minutes \(([\d.]+) to ([\d.]+)\) in .*; it took ([\d.]+)", done.stderr)
+    assert said, done.stderr
+    assert "for " not in said[0], "all of it was run"

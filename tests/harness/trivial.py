@@ -59,7 +59,7 @@ def save(plan: Plan, store: Store) -> None:
 
 
 def serve(pipe: Connection, device: str) -> None:
-    """Be a trainer: `device` says how long a stage takes at most, in seconds, or how it fails."""
+    """Be a trainer: `device` says how many seconds a stage takes, `=9`, or takes at most, `9`; or how it fails."""
     pipe.send_bytes(json.dumps({"at": "ready"}).encode())
     pause = threading.Event()
     while True:
@@ -80,7 +80,7 @@ def outcome(order: dict[str, Any], how: str, pause: threading.Event) -> dict[str
         return {"at": "end", "outcome": "fault", "cause": "device", "message": "uncorrectable ECC error"}
     if how == "oom":
         return {"at": "end", "outcome": "failed", "cause": "oom", "resource": "ram", "message": "out of memory"}
-    pause.wait(random.random() * float(how))
+    pause.wait(float(how[1:]) if how.startswith("=") else random.random() * float(how))
     draft = Path(order["attempt"]) / "draft"
     draft.write_bytes(content(order["key"]))
     return {
