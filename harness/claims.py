@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.allocation import job
 from harness.machine import machine
 from harness.store import Folder, publish, read_json, write_whole
 
@@ -64,11 +65,11 @@ class Owner:
     """Seconds without a heartbeat after which it wants to be taken for dead, at the earliest."""
 
     @classmethod
-    def me(cls, trainer: int | None = None, lease: float = 0.0) -> Owner:
-        """Return this process, and its trainer, as an owner."""
-        pids = [os.getpid(), *([trainer] if trainer else [])]
+    def me(cls, *trainers: int, lease: float = 0.0) -> Owner:
+        """Return this process, and its trainers here, as an owner."""
+        pids = [os.getpid(), *trainers]
         processes = tuple(Process(pid, start_time(pid) or 0) for pid in pids)
-        return cls(*machine(), processes, os.environ.get("SLURM_JOB_ID", ""), lease)
+        return cls(*machine(), processes, job(), lease)
 
     @classmethod
     def read(cls, path: Path) -> Owner | None:

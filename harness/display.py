@@ -66,6 +66,19 @@ class Display:
         """Print a line above the progress."""
         self.out.print(escape(printable(text)), soft_wrap=True)
 
+    def stages(self, done: int) -> None:
+        """Take in how many stages are done."""
+        if done != self.done and not self.rich:
+            self.out.print(f"{done} of {self.total} stages done", soft_wrap=True)
+        self.done = done
+        self.bar.update(self.task, completed=done)
+
+    def line(self, slot: int, text: str) -> None:
+        """Show a line below the bar."""
+        self.lines[slot] = text
+        if self.live is not None:
+            self.live.update(self._render())
+
     def hear(self, slot: int, event: dict[str, Any]) -> None:
         """Take in an event of a worker."""
         kind = event.get("event")

@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import typer
 
+from harness.cancel import cancel
 from harness.cell import Cell
 from harness.check import load_sweep
 from harness.claims import Observer
-from harness.clean import find_waste, orphans, remove
-from harness.display import Display, ask
+from harness.clean import orphans
+from harness.closing import report
+from harness.demand import demand
+from harness.display import ask
 from harness.errors import UserError, printable
-from harness.frontier import Frontier, Survey
-from harness.launch.local import Machine, Workers, this_machine
+from harness.frontier import Frontier
+from harness.index import stand
+from harness.launch.local import Machine, this_machine
+from harness.launch.slurm import Slurm
+from harness.launching import HERE, Crew, launcher_for, refuse_login_node, run_elsewhere
 from harness.miniature import own_store
 from harness.only import cell_filter
 from harness.outlook import Outlook, by_axis, data_stages, describe
 from harness.plan import Plan
-from harness.planfile import save_plan
-from harness.planner import data_folder, make_plan, unlaunchable
-from harness.presence import present
-from harness.report.frame import failures, read_frame
-from harness.report.tables import build
-from harness.report.writers import on_terminal, write_report
+from harness.planfile import as_saved, save_plan
+from harness.planner import data_folder, make_plan
 from harness.shift import release
 from harness.spec import MOST_CELLS, Sweep
 from harness.store import Store
-from harness.words import count, size, span
+from harness.words import count
 from tost.catalog import nearest
 
 MANY_CELLS = 1_000_000
-CAUSES = ("all", "code", "input", "oom", "device", "died", "diverged")
+CAUSES = ("all", "cancelled", "code", "input", "oom", "device", "died", "diverged")
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,7 @@ class Options:
     scratch: str = ""
     until: str = ""
     discard_weights: bool = False
+    detach: bool = False
 
     @property
     def argv(self) -> list[str]:
@@ -105,12 +104,13 @@ class Driver:
         self.plan = self.whole if cells is None else self.whole.keep(cells)
         self.frontier = Frontier(self.plan, self.store, Observer())
 
-    def lacks(self, via: str | None) -> list[str]:
+    def via(self, options: Options) -> str:
+        """Return the launcher: as the command line says, then as the file does; a miniature stays here unless told."""
+        return options.via or ("local" if self.miniature else self.sweep.file.launch.via)
+
+    def lacks(self) -> list[str]:
         """Return what keeps the sweep from running, printed too."""
-        local = via == "local" or self.miniature
-        found = [*self.plan.missing(), *([] if local else map(str, unlaunchable(self.sweep)))]
-        if via not in (None, "local"):
-            found.append(f"--via {via}: not part of this version; use --via local")
+        found = self.plan.missing()
         for sentence in found:
             typer.echo(printable(sentence), err=True)
         return found
@@ -136,7 +136,19 @@ class Driver:
         if not self.chosen and (left := orphans(self.store, self.plan)):
             shown = "; ".join(left[:3]) + (" ..." if len(left) > 3 else "")
             lines.append(f"  kept though no longer in the file: {count(len(left), 'finished cell')}: {shown}")
+        if (via := self.via(options)) not in HERE:
+            lines += self._texts(via, options)
         print(printable("\n".join(lines), 20_000))  # noqa: T201 - the result of the command
+
+    def _texts(self, via: str, options: Options) -> list[str]:
+        """Return what would be submitted, one sbatch file a size of worker."""
+        launcher = self.launcher(via, options)
+        wanted = demand(self.plan, stand(self.plan, self.store, Observer(options.lease)), launcher.step_for)
+        lines = []
+        for size, number in sorted(wanted.items()):
+            number = min(number, launcher.most)
+            lines += [f"  {count(number, 'worker')} of {count(size.world, 'process')}:", launcher.text(size, number)]
+        return lines
 
     def _pilot(self, options: Options) -> None:
         """Make the data sets, and try out some steps of everything that no record tells of."""
@@ -144,43 +156,20 @@ class Driver:
         self.frontier = Frontier(self.plan, self.store, Observer(options.lease))
         if (survey := self.frontier.survey()).todo:
             saved = save_plan(self.plan, self.store, self.sweep, whole=False)
-            self._work(self._argv(saved, options), self.machine(options), survey)
+            Crew(self.frontier, self._argv(saved, options), self.machine(options)).run(survey)
         self.plan, self.frontier = asked, Frontier(asked, self.store, Observer(options.lease))
         outlook = Outlook(self.frontier, self.frontier.survey(), self.machine(options))
         outlook.pilot(lambda sentence: typer.echo(printable(sentence), err=True))
-
-    def gc(self) -> int:
-        """Show what nothing refers to, and remove it where that is agreed to; return the exit code."""
-        waste = find_waste(self.store, self.whole, Observer())
-        for folder in waste.stages[:20]:
-            typer.echo(f"{folder.path.relative_to(self.store.root)}")
-        stages, files = count(len(waste.stages), "stage"), count(len(waste.files), "left-over file")
-        said = f"{stages} that no sweep's newest plan refers to, {files}"
-        typer.echo(f"{said}: {size(waste.bytes)}; {waste.running} more are being worked on and stay")
-        if not (waste.stages or waste.files):
-            return 0
-        if not self.yes:
-            typer.echo("nothing was removed; --gc --yes removes them")
-            return 0
-        folders = self.store.root.glob("sweeps/*")
-        busy = [worker for folder in folders for worker in present(self.store, folder.name)]
-        if busy:
-            raise UserError(
-                f"--gc: {count(len(busy), 'worker')} at work, the first on {busy[0].owner.host}; let them finish, "
-                f"or remove {busy[0].path} if it is dead"
-            )
-        remove(self.store, waste)
-        typer.echo("removed")
-        return 0
 
     def run(self, options: Options, budget: str = "") -> int:
         """Run what is missing; return the exit code."""
         if options.retry and options.retry not in CAUSES:
             raise UserError(f"--retry {options.retry}: choose from {', '.join(CAUSES)}{nearest(options.retry, CAUSES)}")
-        if self.lacks(options.via):
+        if self.lacks():
             return 2
-        if not self.miniature:
-            _refuse_login_node(options.via or self.sweep.file.launch.model_fields_set & {"via"})
+        via = self.via(options)
+        if not (self.miniature or options.via or self.sweep.file.launch.model_fields_set & {"via"}):
+            refuse_login_node()
         if self.sweep.file.wandb and not self.miniature:
             typer.echo(
                 "wandb: nothing is mirrored to Weights & Biases by this version; results are in the store", err=True
@@ -202,96 +191,45 @@ class Driver:
         survey = self.frontier.survey()
         saved = save_plan(self.plan, self.store, self.sweep, whole=not self.chosen)
         if not survey.todo:
-            return self.report(interrupted=False)
+            return report(self.sweep, self.frontier, self.chosen, interrupted=False)
+        if via not in HERE:
+            return self._elsewhere(via, saved, options)
         machine = self.machine(options)
         outlook, began = Outlook(self.frontier, survey, machine), time.monotonic()
         outlook.keep(saved.parent)
-        argv = self._argv(saved, options)
-        stopped = self._work(argv, machine, survey) or self._again_with_more_memory(argv, machine)
+        crew = Crew(self.frontier, self._argv(saved, options), machine, pre_empt=self.miniature)
+        stopped = crew.run(survey) or crew.again_with_more_memory()
         self.frontier.forget()
         if said := outlook.outcome(saved.parent, time.monotonic() - began):
             typer.echo(said, err=True)
-        return self.report(stopped)
+        return report(self.sweep, self.frontier, self.chosen, stopped)
+
+    def _elsewhere(self, via: str, saved: Path, options: Options) -> int:
+        """Run what is missing with workers of a cluster; return the exit code."""
+        launcher = self.launcher(via, options, saved.name if self.chosen else "")
+        observer = Observer(options.lease)
+        left = run_elsewhere(as_saved(self.plan, self.sweep), self.store, launcher, observer, options.detach)
+        if left or options.detach:
+            typer.echo(
+                f"the workers go on; `harness status {self.plan.name}` shows them, the same command follows them, "
+                "--cancel ends them",
+                err=True,
+            )
+            return 130 if left else 0
+        return report(self.sweep, self.frontier, self.chosen, interrupted=False)
+
+    def launcher(self, via: str, options: Options, plan: str = "") -> Slurm:
+        """Return the launcher of a profile; its workers read the sweep's newest plan, or the one named."""
+        argv = [self.plan.name, "--store", str(self.store.root.absolute()), *options.argv]
+        argv += ["--plan", plan] if plan else []
+        return launcher_for(via, self.file.absolute().parent, self.store, self.plan.name, argv)
+
+    def cancel(self, options: Options) -> int:
+        """End the sweep's workers; return the exit code."""
+        via = self.via(options)
+        launcher = None if via in HERE else self.launcher(via, options)
+        typer.echo(cancel(as_saved(self.plan, self.sweep), self.whole, self.store, launcher, self.chosen), err=True)
+        return 0
 
     def _argv(self, saved: Path, options: Options) -> list[str]:
         return [self.plan.name, "--plan", saved.name, "--store", str(self.store.root), *options.argv]
-
-    def _again_with_more_memory(self, argv: list[str], machine: Machine) -> bool:
-        """Run what ran out of memory once more, with the machine to itself; return whether that was stopped."""
-        alone = this_machine(1, machine.threads, machine.device)
-        frontier = Frontier(self.plan, self.store, self.frontier.observer)
-        frontier.memory = {"ram": alone.memory, "gpu": alone.gpu_memory}
-        short = [s for s in frontier.survey().todo.values() if s.cause == "oom" and s.claimable]
-        if not short:
-            return False
-        typer.echo(f"{count(len(short), 'stage')} ran out of memory: once more, one at a time", err=True)
-        return self._work(argv, alone, frontier.survey())
-
-    def _work(self, argv: list[str], machine: Machine, survey: Survey) -> bool:
-        """Start workers where something is to be done; return whether they were stopped."""
-        if not any(s.claimable or s.name == "running" for s in survey.todo.values()):
-            return False
-        machine = replace(machine, workers=min(machine.workers, len(survey.todo)))
-        display = Display(len(self.plan.stages) - len(survey.todo), len(self.plan.stages), machine.workers)
-        crew = Workers([*argv, *machine.argv], machine, display.hear, pre_empt=self.miniature)
-        began, before_run = time.monotonic(), display.done
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            crew.stop()
-            display.say("stopping: saving where each training stands" if crew.stopping == 1 else "killing the workers")
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        try:
-            with display.shown():
-                crew.run()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        for sentence in crew.trouble:
-            display.say(sentence)
-        display.say(f"{count(display.done - before_run, 'stage')} run in {span(time.monotonic() - began)}")
-        return crew.stopping > 0
-
-    def report(self, interrupted: bool) -> int:
-        """Write and print the tables and the failures; return the exit code."""
-        from rich.console import Console
-
-        self.frontier.forget()
-        survey = self.frontier.survey()
-        frame = read_frame(self.plan, self.frontier, survey)
-        grids = [grid for table in self.sweep.file.tables for grid in build(table, frame)]
-        folder = self.store.sweep(self.plan.name) / ("report" if not self.chosen else "report.part")
-        done = sum(key in survey.results for _, key in self.plan.cells)
-        out = Console(highlight=False)
-        for grid in grids if done or not interrupted else ():
-            out.print(*on_terminal(grid, out.width), sep="\n")
-        where = f"tables in {_short(folder)}"
-        try:
-            write_report(folder, self.plan.name, frame, grids)
-        except OSError as error:
-            where = f"the report could not be written: {error.strerror}"
-        failed = failures(self.plan, self.frontier, survey)
-        for sentence, held, log in failed[:20]:
-            typer.echo(printable(f"{sentence}; {count(held, 'cell')} held back"), err=True)
-            if log:
-                typer.echo(f"  log: {_short(Path(log))}", err=True)
-        if failed:
-            typer.echo(f"{count(len(failed), 'stage')} failed; --retry all runs them once more", err=True)
-        left = len(survey.todo)
-        typer.echo(f"{done} of {count(len(self.plan.cells), 'cell')} done; {where}", err=True)
-        if interrupted:
-            typer.echo("stopped; the same command goes on from here", err=True)
-            return 130
-        return 1 if left else 0
-
-
-def _short(path: Path) -> str:
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _refuse_login_node(named: object) -> None:
-    if not named and shutil.which("sbatch") and "SLURM_JOB_ID" not in os.environ:
-        raise UserError(
-            "this looks like a cluster's login node (sbatch is there, no allocation); "
-            "to train here all the same: --via local"
-        )

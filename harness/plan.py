@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ class Stage:
     label: str
     place: str = ""
     """For a data stage, where its files lie: needed to run it, no part of its identity."""
+    world: int = 1
+    """For a training, how many processes it asks for: no part of its identity either."""
 
 
 @dataclass
@@ -64,11 +66,20 @@ class Plan:
 
     def missing(self) -> list[str]:
         """Return what must be there before these cells can run, one sentence each."""
-        absent = dict.fromkeys(said for key, said in self.absent.items() if key in self.stages)
-        return [*absent] + [
-            f"world: {world}: training one cell with several processes is not part of this version; use world: 1"
-            for world in sorted({cell.world for cell, _ in self.cells} - {1})
-        ]
+        return list(dict.fromkeys(said for key, said in self.absent.items() if key in self.stages))
+
+    def give_worlds(self, asked: Mapping[str, int]) -> None:
+        """Give every training the most processes that any cell made from it asks for; masks are made by one process.
+
+        `asked`: by the key of the stage that a cell ends in.
+        """
+        wanted = dict.fromkeys(self.stages, 1) | dict(asked)
+        for stage in reversed(self.stages.values()):
+            for parent in stage.parents.values():
+                wanted[parent] = max(wanted[parent], wanted[stage.key])
+        for key, world in wanted.items():
+            if world > 1 and self.stages[key].kind == "train":
+                self.stages[key] = replace(self.stages[key], world=world)
 
     def ancestors(self, key: str) -> set[str]:
         """Return a stage and everything it is made from."""

@@ -19,7 +19,7 @@ from harness.spec import Sweep
 from harness.store import Store, canonical, write_whole
 from tost.catalog import nearest
 
-FORMAT = 2
+FORMAT = 3
 NEWEST = "plan.json"
 
 
@@ -103,6 +103,7 @@ def dump(saved: SavedPlan) -> bytes:
             {role: row[parent] for role, parent in stage.parents.items()},
             stage.label,
             stage.place,
+            stage.world,
         ]
         for stage in saved.plan.stages.values()
     ]
@@ -144,7 +145,7 @@ def read_plan(path: Path) -> SavedPlan:
 
 
 def _stages(rows: Iterable[list[Any]], blocks: list[Any], keys: list[str]) -> Iterable[Stage]:
-    for key, kind, spec, parents, label, place in rows:
+    for key, kind, spec, parents, label, place, world in rows:
         yield Stage(
             key,
             kind,
@@ -152,6 +153,7 @@ def _stages(rows: Iterable[list[Any]], blocks: list[Any], keys: list[str]) -> It
             {role: keys[number] for role, number in parents.items()},
             label,
             place,
+            world,
         )
 
 

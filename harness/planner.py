@@ -53,8 +53,10 @@ def make_plan(sweep: Sweep, store: Store, data: Path, miniature: bool = False) -
     if miniature:
         cells, masks_only = Shrink(sweep.names).cells(cells)
     by_key: dict[str, Cell] = {}
+    worlds: dict[str, int] = {}
     for cell in cells:
         key = planner.cell(cell)
+        worlds[key] = max(worlds.get(key, 1), cell.world)
         if key in by_key and by_key[key].protocol is cell.protocol:
             plan.united += 1
             continue
@@ -62,6 +64,7 @@ def make_plan(sweep: Sweep, store: Store, data: Path, miniature: bool = False) -
         plan.cells.append((cell, key))
     masks = (planner.mask(cell, planner.ticket(cell)) for cell in masks_only)
     plan.beside = [mask for mask in masks if mask is not None]
+    plan.give_worlds(worlds)
     plan.plugins = list(sweep.names.plugins.values())
     return plan
 
@@ -286,12 +289,3 @@ class _Planner:
         label = f"{ticket.dataset.label} {ticket.arch.label} to epoch {epoch} ticket seed {ticket.ticket_seed}"
         parents = {"data": self.dataset(ticket)}
         return self.train(ticket, spec, parents, label, seed=ticket.ticket_seed, recipe=[], until=epoch)
-
-
-def unlaunchable(sweep: Sweep) -> list[Fault]:
-    """Return what a sweep file asks for that this version cannot launch."""
-    via = sweep.file.launch.via
-    if via == "local":
-        return []
-    mark = sweep.document.mark(("launch", "via"))
-    return [Fault(mark, f"launch.via: {via!r} is not part of this version; use via: local, or --via local")]

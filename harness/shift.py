@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from harness.frontier import Frontier
 from harness.machine import machine
 from harness.plan import Stage
 from harness.planfile import SavedPlan
-from harness.presence import Presence, crowded
+from harness.presence import Presence, crowded, present
 from harness.provenance import provenance, source_digest
 from harness.store import Store
 from harness.supervisor import Setup, Supervisor
+from harness.team import Team
 from harness.time_left import TimeLeft
 from harness.trainer import Trainer
 
@@ -34,10 +36,12 @@ class Worker:
     """Takes stage after stage: the ready one with the longest chain below it first."""
 
     def __init__(
-        self, frontier: Frontier, supervisor: Supervisor, stop: threading.Event, tell: Any, time: TimeLeft | None = None
+        self, frontier: Frontier, supervisor: Supervisor, stop: threading.Event, tell: Any, left: TimeLeft | None = None
     ) -> None:
-        self.frontier, self.supervisor, self.stop, self.tell, self.time = frontier, supervisor, stop, tell, time
+        self.frontier, self.supervisor, self.stop, self.tell, self.time = frontier, supervisor, stop, tell, left
         self.token = uuid.uuid4().hex
+        self.patience: float | None = None
+        """Seconds of looking in vain after which it leaves."""
         self.todo: dict[str, Stage] = {}
         self.absent: set[str] = set()
         self.idle = 0
@@ -49,10 +53,17 @@ class Worker:
     def run(self) -> None:
         """Work until all is done or blocked by failures, a stop is asked for, or the time is up."""
         self.look()
+        since: float | None = None
         while not self.stop.is_set() and not (self.time and self.time.over()):
             self.supervisor.beat()
             taken, others = self.take()
             self.idle = 0 if taken is not None else self.idle + 1
+            if taken is not None:
+                since = None
+            elif since is None:
+                since = time.monotonic()
+            elif self.patience is not None and time.monotonic() - since > self.patience:
+                return
             if taken is not None:
                 outcome = self.supervisor.run(*taken)
                 self._learn(taken[0], outcome)
@@ -111,6 +122,8 @@ class Worker:
             seen.add(stage.key)
             if state.name in ("failed", "diverged"):
                 self.broken.add(stage.key)
+            elif state.claimable and not self._fits(stage):
+                others = others or self._served(stage)
             elif not state.claimable:
                 others = True
             elif self._elsewhere(stage) or (self.time and not self.time.allows(stage, state.lost)):
@@ -125,6 +138,16 @@ class Worker:
             if (claim := self._claim(stage, state)) is not None:
                 return (stage, claim), True
         return None, others or bool(shunned)
+
+    def _fits(self, stage: Stage) -> bool:
+        """Return whether this worker has the processes that a training asks for; what is none needs but one."""
+        setup = self.supervisor.setup
+        return stage.kind != "train" or setup.as_one or stage.world == setup.world
+
+    def _served(self, stage: Stage) -> bool:
+        """Return whether another worker has the processes that a training asks for."""
+        about = [worker.about for worker in present(self.frontier.store, self.frontier.plan.name)]
+        return any(said.get("world") == stage.world or said.get("as_one") for said in about)
 
     def _elsewhere(self, stage: Stage) -> bool:
         """Return whether a data set's files are not on this machine, where another may have them; said once."""
@@ -171,6 +194,8 @@ class Limits:
 
     until: float | None = None
     at_most: int | None = None
+    idle: float | None = None
+    """Seconds after which it leaves when all that is left is in others' hands; None: it waits."""
 
 
 def work(
@@ -180,7 +205,7 @@ def work(
     limits: Limits,
     stop: threading.Event,
     tell: Callable[..., None],
-    start: Callable[[str], Trainer] = Trainer,
+    start: Callable[[str], Trainer | Team] = Trainer,
 ) -> None:
     """Be one worker: sign in, take stage after stage, sign out."""
     if saved.source != source_digest():
@@ -196,19 +221,22 @@ def work(
         if limits.at_most is not None and crowded(store, saved.plan.name, limits.at_most, presence.path):
             tell(event="note", message=f"{limits.at_most} workers run on this machine already; leaving")
             return
-        time = _time(frontier, setup, limits.until)
-        stopping = (lambda: stop.is_set() or time.over()) if time else stop.is_set
+        left = _time(frontier, setup, limits.until)
+        stopping = (lambda: stop.is_set() or left.over()) if left else stop.is_set
         supervisor = Supervisor(frontier, setup, tell, stopping, start)
         supervisor.beside = presence.beat
         with contextlib.closing(supervisor):
-            Worker(frontier, supervisor, stop, tell, time).run()
+            worker = Worker(frontier, supervisor, stop, tell, left)
+            worker.patience = limits.idle
+            worker.run()
     finally:
         presence.leave()
 
 
 def _about(setup: Setup) -> dict[str, Any]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return {"device": setup.device, "threads": setup.threads, "visible": visible, "source": source_digest()}
+    more = {"world": setup.world, "as_one": setup.as_one}
+    return {"device": setup.device, "threads": setup.threads, "visible": visible, "source": source_digest(), **more}
 
 
 def _time(frontier: Frontier, setup: Setup, until: float | None) -> TimeLeft | None:

@@ -35,10 +35,10 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _draft(path: Path, data: bytes) -> Path:
-    """Write a complete, synced file beside the target; plain open, so that the umask decides who may read it."""
+def _draft(path: Path, data: bytes, mode: int = 0o666) -> Path:
+    """Write a complete, synced file beside the target; within `mode` the umask decides who may read it."""
     draft = path.parent / f".draft-{_writers()}-{os.getpid()}-{uuid.uuid4().hex}"
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with open(descriptor, "wb") as file:
             file.write(data)
@@ -56,9 +56,9 @@ def _writers() -> str:
     return hashlib.sha256(repr(machine()).encode()).hexdigest()[:12]
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a file so that no reader ever sees a part of it: write, flush, sync, rename."""
-    os.replace(_draft(path, data), path)
+    os.replace(_draft(path, data, mode), path)
 
 
 def publish(path: Path, data: bytes) -> bool:

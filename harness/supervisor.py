@@ -20,6 +20,7 @@ from harness.plan import Stage
 from harness.provenance import source_digest
 from harness.publication import publish_made
 from harness.store import file_sha256, write_whole
+from harness.team import Team
 from harness.trainer import STARTING, Trainer
 
 STALL = 3600.0
@@ -48,6 +49,10 @@ class Setup:
     """Whether the weights of trainings that no other stage reads are thrown away, their results kept."""
     scratch: str = ""
     """A folder on this machine's own disk, where checkpoints are written first."""
+    world: int = 1
+    """How many processes this worker trains with."""
+    as_one: bool = False
+    """Whether it trains with one process what asks for several."""
 
 
 class Trouble(Exception):
@@ -63,7 +68,7 @@ class Supervisor:
         setup: Setup,
         tell: Tell,
         stopping: Callable[[], bool],
-        start: Callable[[str], Trainer] = Trainer,
+        start: Callable[[str], Trainer | Team] = Trainer,
     ) -> None:
         self.frontier, self.setup, self.tell, self.stopping, self.start = frontier, setup, tell, stopping, start
         self.beside: Callable[[], None] = lambda: None
@@ -77,7 +82,7 @@ class Supervisor:
         if said := avoided_here(self.frontier.store):
             raise Trouble(said)
 
-    def _start(self) -> Trainer:
+    def _start(self) -> Trainer | Team:
         trainer = self.start(self.setup.device)
         deadline = time.monotonic() + STARTING
         while time.monotonic() < deadline:
@@ -104,7 +109,7 @@ class Supervisor:
 
     def owner(self) -> Owner:
         """Return who claims: this process and its trainer."""
-        return Owner.me(self.trainer.pid, self.setup.lease)
+        return Owner.me(*self.trainer.pids, lease=self.setup.lease)
 
     def run(self, stage: Stage, claim: Claim) -> str:
         """Run a claimed stage; return how it ended. Raises Trouble where the store cannot be written."""
@@ -117,7 +122,8 @@ class Supervisor:
                 self.frontier.forget()
                 return "stopped"
             self._write_spec(stage, claim)
-            forget_peak(self.trainer.pid)
+            for pid in self.trainer.pids:
+                forget_peak(pid)
             killed = oom_kills()
             self.trainer.send(self._order(stage, claim, parents))
             end = self._follow(stage, claim)
@@ -200,7 +206,7 @@ class Supervisor:
             if message is not None:
                 last_word = now
                 if message["at"] == "end":
-                    return {**message, "peak_memory": peak(self.trainer.pid)}
+                    return {**message, "peak_memory": sum(map(peak, self.trainer.pids))}
                 if message["at"] == "died":
                     return {"outcome": "died", "message": message["message"], "signal": message.get("signal", "")}
                 self.tell(event="step", **{k: v for k, v in message.items() if k != "at"})
@@ -235,7 +241,7 @@ class Supervisor:
         if outcome == "corrupt":
             outcome = "stopped" if self._set_aside(*parents[end["role"]]) else "died"  # a misread may be repeated
             self.frontier.forget()
-        if outcome == "trouble":
+        if outcome in ("trouble", "lost"):
             outcome = "stopped"
         details = {k: v for k, v in end.items() if k not in ("at", "outcome")}
         if outcome == "fault":

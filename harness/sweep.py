@@ -25,12 +25,21 @@ def main(
     data: Annotated[
         Path | None, typer.Option(help="The folder of data sets; else `data:` of the file, $HARNESS_DATA, ./data.")
     ] = None,
-    via: Annotated[str | None, typer.Option(help="Where workers live, in place of the file's launch.via.")] = None,
+    via: Annotated[
+        str | None,
+        typer.Option(help="Where workers live: local, or a cluster profile such as slurm/a100.yaml. Else as the file."),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return once workers are submitted; `harness status` shows them.")
+    ] = False,
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="End the sweep's workers; with --only, those of some cells.")
+    ] = False,
     workers: Annotated[int | None, typer.Option(help="Workers on this machine.", min=1)] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads a worker.", min=1)] = None,
     device: Annotated[str | None, typer.Option(help="A torch device: cpu, cuda, mps.")] = None,
     retry: Annotated[
-        str, typer.Option(help="Run failed stages again: all, or a cause (code, input, oom, device, died, diverged).")
+        str, typer.Option(help="Run failed stages again: all, or a cause: code, oom, cancelled, ...")
     ] = "",
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between two checkpoints.", min=0)] = 300.0,
     lease: Annotated[
@@ -69,19 +78,24 @@ def main(
             return
         if file == Path("-"):
             raise UserError("name a sweep file, for example: python -m harness.sweep sweeps/quickstart.yaml")
+        from harness.closing import clean_up
         from harness.driver import Driver, Options
 
         if until:
             given_span("--until", until)
         discard = discard_weights or miniature
-        options = Options(via, workers, threads, device, retry, checkpoint_every, lease, scratch, until, discard)
+        options = Options(
+            via, workers, threads, device, retry, checkpoint_every, lease, scratch, until, discard, detach
+        )
         driver = Driver(file, store, data, yes, miniature)
         driver.load(only, limit)
         if gc:
-            code = driver.gc()
+            code = clean_up(driver.store, driver.whole, yes)
+        elif cancel:
+            code = driver.cancel(options)
         elif plan:
             driver.print_plan(options, pilot, budget)
-            code = 2 if driver.lacks(via) else 0
+            code = 2 if driver.lacks() else 0
         else:
             code = driver.run(options, budget)
     except UserError as error:

@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from harness.claims import Process, start_time
+from harness.machine import machine
 from harness.trainer_signals import HEEDED
 
 STARTING = 300.0
@@ -40,6 +41,7 @@ class Trainer:
             self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        self.host = machine()[0]
         self.life = Process(self.pid, start_time(self.pid) or 0)
         theirs.close()
 
@@ -47,6 +49,16 @@ class Trainer:
     def pid(self) -> int:
         """Return the process's number."""
         return self.process.pid or 0
+
+    @property
+    def pids(self) -> list[int]:
+        """Return the numbers of the processes that run an order: of one trainer, its own."""
+        return [self.pid]
+
+    @property
+    def doors(self) -> list[Any]:
+        """Return what becomes readable when the trainer has something to say, or is gone."""
+        return [self.pipe, self.process.sentinel]
 
     @property
     def alive(self) -> bool:
@@ -60,7 +72,7 @@ class Trainer:
 
     def hear(self, timeout: float) -> dict[str, Any] | None:
         """Return the next message, None after a timeout, or {"at": "died", ...} where the process is gone."""
-        wait([self.pipe, self.process.sentinel], max(timeout, 0))
+        wait(self.doors, max(timeout, 0))
         try:
             if self.pipe.poll():
                 message: dict[str, Any] = json.loads(self.pipe.recv_bytes())

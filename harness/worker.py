@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from harness.allocation import job, nodes, seconds_left
 from harness.claims import LEASE
 from harness.errors import UserError
 from harness.events import Events, in_words
-from harness.launch.local import Workers, this_machine
-from harness.planfile import find_plan, read_plan
+from harness.launch.local import Workers, slots, this_machine
+from harness.nodes import Lead, NodeLost, Shape, be_agent
+from harness.planfile import SavedPlan, find_plan, read_plan
 from harness.shift import Limits, work
 from harness.store import Store
 from harness.supervisor import Setup, Trouble
+from harness.trainer import Trainer
 from harness.trainer_signals import HEEDED
 from harness.words import given_span
 
@@ -28,10 +33,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 SIGNALS = (*HEEDED, signal.SIGINT)
 
 
-def _several(slots: int, device: str | None, threads: int | None, argv: list[str]) -> int:
+def _several(number: int, device: str | None, threads: int | None, argv: list[str]) -> int:
     """Run several workers on this machine until the last one leaves; a signal is passed on."""
-    machine = this_machine(slots, threads, device)
-    crew = Workers([*argv, *machine.argv], machine, lambda slot, event: in_words(**event))
+    machine = this_machine(number, threads, device)
+    crew = Workers([*argv, *machine.argv], slots(machine, ()), lambda slot, event: in_words(**event))
 
     def ask(number: int, frame: FrameType | None) -> None:
         if not crew.stopping:  # asked twice, as schedulers do, they still save
@@ -45,18 +50,68 @@ def _several(slots: int, device: str | None, threads: int | None, argv: list[str
     return 3 if crew.trouble or 3 in crew.codes else 0
 
 
+def shape_of(world: int) -> Shape:
+    """Return how the processes of a worker lie on the nodes of the job step that it runs in.
+
+    Raises UserError where they cannot lie evenly.
+    """
+    number, node = nodes() if world > 1 else (1, 0)
+    if world % number:
+        raise UserError(f"--world {world}: the job has {number} tasks; it needs one a node, each with as many ranks")
+    return Shape(world, number, node)
+
+
+def _stopping() -> threading.Event:
+    """Return what is set when a signal asks this worker to leave."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in SIGNALS:
+        signal.signal(number, ask)
+    return stop
+
+
+def _run(
+    saved: SavedPlan,
+    place: Store,
+    setup: Setup,
+    limits: Limits,
+    stop: threading.Event,
+    tell: Callable[..., None],
+) -> None:
+    """Be one worker, or the part of one that this node is to be."""
+    shape = shape_of(setup.world)
+    if setup.world == 1:
+        work(saved, place, setup, limits, stop, tell)
+        return
+    meeting = place.sweep(saved.plan.name) / "groups" / (job() or f"pid-{os.getpid()}")
+    if shape.node:
+        be_agent(shape, meeting, Trainer, stop)
+        return
+    lead = Lead(shape, meeting, Trainer, stop)
+    try:
+        work(saved, place, setup, limits, stop, tell, lead.team)
+    finally:
+        lead.leave()
+
+
 @app.command()
 def main(
     name: Annotated[str, typer.Argument(help="The sweep's name, as in its file.")],
     store: Annotated[Path, typer.Option(help="The store's folder.")] = Path("runs"),
     plan: Annotated[str, typer.Option(help="One of the sweep's plan files, in place of its newest.")] = "",
     until: Annotated[str | None, typer.Option(help="Leave before this much time is over: 55m, 23h30m.")] = None,
+    idle: Annotated[str | None, typer.Option(help="Leave after so long with nothing to do: 90s. Else wait.")] = None,
     slots: Annotated[int, typer.Option(help="Workers to run side by side, spread over GPUs and cores.", min=1)] = 1,
+    world: Annotated[int, typer.Option(help="Processes that train a network together.", min=1)] = 1,
+    as_one: Annotated[bool, typer.Option("--as-one", help="Train in one process what asks for several.")] = False,
     at_most: Annotated[
         int | None, typer.Option(help="Leave if so many workers of this sweep run on this machine already.", min=1)
     ] = None,
     device: Annotated[str | None, typer.Option(help="A torch device, such as cpu or cuda.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of the trainer.", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of a trainer.", min=1)] = None,
     memory: Annotated[float, typer.Option(help="GiB of memory for this worker's stages; 0: all there is.")] = 0.0,
     gpu_memory: Annotated[float, typer.Option(help="The same of its GPU's memory.")] = 0.0,
     scratch: Annotated[str, typer.Option(help="A folder on this machine's own disk for checkpoints.")] = "",
@@ -71,37 +126,36 @@ def main(
 ) -> None:
     """Claim and run a sweep's ready stages until none is left. Start as many as you like, wherever the store is.
 
-    Exit codes: 0 nothing left to do, or stopped; 2 a mistake on the command line; 3 it can take no more stages.
+    Inside a Slurm job it leaves before the job's time is over. Exit codes: 0 nothing left to do, or stopped; 2 a
+    mistake on the command line; 3 it can take no more stages.
     """
     if slots > 1:
         given = {"--store": store, "--plan": plan, "--until": until, "--scratch": scratch, "--lease": lease}
         argv = [str(part) for option, value in given.items() if value for part in (option, value)]
         argv += ["--discard-weights"] if discard_weights else []
         raise typer.Exit(_several(slots, device, threads, [name, *argv, "--checkpoint-every", str(checkpoint_every)]))
-    stop = threading.Event()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    for number in SIGNALS:
-        signal.signal(number, ask)
+    stop = _stopping()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA
     printer = Events(stop) if events else None
     tell = printer.tell if printer else in_words
     try:
         place = Store(store)
-        limits = Limits(given_span("--until", until) if until else None, at_most)
+        left = given_span("--until", until) if until else seconds_left()
+        limits = Limits(left, at_most, given_span("--idle", idle) if idle else None)
         saved = read_plan(place.sweep(name) / Path(plan).name if plan else find_plan(place, name))
         here = this_machine(1, threads or 1, device)
         os.environ["OMP_NUM_THREADS"] = str(here.threads)
-        ram = int(memory * 2**30) or here.memory
-        own = int(gpu_memory * 2**30) or here.gpu_memory
-        setup = Setup(here.device, here.threads, checkpoint_every, lease, ram, own, discard_weights, scratch)
-        work(saved, place, setup, limits, stop, tell)
+        amounts: dict[str, Any] = {
+            "memory": int(memory * 2**30) or here.memory,
+            "gpu_memory": int(gpu_memory * 2**30) or here.gpu_memory,
+        }
+        setup = Setup(here.device, here.threads, checkpoint_every, lease, **amounts, world=world, as_one=as_one)
+        setup = replace(setup, discard_weights=discard_weights, scratch=scratch)
+        _run(saved, place, setup, limits, stop, tell)
     except UserError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
-    except (Trouble, OSError) as error:
+    except (Trouble, NodeLost, OSError) as error:
         tell(event="trouble", message=f"this worker takes no more stages: {error}")
         raise typer.Exit(3) from None
     finally:

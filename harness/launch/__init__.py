@@ -1,1 +1,56 @@
-"""Where workers live: a launcher starts them and never decides what they do."""
+"""Where workers live: a launcher submits them, counts them and ends them, and never decides what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, order=True)
+class Size:
+    """What a worker has: processes that train together, and its step on the ladder of larger memories."""
+
+    world: int = 1
+    step: int = 0
+
+    def __str__(self) -> str:
+        return f"w{self.world}m{self.step}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A worker as its launcher sees it: submitted, and not yet at its end."""
+
+    number: str
+    """As the scheduler counts: of an array's task, one of its own."""
+    size: Size
+    state: str
+    """pending, running or leaving."""
+    reason: str = ""
+    """Why it waits."""
+    inner: str = ""
+    """The number that the job itself goes by, where that is another."""
+
+
+class Launcher(Protocol):
+    """Submits workers somewhere. Everything it must remember lies in the store or with the scheduler."""
+
+    @property
+    def most(self) -> int:
+        """Return how many workers of a size there may be at once."""
+
+    def submit(self, size: Size, number: int) -> list[str]:
+        """Submit workers; return what was submitted, in words. Raises UserError where that is refused."""
+
+    def poll(self) -> list[Job]:
+        """Return the sweep's workers that wait or run."""
+
+    def never(self, job: Job) -> str:
+        """Return why a waiting worker can never start, empty where it may."""
+
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """End workers: they save and leave."""
+
+    def step_for(self, memory: int, resource: str) -> int | None:
+        """Return the step that has clearly more memory than was not enough; None where there is none."""

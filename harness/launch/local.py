@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +56,31 @@ def this_machine(workers: int | None, threads: int | None, device: str | None) -
     return Machine(workers, threads or max(1, cores // workers), device, gpus, machine_memory() // workers, own)
 
 
+@dataclass(frozen=True)
+class Slot:
+    """One worker's place on this machine: what it is told beside the rest, and the GPUs that it sees."""
+
+    argv: tuple[str, ...] = ()
+    visible: str = ""
+
+
+def slots(machine: Machine, worlds: Iterable[int]) -> list[Slot]:
+    """Return the workers that serve a machine best: one for each size of process group, single ones beside them.
+
+    Where there are fewer GPUs than a group asks for, single workers train it in one process, which means the same.
+    """
+    gpus = list(machine.gpus)
+    found, alone = [], False
+    for world in sorted({world for world in worlds if world > 1}, reverse=True):
+        if (gpus and world > len(gpus)) or machine.device not in ("cpu", "cuda"):
+            alone = True
+        else:
+            found.append(Slot(("--world", str(world)), ",".join(gpus[-world:])))
+    singles = max(1, machine.workers - sum(int(slot.argv[1]) for slot in found))
+    own = ("--as-one",) if alone else ()
+    return [*(Slot(own, gpus[n % len(gpus)] if gpus else "") for n in range(singles)), *found]
+
+
 def _gpus() -> tuple[str, ...]:
     """Return the GPUs that jobs of this process may see, asked of the driver so that torch need not be loaded."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -84,7 +109,7 @@ class Workers:
     """Worker processes, each in a session of its own so that Ctrl-C reaches them only through `stop`."""
 
     argv: Sequence[str]
-    machine: Machine
+    slots: Sequence[Slot]
     hear: Hear
     pre_empt: bool = False
     """Stop one worker in the middle of its first training and start another, as a busy cluster would."""
@@ -97,7 +122,7 @@ class Workers:
     def run(self) -> None:
         """Start all workers and follow them until the last one has ended; one that is killed is replaced."""
         with selectors.DefaultSelector() as selector:
-            for slot in range(self.machine.workers):
+            for slot in range(len(self.slots)):
                 if not self.stopping:
                     self._start(slot, selector)
             try:
@@ -120,10 +145,10 @@ class Workers:
 
     def _start(self, slot: int, selector: selectors.BaseSelector) -> None:
         environment = dict(os.environ)
-        if self.machine.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self.machine.gpus[slot % len(self.machine.gpus)]
+        if self.slots[slot].visible:
+            environment["CUDA_VISIBLE_DEVICES"] = self.slots[slot].visible
         process = subprocess.Popen(
-            [sys.executable, "-m", "harness.worker", *self.argv, "--events"],
+            [sys.executable, "-m", "harness.worker", *self.argv, *self.slots[slot].argv, "--events"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             start_new_session=True,

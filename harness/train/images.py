@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,15 +124,25 @@ class Images:
         """Return the batches in an epoch, the smaller last one included."""
         return -(-len(self.train) // batch)
 
-    def epoch(self, seed: int | str, epoch: int, batch: int, first: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield (step, images, labels) of an epoch from step `first` on; order, crops, flips follow from the seed."""
+    def epoch(
+        self,
+        seed: int | str,
+        epoch: int,
+        batch: int,
+        first: int,
+        part: Callable[[Tensor], Tensor] = lambda chosen: chosen,
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield (step, images, labels) of an epoch from step `first` on; order, crops, flips follow from the seed.
+
+        `part` takes a process's own share of each batch's numbers.
+        """
         count, device = len(self.train), self.device
         order = torch.randperm(count, generator=stream(seed, "order", epoch)).to(device)
         draws = stream(seed, "augment", epoch)
         shifts = torch.randint(2 * self.pad + 1, (2, count), generator=draws).to(device)
         flips = torch.randint(2, (count,), generator=draws).to(device)
         for step in range(first, self.steps(batch)):
-            chosen = order[step * batch : (step + 1) * batch]
+            chosen = part(order[step * batch : (step + 1) * batch])
             yield step, self.scaled(self._crop(chosen, shifts, flips)), self.train.labels[chosen]
 
     def _crop(self, chosen: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
@@ -149,9 +159,13 @@ class Images:
             chosen[:, None, None, None], planes[:, None, None], rows[:, None, :, None], columns[:, None, None, :]
         ]
 
-    def batches(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield a split in order, unaugmented."""
-        for first in range(0, len(split), EVAL_BATCH):
+    def size(self, step: int, batch: int) -> int:
+        """Return how many images a step of an epoch has."""
+        return min(batch, len(self.train) - step * batch)
+
+    def batches(self, split: Split, start: int = 0, stride: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield a split in order, unaugmented; or every so manieth batch of it from one on."""
+        for first in range(start * EVAL_BATCH, len(split), stride * EVAL_BATCH):
             yield self.scaled(split.images[first : first + EVAL_BATCH]), split.labels[first : first + EVAL_BATCH]
 
     def per_class(self, seed: int, count: int) -> list[tuple[Tensor, Tensor]]:

@@ -13,13 +13,18 @@ from torch import Tensor, nn
 
 from harness.train.checkpoint import Position
 from harness.train.draws import seed_for
-from harness.train.images import Images, Split
+from harness.train.group import ALONE, Group
+from harness.train.images import EVAL_BATCH, Images, Split
 from tost.masks import Masks
 from tost.masks.apply import Pruned, clear, pruned
 from tost.recipe import Criterion, Part
 
 CHECK_EVERY = 50
 """On an accelerator, losses are looked at this often, because every look waits for the device."""
+
+
+Seen = tuple[int, int, Tensor, Tensor]
+"""A step, the images of its batch, and this process's mean loss and hits in its part of them."""
 
 
 class Diverged(Exception):
@@ -71,6 +76,8 @@ class Training:
     """Operations of one image under some masks, told by epoch where masks change."""
     extra: Mapping[str, int] = field(default_factory=dict)
     """What the recipe adds to the operations of this training."""
+    group: Group = ALONE
+    """The processes that train this network together, of which this is one."""
     position: Position = field(default_factory=Position)
     _worn: Masks | None = None
     _pruned: Pruned = field(default_factory=list)
@@ -111,6 +118,15 @@ class Training:
         """Set the weights that the masks in force prune to 0."""
         clear(self._pruned)
 
+    def update(self, loss: Tensor, count: int) -> None:
+        """Take one step down the gradient of a mean loss over a batch of `count` images, of which this has a part."""
+        weight = self.group.weight(count)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss if weight == 1 else loss * weight)
+        self.group.add_gradients(self.model)
+        self.optimizer.step()
+        self.prune()
+
 
 def train(run: Training, watch: Watcher) -> None:
     """Train from where `run.position` stands to the end, a metrics row per epoch.
@@ -119,51 +135,66 @@ def train(run: Training, watch: Watcher) -> None:
     """
     watch.begin(run)
     at = run.position
-    pending: list[tuple[int, int, Tensor, Tensor]] = []
+    pending: list[Seen] = []
 
     def settle() -> None:
-        _settle(at, pending)
+        _settle(run, pending)
 
     criterion, check_every = run.criterion, 1 if run.images.device.type == "cpu" else CHECK_EVERY
     for part in run.parts:
         criterion = part.criterion(criterion)
     while at.epoch < run.until:
         run.model.train()
-        for step, images, labels in run.images.epoch(run.seed, at.epoch, run.batch, at.step):
+        for step, images, labels in run.images.epoch(run.seed, at.epoch, run.batch, at.step, run.group.part):
+            count = run.images.size(step, run.batch)
             run.go_to(run.done)
-            torch.manual_seed(seed_for(run.seed, "step", run.done))  # for dropout and the like in a user's network
+            torch.manual_seed(_seed(run))  # for dropout and the like in a user's network
             with run.autocast():
                 logits = run.model(images)
                 loss = criterion(logits, labels)
-            run.optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            run.optimizer.step()
-            run.prune()
-            pending.append((step, len(labels), loss.detach(), (logits.detach().argmax(1) == labels).sum()))
+            run.update(loss, count)
+            pending.append((step, count, loss.detach(), (logits.detach().argmax(1) == labels).sum()))
             if len(pending) >= check_every:
                 settle()
             at.step = step + 1
             watch.after_step(run, settle)
         settle()
         run.go_to(run.done)
+        run.group.check(run.model)
         at.rows.append(_row(run))
         at.epoch, at.step, at.loss_sum, at.correct, at.seen = at.epoch + 1, 0, 0.0, 0, 0
         watch.after_epoch(run)
 
 
-def _settle(at: Position, pending: list[tuple[int, int, Tensor, Tensor]]) -> None:
-    """Add up losses one by one, so that the sum does not depend on how often it was looked at."""
+def _seed(run: Training) -> int:
+    """Return the seed of a step's own draws; ranks that share a batch must not drop the same units of it."""
+    rank = run.group.rank
+    return seed_for(run.seed, f"step of rank {rank}" if rank else "step", run.done)
+
+
+def _settle(run: Training, pending: list[Seen]) -> None:
+    """Add up losses one by one, so that the sum does not depend on how often it was looked at.
+
+    All ranks settle after the same steps, and find the same sums.
+    """
     if not pending:
         return
-    losses = torch.stack([loss for _, _, loss, _ in pending]).tolist()
-    hits = torch.stack([correct for _, _, _, correct in pending]).tolist()
-    for (step, count, _, _), loss, correct in zip(pending, losses, hits, strict=True):
+    at, group = run.position, run.group
+    losses = torch.stack([loss.double() * (count * group.weight(count)) for _, count, loss, _ in pending])
+    hits = torch.stack([correct * _once(group, count) for _, count, _, correct in pending])
+    sums = group.total(torch.stack([losses, hits.to(losses)])).tolist()
+    for (step, count, _, _), loss, correct in zip(pending, *sums, strict=True):
         if not math.isfinite(loss):
             raise Diverged(at.epoch, step)
-        at.loss_sum += loss * count
-        at.correct += correct
+        at.loss_sum += loss
+        at.correct += round(correct)
         at.seen += count
     pending.clear()
+
+
+def _once(group: Group, count: int) -> float:
+    """Return what this rank's hits count for: of a batch that every rank has whole, they are counted once."""
+    return group.weight(count) if count < group.world else 1.0
 
 
 def _row(run: Training) -> dict[str, Any]:
@@ -201,10 +232,12 @@ def _row(run: Training) -> dict[str, Any]:
 def evaluate(run: Training, split: Split) -> tuple[float, float]:
     """Return the mean plain cross-entropy and the accuracy in percent on a split, batch norm in eval mode."""
     run.model.eval()
-    loss, correct = 0.0, 0
-    for images, labels in run.images.batches(split):
+    rank, world = run.group.rank, run.group.world
+    sums = torch.zeros(2, -(-len(split) // EVAL_BATCH), dtype=torch.float64, device=run.images.device)
+    for number, (images, labels) in enumerate(run.images.batches(split, rank, world)):
         with run.autocast():
             logits = run.model(images)
-        loss += float(F.cross_entropy(logits.float(), labels, reduction="sum"))
-        correct += int((logits.argmax(1) == labels).sum())
-    return loss / len(split), 100 * correct / len(split)
+        sums[0, number * world + rank] = F.cross_entropy(logits.float(), labels, reduction="sum")
+        sums[1, number * world + rank] = (logits.argmax(1) == labels).sum()
+    losses, hits = run.group.total(sums).tolist()
+    return sum(losses) / len(split), 100 * round(sum(hits)) / len(split)

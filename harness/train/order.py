@@ -39,6 +39,11 @@ class Order:
     checkpoint_every: float = 300.0
     scratch: str = ""
     """A folder on this machine's own disk for this stage's checkpoints, empty where there is none."""
+    rank: int = 0
+    world: int = 1
+    """How many processes run this order together, each with a rank of its own."""
+    meet: str = ""
+    """Of rank 0 the name by which the others reach it, of the others HOST:PORT where it waits."""
 
     def parent(self, role: str) -> Path:
         """Return the path of a parent's artifact, its checksum verified. Raises Corrupt."""

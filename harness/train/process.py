@@ -28,6 +28,7 @@ from harness.plugins import forget_frozen
 from harness.provenance import source_digest
 from harness.store import file_sha256, write_whole
 from harness.train.checkpoint import Checkpoints, pack
+from harness.train.group import joined
 from harness.train.loop import Diverged, Training
 from harness.train.order import Corrupt, Order
 from harness.train.stages import run_stage
@@ -42,6 +43,10 @@ TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.
 
 OUT_OF_MEMORY = re.compile(r"can't allocate memory|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED")
 """How torch's allocator on the CPU, and libraries on the GPU, say it in a plain RuntimeError."""
+PEER = re.compile(
+    r"[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|Timed out waiting|NCCL|recv|Socket|TCPStore|\bgloo\b"
+)
+"""How torch.distributed says that another process has left: a consequence, never the cause."""
 OF_THE_CODE = re.compile(
     r"device-side assert|illegal (instruction|memory access)|misaligned address|invalid (argument|configuration)"
 )
@@ -79,8 +84,15 @@ class Control:
             self.pipe.send_bytes(json.dumps(message).encode())
 
 
+GO_ON, SAVE, STOP = range(3)
+"""What a process wishes to do after a step; where several train together, the largest wish is done by all."""
+
+
 class Watch:
-    """Sees the loop's steps: tells of progress, saves checkpoints by time, and stops the loop when asked to."""
+    """Sees the loop's steps: tells of progress, saves checkpoints by time, and stops the loop when asked to.
+
+    Of several processes that train together only the first tells and saves.
+    """
 
     def __init__(self, order: Order, control: Control) -> None:
         self.order, self.control = order, control
@@ -94,23 +106,26 @@ class Watch:
     def begin(self, training: Training) -> None:
         """See the loop begin: write the rows of the checkpoint that this attempt goes on from; its own follow them."""
         self.resumed_at, self.resumed = training.done, training.position.resumed
-        if rows := training.position.rows:
+        if (rows := training.position.rows) and self.order.rank == 0:
             write_whole(self.attempt / "metrics.jsonl", "".join(map(_line, rows)).encode())
 
     def after_step(self, training: Training, due: Callable[[], None]) -> None:
         """See a step done."""
         self.steps += 1
         now = time.monotonic()
-        stopping = self.control.stop.is_set()
-        if stopping or now >= self.next_save:
+        stopping, first = self.control.stop.is_set(), self.order.rank == 0
+        wish = training.group.most(STOP if stopping else SAVE if first and now >= self.next_save else GO_ON)
+        if wish != GO_ON:
             due()
-            self.save(training)
+            if first:
+                self.save(training)
             self.next_save = time.monotonic() + self.order.checkpoint_every
-        if stopping:
+        if wish == STOP:
             self.checkpoints.settle()
             raise Stopped
-        if now >= self.next_tell:
-            due()
+        if first and now >= self.next_tell:
+            if self.order.world == 1:  # the clock of one process says nothing to the others, who would have to join in
+                due()
             self.tell(training, now)
 
     def at(self, done: int, of: int) -> None:
@@ -125,6 +140,8 @@ class Watch:
 
     def after_epoch(self, training: Training) -> None:
         """See an epoch done: add its row to the metrics."""
+        if self.order.rank:
+            return
         with open(self.attempt / "metrics.jsonl", "a") as file:
             file.write(_line(training.position.rows[-1]))
 
@@ -179,7 +196,7 @@ def serve(pipe: Connection, device: str) -> None:
 def _run(order: Order, control: Control) -> dict[str, Any]:
     """Run one order; whatever happens becomes a message."""
     try:
-        with _log(Path(order.attempt) / "log"), contextlib.ExitStack() as after:
+        with _log(_log_of(order)), contextlib.ExitStack() as after:
             after.callback(forget_frozen)
             return _made(order, control)
     except Stopped:
@@ -194,6 +211,8 @@ def _run(order: Order, control: Control) -> dict[str, Any]:
         return {"outcome": "failed", "cause": "oom", "resource": "ram", "message": f"out of memory: {error}"}
     except Exception as error:
         _note(order, traceback.format_exc())
+        if PEER.search(str(error)) and order.world > 1:
+            return {"outcome": "died", "peer": True, "message": f"another process of this training is gone: {error}"}
         if isinstance(error, SafetensorError) or (isinstance(error, OSError) and _of_the_store(error, order)):
             return {"outcome": "trouble", "message": str(error)}
         return failure(error)
@@ -219,8 +238,12 @@ def failure(error: Exception) -> dict[str, Any]:
 
 
 def _note(order: Order, text: str) -> None:
-    with contextlib.suppress(OSError), open(Path(order.attempt) / "log", "a") as file:
+    with contextlib.suppress(OSError), open(_log_of(order), "a") as file:
         file.write(text)
+
+
+def _log_of(order: Order) -> Path:
+    return Path(order.attempt) / (f"log-{order.rank}" if order.rank else "log")
 
 
 def _made(order: Order, control: Control) -> dict[str, Any]:
@@ -231,9 +254,12 @@ def _made(order: Order, control: Control) -> dict[str, Any]:
     watch = Watch(order, control)
     if order.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
-    outcome = run_stage(order, watch)
+    with joined(order, control.tell) as group:
+        outcome = run_stage(order, watch, group)
     watch.checkpoints.settle()
     seconds = time.monotonic() - began
+    if order.rank:
+        return {"outcome": "made"}
     return {
         "outcome": "made",
         "draft": outcome.draft.name,
@@ -257,7 +283,7 @@ def stamp(order: Order) -> dict[str, Any]:
         "device": device.type,
         "device_name": name,
         "threads": order.threads,
-        "world": 1,
+        "world": order.world,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "harness": __version__,

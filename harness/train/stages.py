@@ -12,6 +12,7 @@ from safetensors.torch import save
 from harness.catalog import DATASETS
 from harness.errors import UserError
 from harness.train.decode import Decoded, stand_in
+from harness.train.group import ALONE, Group
 from harness.train.images import encode
 from harness.train.loop import Watcher
 from harness.train.network import load_method
@@ -21,11 +22,11 @@ from harness.train.scoring import make_mask
 from harness.train.training import make_weights
 
 
-def run_stage(order: Order, watch: Watcher) -> Outcome:
-    """Run one stage to its end; only trainings and rescalings have steps to watch."""
+def run_stage(order: Order, watch: Watcher, group: Group = ALONE) -> Outcome:
+    """Run one stage to its end; only trainings and rescalings have steps to watch, only trainings several processes."""
     match order.kind:
         case "train":
-            return make_weights(order, watch)
+            return make_weights(order, watch, group)
         case "rescale":
             return make_scales(order, watch)
         case "mask":

@@ -16,6 +16,7 @@ from harness.errors import UserError
 from harness.protocol import Protocol
 from harness.train.checkpoint import Position, load_checkpoint
 from harness.train.cost import ghost_operations, matched
+from harness.train.group import ALONE, Group
 from harness.train.images import Images
 from harness.train.loop import Training, Watcher, train
 from harness.train.measures import account, accuracies, activations, sparse_flops
@@ -32,12 +33,12 @@ from tost.masks.schedule import GradualPruning
 from tost.recipe import Part
 
 
-def make_weights(order: Order, watch: Watcher) -> Outcome:
-    """Run a train stage, from where the furthest checkpoint stands."""
+def make_weights(order: Order, watch: Watcher, group: Group = ALONE) -> Outcome:
+    """Run a train stage, from where the furthest checkpoint stands; of several processes, the first has the outcome."""
     run = prepare(order)
-    folders = [Path(order.attempt), *map(Path, order.earlier), *([Path(order.scratch)] if order.scratch else [])]
-    resumed = load_checkpoint(folders, {**order.read, "epochs": str(run.epochs)})
-    if resumed is not None:
+    run.group = group
+    group.prepare(run.model)
+    if (resumed := group.same(_checkpoint(order, run) if group.rank == 0 else None)) is not None:
         resume(run, *resumed)
     try:
         train(run, watch)
@@ -46,7 +47,13 @@ def make_weights(order: Order, watch: Watcher) -> Outcome:
     for part in run.parts:
         if not part.stays:
             part.detach()
-    return _trained(order, run)
+    group.gather()
+    return _trained(order, run) if group.rank == 0 else Outcome(Path(), {})
+
+
+def _checkpoint(order: Order, run: Training) -> tuple[Position, dict[str, Tensor]] | None:
+    folders = [Path(order.attempt), *map(Path, order.earlier), *([Path(order.scratch)] if order.scratch else [])]
+    return load_checkpoint(folders, {**order.read, "epochs": str(run.epochs)})
 
 
 def prepare(order: Order) -> Training:

@@ -1,0 +1,120 @@
+"""Watches workers that live elsewhere until nothing is left for them, and submits what becomes ready meanwhile."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from dataclasses import dataclass, field
+from types import FrameType
+
+from harness.claims import Observer
+from harness.display import Display
+from harness.launch import Job, Launcher
+from harness.planfile import SavedPlan
+from harness.rounds import Round, go_round
+from harness.store import Store
+from harness.words import count
+
+LOOK = 10.0
+"""Seconds between two questions to the scheduler while something changes; they become `SELDOM` when nothing does."""
+SELDOM = 60.0
+IN_VAIN = 3
+"""Times that workers are submitted again though those before ended without a single step."""
+
+
+@dataclass
+class Following:
+    """One call of the command that waits for the workers it has submitted. Ended, it changes nothing for them."""
+
+    saved: SavedPlan
+    store: Store
+    launcher: Launcher
+    observer: Observer
+    stop: threading.Event = field(default_factory=threading.Event)
+    trouble: list[str] = field(default_factory=list)
+    """What keeps workers from starting, for good."""
+    _said: set[str] = field(default_factory=set)
+    _in_vain: int = 0
+    _progress: tuple[int, int] = (0, 0)
+
+    def run(self, display: Display) -> bool:
+        """Follow until all is done, or cannot be; return whether a person ended it before."""
+        before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        pause = LOOK
+        try:
+            with display.shown():
+                while not self.stop.is_set():
+                    seen = go_round(self.saved, self.store, self.launcher, self.observer)
+                    moved = self._show(seen, display)
+                    if self._over(seen):
+                        return False
+                    pause = LOOK if moved or seen.submitted else min(SELDOM, 1.3 * pause)
+                    self._wait(pause, display)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return True
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.stop.set()
+
+    def _wait(self, seconds: float, display: Display) -> None:
+        """Wait for the next question; end early where the store alone shows that all is done."""
+        from harness.index import stand
+
+        for _ in range(int(seconds // 2)):
+            if self.stop.wait(2.0):
+                return
+            standing = stand(self.saved.plan, self.store, self.observer)
+            display.stages(len(self.saved.plan.stages) - len(standing.states))
+            if not standing.states:
+                return
+
+    def _show(self, seen: Round, display: Display) -> bool:
+        """Say what is new; return whether anything moved."""
+        plan, standing = self.saved.plan, seen.standing
+        display.stages(len(plan.stages) - len(standing.states))
+        for sentence in seen.submitted:
+            self._say(display, f"submitted {sentence}")
+        for key, state in standing.states.items():
+            if state.name in ("failed", "diverged"):
+                self._say(display, f"{state.name}: {plan.stages[key].label}: {state.detail}")
+        waiting = [job for job in seen.jobs if job.state == "pending"]
+        for job in waiting:
+            if said := self.launcher.never(job):
+                self._say(display, f"{job.number} cannot start: {said}")
+        running = count(sum(job.state == "running" for job in seen.jobs), "worker")
+        reasons = ", ".join(sorted({job.reason for job in waiting if job.reason and job.reason != "None"}))
+        display.line(0, f"{running} running, {len(waiting)} waiting{f' ({reasons})' if reasons else ''}")
+        generations = sum(state.generation for state in standing.states.values())
+        progress = (len(standing.states), generations)
+        moved, self._progress = progress != self._progress, progress
+        if moved:
+            self._in_vain = 0
+        elif seen.submitted:
+            self._in_vain += 1
+        return moved
+
+    def _say(self, display: Display, sentence: str) -> None:
+        if sentence not in self._said:
+            self._said.add(sentence)
+            display.say(sentence)
+
+    def _over(self, seen: Round) -> bool:
+        """Return whether nothing more can come."""
+        if not seen.wanted:
+            return True
+        if self._in_vain >= IN_VAIN:
+            self.trouble.append(
+                f"workers were submitted {IN_VAIN} times and ended without starting a stage; what they said is in "
+                f"{self.store.sweep(self.saved.plan.name) / 'slurm'}"
+            )
+            return True
+        hopeless = [job for job in seen.jobs if self._stuck(job)]
+        if seen.jobs and len(hopeless) == len(seen.jobs) and not seen.submitted:
+            self.trouble.append(f"none of the {count(len(hopeless), 'job')} can ever start: {self._stuck(hopeless[0])}")
+            return True
+        return False
+
+    def _stuck(self, job: Job) -> str:
+        return self.launcher.never(job) if job.state == "pending" else ""

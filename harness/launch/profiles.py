@@ -1,0 +1,173 @@
+"""Cluster profiles: how a worker's job is asked for, in one YAML file that a whole group shares."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from harness.errors import Fault, FileError, UserError, short
+from harness.form import Form, sentence
+from harness.memory import MORE
+from harness.reading import Document, read_document
+from harness.words import read_span
+from tost.catalog import nearest
+
+FOLDER = Path(__file__).resolve().parent.parent.parent / "slurm"
+"""The profiles that come with the project."""
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+OURS = ("array", "job-name", "output", "error", "signal", "ntasks-per-node", "nodes", "open-mode", "wckey")
+"""sbatch options that the harness itself decides on."""
+
+
+def read_memory(text: str) -> int:
+    """Read an amount of memory as Slurm spells it, in bytes. Raises ValueError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if not found or float(found[1]) == 0:
+        raise ValueError(f"{short(text)} is no amount of memory; write 16G or 64000M")
+    return int(float(found[1]) * UNITS[found[2].upper() or "M"])
+
+
+class Request(Form, strict=True):
+    """What a job asks for; cpus, gpus and memory are of one process."""
+
+    partition: str | None = Field(None, min_length=1)
+    account: str | None = Field(None, min_length=1)
+    qos: str | None = Field(None, min_length=1)
+    gpus: int = Field(0, ge=0, le=64)
+    gpu_type: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")
+    gpu_memory: str | None = None
+    """What one GPU has, so that a stage that needs more is not given to it."""
+    cpus: int = Field(1, ge=1, le=1024)
+    memory: str = "4G"
+    constraint: str | None = Field(None, min_length=1)
+    time: str = "4:00:00"
+    sbatch: dict[str, Any] = Field(default_factory=dict)
+    """Any other option of sbatch, by its long name."""
+
+    @field_validator("memory", "gpu_memory")
+    @classmethod
+    def _memory(cls, text: str | None) -> str | None:
+        if text is not None:
+            read_memory(text)
+        return text
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _time(cls, text: object) -> str:
+        if isinstance(text, int):  # as sbatch does: a plain number is minutes
+            text = f"{text}:00"
+        if not isinstance(text, str) or read_span(text) < 60:
+            raise ValueError(f"{short(text)} is no time limit; write 4:00:00, 1-12:00:00, or minutes")
+        return text
+
+    @field_validator("sbatch")
+    @classmethod
+    def _others(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name, value in options.items():
+            if name.replace("_", "-") in OURS:
+                raise ValueError(f"{name} is set by the harness itself; remove it")
+            if not isinstance(value, str | int | float | bool):
+                raise ValueError(f"{name}: {short(value)} is not allowed; write a text, a number or true")
+        return options
+
+    @cached_property
+    def minutes(self) -> int:
+        """Return the time limit in whole minutes, as Slurm counts."""
+        return max(1, int(read_span(self.time) // 60))
+
+    @cached_property
+    def bytes(self) -> int:
+        """Return the memory of a process."""
+        return read_memory(self.memory)
+
+
+class Profile(Request):
+    """A cluster, or a way of using it."""
+
+    workers: int = Field(8, ge=1, le=10_000)
+    """Most workers of a size at once."""
+    per_node: int | None = Field(None, ge=1, le=64)
+    """Processes of a group on one node; else all of them."""
+    requeue: bool = True
+    idle: str = "60s"
+    """A worker with nothing to do leaves after so long."""
+    nodes_submit: bool = False
+    """Whether jobs may submit jobs: then a leaving worker submits those that others' stages need."""
+    array: int | None = Field(None, ge=1)
+    """Most tasks of an array job; else what the cluster says."""
+    submit: int | None = Field(None, ge=1)
+    """Most jobs that a person may have in the queue."""
+    setup: list[str] = Field(default_factory=list)
+    """Lines of shell that run before the worker."""
+    modules: list[str] = Field(default_factory=list)
+    container: str | None = None
+    """A command before python, such as `apptainer exec --nv image.sif`."""
+    python: str | None = None
+    scratch: str | None = None
+    """A folder on the node's own disk; the node's variables may stand in it."""
+    stage: list[str] = Field(default_factory=list)
+    """Files and folders that `harness data stage` copies to `scratch` beside the data sets."""
+    larger: list[Request] = Field(default_factory=list)
+    """What replaces the request for stages that ran out of memory, smallest first."""
+
+    @field_validator("idle")
+    @classmethod
+    def _span(cls, text: str) -> str:
+        read_span(text)
+        return text
+
+    def at(self, step: int) -> Profile:
+        """Return the profile as it is for a step of memory: its own, or with the changes of `larger`."""
+        if step == 0:
+            return self
+        changes = self.larger[step - 1]
+        return self.model_copy(update={name: getattr(changes, name) for name in changes.model_fields_set})
+
+    def step_for(self, memory: int, resource: str) -> int | None:
+        """Return the first step with clearly more memory (`ram` or `gpu`, in bytes) than was not enough."""
+        for step in range(len(self.larger) + 1):
+            asked = self.at(step)
+            has = asked.bytes if resource == "ram" else read_memory(asked.gpu_memory or "1")
+            if has > memory * MORE > 0:
+                return step
+        return None
+
+
+def load_profile(path: Path) -> tuple[Profile, Document]:
+    """Read and check a profile. Raises FileError with a line for each fault, or UserError."""
+    document = read_document(path)
+    try:
+        return Profile.model_validate(document.values), document
+    except ValidationError as error:
+        raise FileError([_fault(document, e) for e in error.errors()]) from None
+
+
+def _fault(document: Document, error: Any) -> Fault:
+    location = error["loc"]
+    name, mark = ".".join(map(str, location)), document.mark(location)
+    if error["type"] == "extra_forbidden":
+        known = list((Request if len(location) > 1 else Profile).model_fields)
+        return Fault(mark, f"{name}: unknown key; allowed are {', '.join(known)}{nearest(str(location[-1]), known)}")
+    return Fault(mark, f"{name}: {sentence(error)}")
+
+
+def find_profile(named: str, beside: Path) -> Path:
+    """Return a profile's file: as named, from the sweep file's folder, from here, or one that comes with the project.
+
+    `slurm/a100.yaml`, `a100.yaml` and `a100` all name slurm/a100.yaml. Raises UserError.
+    """
+    name = named if named.endswith((".yaml", ".yml")) else f"{named}.yaml"
+    given = Path(name).expanduser()
+    places = [beside / given, Path.cwd() / given, beside / "slurm" / given.name, Path.cwd() / "slurm" / given.name]
+    for path in [*places, FOLDER / given.name]:
+        if path.is_file():
+            return path
+    there = sorted({p.stem for folder in (beside / "slurm", Path("slurm"), FOLDER) for p in folder.glob("*.yaml")})
+    raise UserError(
+        f"{named!r} is no launcher and no profile; write local, debug, ray, or the name of a file in slurm/: "
+        f"{', '.join(there) or 'there is none yet'}{nearest(given.stem, there)}"
+    )

@@ -1,0 +1,190 @@
+"""The Slurm launcher: array jobs of workers, written and submitted by submitit, counted by squeue.
+
+What is submitted is an argv. On the node submitit's process *becomes* the worker (exec), so that signals reach it. No
+result of submitit's is ever asked for: what was done stands in the store, what runs is known to the scheduler.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness.allocation import Shell, shell
+from harness.errors import UserError
+from harness.launch import Job, Size
+from harness.launch.profiles import Profile
+from harness.launch.remedies import explain, hopeless
+from harness.reading import Document
+from harness.store import Store, digest
+from harness.words import count
+
+MOST_ARRAY = 1000
+"""Tasks of an array where the cluster does not say its MaxArraySize (Slurm's own default is 1001)."""
+STATES = {
+    "PENDING": "pending",
+    "CONFIGURING": "pending",
+    "REQUEUED": "pending",
+    "REQUEUE_HOLD": "pending",
+    "SUSPENDED": "pending",
+    "RUNNING": "running",
+    "COMPLETING": "leaving",
+    "STOPPED": "leaving",
+    "SIGNALING": "leaving",
+}
+LEAST_NOTICE, MOST_NOTICE = 10, 90
+"""Seconds before the time limit at which Slurm tells the job, should it not have left by itself."""
+
+
+@dataclass
+class Slurm:
+    """Submits a sweep's workers to Slurm as a profile says."""
+
+    profile: Profile
+    store: Store
+    name: str
+    argv: Sequence[str]
+    """What every worker is told beside what its size is."""
+    document: Document | None = None
+    run: Shell = field(default=shell, repr=False)
+
+    @property
+    def most(self) -> int:
+        """Return the profile's most workers of a size."""
+        return self.profile.workers
+
+    @cached_property
+    def mark(self) -> str:
+        """Return what the names of this sweep's jobs begin with: its name, and a digest of it and its store."""
+        return f"{self.name}.{digest([str(self.store.root.absolute()), self.name])[:8]}"
+
+    def parameters(self, size: Size) -> dict[str, Any]:
+        """Return what submitit is told of a worker's job."""
+        asked = self.profile.at(size.step)
+        here = min(self.profile.per_node or size.world, size.world)
+        if size.world % here:
+            raise UserError(f"per_node: {here} does not divide world: {size.world}")
+        gpus = asked.gpus * here
+        more: dict[str, Any] = {"requeue": True} if self.profile.requeue else {"no-requeue": True}
+        if gpus:
+            more["gpus-per-node"] = f"{asked.gpu_type}:{gpus}" if asked.gpu_type else gpus
+        found = {
+            "job_name": f"{self.mark}.{size}",
+            "partition": asked.partition,
+            "account": asked.account,
+            "qos": asked.qos,
+            "constraint": asked.constraint,
+            "time": asked.minutes,
+            "nodes": size.world // here,
+            "ntasks_per_node": 1,
+            "cpus_per_task": asked.cpus * here,
+            "mem": f"{asked.bytes * here // 2**20}M",
+            "signal_delay_s": min(MOST_NOTICE, max(LEAST_NOTICE, asked.minutes * 60 // 20)),
+            "array_parallelism": self.profile.workers,
+            "setup": [*(f"module load {module}" for module in self.profile.modules), *self.profile.setup] or None,
+            "srun_args": ["--kill-on-bad-exit=1"],
+            "stderr_to_stdout": True,
+            "additional_parameters": more | {k.replace("_", "-"): v for k, v in asked.sbatch.items()},
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def python(self) -> str:
+        """Return the interpreter on the node, a container's command before it where there is one."""
+        import shlex
+
+        python = self.profile.python or ("python" if self.profile.container else shlex.quote(sys.executable))
+        return f"{self.profile.container} {python}" if self.profile.container else python
+
+    def command(self, size: Size) -> list[str]:
+        """Return a worker's argv on the node."""
+        asked = self.profile.at(size.step)
+        python = self.profile.python or ("python" if self.profile.container else sys.executable)
+        argv = [python, "-m", "harness.worker", *self.argv, "--world", str(size.world), "--idle", self.profile.idle]
+        argv += ["--device", "cuda" if asked.gpus else "cpu", "--threads", str(asked.cpus)]
+        argv += ["--memory", f"{asked.bytes / 2**30:.3f}"]
+        argv += ["--scratch", self.profile.scratch] if self.profile.scratch else []
+        return argv
+
+    def text(self, size: Size, number: int, folder: Path = Path("FOLDER")) -> str:
+        """Return the sbatch file of so many workers."""
+        from submitit.slurm.slurm import _make_sbatch_string  # the same that its executor writes, without a cluster
+
+        command = f"{self.python} -u -m submitit.core._submit {folder}"
+        tasks = number if number > 1 else None
+        return _make_sbatch_string(command=command, folder=folder, map_count=tasks, **self.parameters(size))
+
+    def submit(self, size: Size, number: int) -> list[str]:
+        """Submit workers in arrays as large as the cluster takes. Raises UserError that names the profile's line."""
+        said, chunk = [], min(self.profile.array or self._array_limit(), self.profile.submit or number)
+        while number > 0:
+            tasks = min(number, chunk)
+            said.append(self._submit(size, tasks))
+            number -= tasks
+        return said
+
+    def _submit(self, size: Size, tasks: int) -> str:
+        from submitit import SlurmExecutor
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        folder = (
+            self.store.sweep(self.name).absolute() / "slurm" / f"{time.strftime('%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        )
+        argv = self.command(size)
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
+                executor = SlurmExecutor(folder, python=self.python)
+                executor.update_parameters(**self.parameters(size))
+                jobs = executor.map_array(os.execvp, [argv[0]] * tasks, [argv] * tasks)
+        except (FailedJobError, FailedSubmissionError) as error:
+            raise UserError(explain(str(error), self.document)) from None
+        except (RuntimeError, FileNotFoundError) as error:
+            raise UserError(f"no Slurm here: {error}; run this on a login node, or use --via local") from None
+        each = f" of {size.world} processes" if size.world > 1 else ""
+        return f"job {jobs[0].job_id.partition('_')[0]}: {count(tasks, 'worker')}{each}"
+
+    def poll(self) -> list[Job]:
+        """Return this sweep's workers in the queue, by one call of squeue."""
+        try:
+            told = self.run(["squeue", "--me", "--noheader", "--array", "--format", "%i|%A|%j|%T|%r"])
+        except FileNotFoundError:
+            raise UserError("no Slurm here: squeue is not on the PATH; run this on a login node") from None
+        except subprocess.SubprocessError as error:
+            raise UserError(explain(str(getattr(error, "stderr", "") or error), self.document)) from None
+        jobs = []
+        for line in filter(None, told.splitlines()):
+            number, inner, job_name, state, reason = line.split("|", 4)
+            size = re.fullmatch(re.escape(self.mark) + r"\.w(\d+)m(\d+)", job_name)
+            if size and state in STATES:
+                jobs.append(Job(number, Size(int(size[1]), int(size[2])), STATES[state], reason.strip("()"), inner))
+        return jobs
+
+    def never(self, job: Job) -> str:
+        """Return why a pending job can never start."""
+        return hopeless(job.reason, self.document)
+
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """End jobs; those that run get SIGTERM and the site's KillWait to save."""
+        for first in range(0, len(jobs), 500):
+            with contextlib.suppress(subprocess.CalledProcessError):  # one of them has just ended
+                self.run(["scancel", *(job.number for job in jobs[first : first + 500])])
+
+    def step_for(self, memory: int, resource: str) -> int | None:
+        """Return the first of the profile's steps with clearly more memory."""
+        return self.profile.step_for(memory, resource)
+
+    def _array_limit(self) -> int:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            if found := re.search(r"MaxArraySize\s*=\s*(\d+)", self.run(["scontrol", "show", "config"])):
+                return max(1, int(found[1]) - 1)
+        return MOST_ARRAY

@@ -1,0 +1,117 @@
+"""Runs what a plan lacks: with workers on this machine, followed to their end, or with those of a launcher."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+import typer
+
+from harness.allocation import shell
+from harness.claims import Observer
+from harness.display import Display
+from harness.errors import UserError
+from harness.following import Following
+from harness.frontier import Frontier, Survey
+from harness.launch import Launcher
+from harness.launch.local import Machine, Workers, slots, this_machine
+from harness.launch.profiles import find_profile, load_profile
+from harness.launch.slurm import Slurm
+from harness.planfile import SavedPlan
+from harness.rounds import go_round
+from harness.store import Store
+from harness.words import count, span
+
+HERE = ("local",)
+"""Launchers whose workers live and die with the command."""
+
+
+@dataclass
+class Crew:
+    """Workers on this machine that run what a plan lacks."""
+
+    frontier: Frontier
+    argv: Sequence[str]
+    machine: Machine
+    pre_empt: bool = False
+
+    def run(self, survey: Survey) -> bool:
+        """Start workers where something is to be done; return whether they were stopped."""
+        if not any(s.claimable or s.name == "running" for s in survey.todo.values()):
+            return False
+        stages = self.frontier.plan.stages
+        machine = replace(self.machine, workers=min(self.machine.workers, len(survey.todo)))
+        places = slots(machine, [stages[key].world for key in survey.todo])
+        display = Display(len(stages) - len(survey.todo), len(stages), len(places))
+        crew = Workers([*self.argv, *machine.argv], places, display.hear, pre_empt=self.pre_empt)
+        began, before_run = time.monotonic(), display.done
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            crew.stop()
+            display.say("stopping: saving where each training stands" if crew.stopping == 1 else "killing the workers")
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            with display.shown():
+                crew.run()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        for sentence in crew.trouble:
+            display.say(sentence)
+        display.say(f"{count(display.done - before_run, 'stage')} run in {span(time.monotonic() - began)}")
+        return crew.stopping > 0
+
+    def again_with_more_memory(self) -> bool:
+        """Run what ran out of memory once more, with the machine to itself; return whether that was stopped."""
+        alone = this_machine(1, self.machine.threads, self.machine.device)
+        frontier = Frontier(self.frontier.plan, self.frontier.store, self.frontier.observer)
+        frontier.memory = {"ram": alone.memory, "gpu": alone.gpu_memory}
+        survey = frontier.survey()
+        short = [s for s in survey.todo.values() if s.cause == "oom" and s.claimable]
+        if not short:
+            return False
+        typer.echo(f"{count(len(short), 'stage')} ran out of memory: once more, one at a time", err=True)
+        return replace(self, frontier=frontier, machine=alone).run(survey)
+
+
+def launcher_for(via: str, beside: Path, store: Store, name: str, argv: Sequence[str]) -> Slurm:
+    """Return the launcher of a cluster profile. Raises UserError where there is none of that name."""
+    profile, document = load_profile(find_profile(via, beside))
+    return Slurm(profile, store, name, argv, document)
+
+
+def run_elsewhere(saved: SavedPlan, store: Store, launcher: Launcher, observer: Observer, detach: bool) -> bool:
+    """Submit workers; follow them, unless asked not to. Return whether somebody ended the following early."""
+    if detach:
+        seen = go_round(saved, store, launcher, observer)
+        for sentence in seen.submitted or ["nothing: all that can be used is there"]:
+            typer.echo(f"submitted {sentence}", err=True)
+        return False
+    following = Following(saved, store, launcher, observer)
+    standing_total = len(saved.plan.stages)
+    interrupted = following.run(Display(0, standing_total, 1))
+    for sentence in following.trouble:
+        typer.echo(sentence, err=True)
+    return interrupted
+
+
+def refuse_login_node() -> None:
+    """Raise UserError on a machine that looks like a cluster's login node: not the place to train by accident."""
+    if not shutil.which("sbatch") or "SLURM_JOB_ID" in os.environ:
+        return
+    try:
+        shell(["sinfo", "--noheader"])
+    except (OSError, subprocess.SubprocessError):
+        return
+    raise UserError(
+        "this looks like a cluster's login node (Slurm answers, no allocation); to train here all the same: "
+        "--via local; to submit: --via and a profile of slurm/"
+    )

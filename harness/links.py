@@ -1,0 +1,111 @@
+"""Messages between the nodes of one job: JSON over TCP, both sides saying each second that they are there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from multiprocessing import AuthenticationError, Pipe
+from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
+from typing import Any
+
+from harness.store import read_json, write_whole
+
+PULSE = 1.0
+"""Seconds between two signs of life."""
+SILENCE = 8.0
+"""Seconds without one after which the other side counts as gone, where its machine fell without closing the line."""
+MEETING = 300.0
+"""Seconds in which all nodes of a job must have come up."""
+
+
+class Link:
+    """A line to another node. A thread keeps it alive, another receives, so that neither waits for a file system."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.door, self._in = Pipe(duplex=False)
+        """Readable when a message has come, or the line is dead."""
+        self._sending = threading.Lock()
+        self._heard = time.monotonic()
+        self._dead = threading.Event()
+        for work in (self._receive, self._pulse):
+            threading.Thread(target=work, daemon=True).start()
+
+    @property
+    def dead(self) -> bool:
+        """Return whether the other side is gone."""
+        return self._dead.is_set()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Send a message; over a dead line it is lost."""
+        try:
+            with self._sending:
+                self.connection.send_bytes(json.dumps(message).encode())
+        except (OSError, ValueError):
+            self._end()
+
+    def next(self) -> dict[str, Any] | None:
+        """Return a message that has come, if any."""
+        with contextlib.suppress(EOFError, OSError):
+            if self.door.poll():
+                message: dict[str, Any] = json.loads(self.door.recv_bytes())
+                return message
+        return None
+
+    def close(self) -> None:
+        """Hang up."""
+        self._end()
+
+    def _receive(self) -> None:
+        with contextlib.suppress(EOFError, OSError, ValueError):
+            while True:
+                data = self.connection.recv_bytes()
+                self._heard = time.monotonic()
+                if data != b"{}":
+                    self._in.send_bytes(data)
+        self._end()
+
+    def _pulse(self) -> None:
+        while not self._dead.wait(PULSE):
+            self.send({})
+            if time.monotonic() - self._heard > SILENCE:
+                self._end()
+
+    def _end(self) -> None:
+        if not self._dead.is_set():
+            self._dead.set()
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.connection.fileno())) as line:
+                line.shutdown(socket.SHUT_RDWR)  # closing would leave a thread that reads from it asleep
+            self._in.close()
+
+
+def listen(place: Path) -> tuple[Listener, str]:
+    """Open a door at a free port and write into a file where it is; return it and this machine's name.
+
+    The file also holds the word that a caller must know; only its owner may read it.
+    """
+    key = os.urandom(16)
+    listener = Listener(("", 0), backlog=64, authkey=key)
+    host = socket.gethostname()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    said = {"host": host, "port": listener.address[1], "key": key.hex()}
+    write_whole(place, json.dumps(said).encode(), 0o600)
+    return listener, host
+
+
+def call(place: Path) -> Link | None:
+    """Call the node whose door a file names, as soon as the file is there; None where nobody answers in time."""
+    deadline = time.monotonic() + MEETING
+    while time.monotonic() < deadline:
+        said = read_json(place)
+        if said:
+            with contextlib.suppress(OSError, EOFError, AuthenticationError):  # or left by a job of the same number
+                return Link(Client((said["host"], said["port"]), authkey=bytes.fromhex(said["key"])))
+        time.sleep(0.2)
+    return None

@@ -1,0 +1,105 @@
+"""One rank of a training in a process of its own, for tests that compare trainings by one and by several processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.train.group import joined
+from harness.train.loop import Training, train
+from harness.train.order import Order
+from harness.train.training import prepare
+
+
+class Losses:
+    """Notes the loss of every step as all ranks have it, and stops after some."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.sums = steps, [0.0]
+
+    def begin(self, training: Training) -> None:
+        pass
+
+    def at(self, done: int, of: int) -> None:
+        pass
+
+    def after_step(self, training: Training, due: Callable[[], None]) -> None:
+        due()
+        self.sums.append(training.position.loss_sum)
+        if len(self.sums) > self.steps:
+            raise StopIteration
+
+    def after_epoch(self, training: Training) -> None:
+        self.sums.append(0.0)
+
+
+def loaded(message: dict[str, Any]) -> Order:
+    parents = {role: tuple(value) for role, value in message["parents"].items()}
+    return Order(**{**message, "parents": parents})
+
+
+def main(steps: str, dtype: str, out: str) -> None:
+    """Take an order from stdin, train for some steps in a dtype, save losses and what the network holds then."""
+    torch.set_num_threads(1)
+    order = loaded(json.loads(sys.stdin.readline()))
+
+    def tell(**message: Any) -> None:
+        sys.stdout.write(json.dumps(message) + "\n")
+        sys.stdout.flush()
+
+    run, watch = prepare(order), Losses(int(steps))
+    run.model.to(getattr(torch, dtype))
+    images = run.images
+    images.mean, images.std = (value.to(getattr(torch, dtype)) for value in (images.mean, images.std))
+    with joined(order, tell) as group:
+        run.group = group
+        group.prepare(run.model)
+        try:
+            train(run, watch)
+        except StopIteration:
+            group.check(run.model)
+        group.gather()
+    torch.save({"losses": watch.sums, "state": run.model.state_dict(), "rows": run.position.rows}, out)
+
+
+def trained(order: Order, world: int, steps: int, dtype: str, folder: Path) -> list[dict[str, Any]]:
+    """Train an order by several processes; return what each of them has at the end."""
+    command = [sys.executable, "-m", "tests.harness.ranks", str(steps), dtype]
+    message: dict[str, Any] = {**order.__dict__, "world": world, "meet": "127.0.0.1"}
+    files = [folder / f"{world}-{dtype}-{rank}.pt" for rank in range(world)]
+    first = _start([*command, str(files[0])], message)
+    running = [first]
+    if world > 1:
+        assert first.stdout is not None
+        meet = json.loads(first.stdout.readline())["address"]
+        running += [
+            _start([*command, str(files[rank])], {**message, "rank": rank, "meet": meet}) for rank in range(1, world)
+        ]
+    _ended(running)
+    return [torch.load(file) for file in files]
+
+
+def _start(command: Sequence[str], message: dict[str, Any]) -> subprocess.Popen[str]:
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(message) + "\n")
+    process.stdin.close()
+    return process
+
+
+def _ended(running: Sequence[subprocess.Popen[str]]) -> None:
+    codes = [process.wait(120) for process in running]
+    for process in running:
+        assert process.stdout is not None
+        process.stdout.close()
+    assert codes == [0] * len(running)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
