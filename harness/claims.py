@@ -91,8 +91,16 @@ class Owner:
         return (self.host, self.boot, self.space) == machine()
 
     def certainly_gone(self) -> bool:
-        """Return True where all its processes ran on this machine and are gone. Never proves that it lives."""
-        return self.is_here and all(process.gone() for process in self.processes)
+        """Return True where all its processes ran on this machine and are gone, or its job was started anew as ours.
+
+        Never proves that it lives.
+        """
+        return (self.is_here and all(process.gone() for process in self.processes)) or self._restarted()
+
+    def _restarted(self) -> bool:
+        number, _, restarts = self.job.partition(".")
+        mine, _, again = job().partition(".")
+        return bool(mine) and mine == number and restarts.isdigit() and int(again) > int(restarts)
 
 
 @dataclass
@@ -247,10 +255,16 @@ class Claim:
 
         Outcomes: published, stopped, died, failed, fault, diverged or gave up.
         """
-        if read_json(self.attempt / "end.json") is None:
-            seconds = round(time.monotonic() - self.began, 3)
-            text = json.dumps({"outcome": outcome, "seconds": seconds, **details}, indent=1)
-            write_whole(self.attempt / "end.json", text.encode())
+        seconds = round(time.monotonic() - self.began, 3)
+        end_attempt(self.folder, self.generation, {"outcome": outcome, "seconds": seconds, **details})
+
+
+def end_attempt(folder: Folder, generation: int, said: Mapping[str, Any]) -> None:
+    """Write down how an attempt ended, unless that is known already."""
+    path = folder.attempt(generation) / "end.json"
+    if read_json(path) is None:
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, json.dumps(said, indent=1).encode())
 
 
 def take(folder: Folder, generation: int, owner: Owner) -> Claim | None:

@@ -20,7 +20,7 @@ from harness.display import Display
 from harness.errors import UserError
 from harness.following import Following
 from harness.frontier import Frontier, Survey
-from harness.launch import Launcher
+from harness.launch.kept import keep
 from harness.launch.local import Machine, Workers, slots, this_machine
 from harness.launch.profiles import find_profile, load_profile
 from harness.launch.slurm import Slurm
@@ -88,8 +88,10 @@ def launcher_for(via: str, beside: Path, store: Store, name: str, argv: Sequence
     return Slurm(profile, store, name, argv, document)
 
 
-def run_elsewhere(saved: SavedPlan, store: Store, launcher: Launcher, observer: Observer, detach: bool) -> bool:
+def run_elsewhere(saved: SavedPlan, store: Store, launcher: Slurm, observer: Observer, detach: bool) -> bool:
     """Submit workers; follow them, unless asked not to. Return whether somebody ended the following early."""
+    if launcher.document is not None:
+        keep(store, saved.plan.name, Path(launcher.document.file), launcher.argv)
     if detach:
         seen = go_round(saved, store, launcher, observer)
         for sentence in seen.submitted or ["nothing: all that can be used is there"]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from harness.allocation import job
 from harness.claims import Observer, Owner
 from harness.demand import demand
 from harness.index import Standing, stand
@@ -17,6 +19,10 @@ from harness.launch import Job, Launcher, Size
 from harness.planfile import SavedPlan
 from harness.store import Store, publish, write_whole
 
+LAST = "last-round"
+"""A file whose time says when the last round was gone."""
+APART = 10.0
+"""Seconds between two rounds of workers that leave."""
 STALE = 300.0
 """Seconds after which a round that another began counts as broken off; worst come to worst, two submit the same."""
 
@@ -44,12 +50,51 @@ def go_round(saved: SavedPlan, store: Store, launcher: Launcher, observer: Obser
             seen.elsewhere = True
             return seen
         seen.jobs = launcher.poll()
-        there = Counter(job.size for job in seen.jobs)
+        mine_too = job().partition(".")[0]  # a worker that leaves is no longer one to count on
+        there = Counter(each.size for each in seen.jobs if each.state != "leaving" and each.inner != mine_too)
         for size, number in seen.wanted.items():
             missing = min(number, launcher.most) - there[size]
             if missing > 0:
                 seen.submitted += launcher.submit(size, missing)
+        _now(store, saved.plan.name, LAST)
     return seen
+
+
+def leaving_round(
+    saved: SavedPlan,
+    store: Store,
+    observer: Observer,
+    launcher: Callable[[], Launcher],
+    tell: Callable[..., None],
+) -> None:
+    """Go a round for those that come after a worker, unless somebody has gone one since it began to leave.
+
+    The scheduler is not asked more often than every `APART` seconds, whoever asks; this waits for its turn.
+    """
+    name = saved.plan.name
+    began = _now(store, name, f"leaving-{os.getpid()}")
+    while demand(saved.plan, stand(saved.plan, store, observer), launcher().step_for):
+        try:
+            last = (store.sweep(name) / LAST).stat().st_mtime
+        except FileNotFoundError:
+            last = 0.0
+        if last > began:
+            break
+        wait = last + APART - _now(store, name, f"leaving-{os.getpid()}")
+        if wait <= 0:
+            seen = go_round(saved, store, launcher(), observer)
+            for sentence in seen.submitted:
+                tell(event="note", message=f"submitted {sentence}")
+            break
+        time.sleep(min(wait, APART))
+    (store.sweep(name) / f"leaving-{os.getpid()}").unlink(missing_ok=True)
+
+
+def _now(store: Store, name: str, file: str) -> float:
+    """Write an empty file and return its time: the store's own clock, the same for all machines."""
+    path = store.sweep(name) / file
+    write_whole(path, b"")
+    return path.stat().st_mtime
 
 
 @contextlib.contextmanager
@@ -75,7 +120,7 @@ def _broken_off(path: Path) -> bool:
     owner = Owner.read(path)
     if owner is not None and owner.certainly_gone():
         return True
-    probe = path.with_name(f".clock-{os.getpid()}")
+    probe = path.with_name(f"clock-{os.getpid()}")
     try:
         write_whole(probe, b"")  # its time comes from the clock that also gave the lock its own
         return probe.stat().st_mtime - path.stat().st_mtime > STALE

@@ -17,9 +17,10 @@ from harness.costs import Costs, Place
 from harness.frontier import Frontier
 from harness.machine import machine
 from harness.plan import Stage
-from harness.planfile import SavedPlan
+from harness.planfile import SavedPlan, read_plan
 from harness.presence import Presence, crowded, present
 from harness.provenance import provenance, source_digest
+from harness.records import tell_loss
 from harness.store import Store
 from harness.supervisor import Setup, Supervisor
 from harness.team import Team
@@ -39,11 +40,16 @@ class Worker:
         self, frontier: Frontier, supervisor: Supervisor, stop: threading.Event, tell: Any, left: TimeLeft | None = None
     ) -> None:
         self.frontier, self.supervisor, self.stop, self.tell, self.time = frontier, supervisor, stop, tell, left
+        self.follows: Path | None = None
+        """A plan's file that may be replaced by that of an edited sweep."""
+        self._plan = 0
         self.token = uuid.uuid4().hex
         self.patience: float | None = None
         """Seconds of looking in vain after which it leaves."""
         self.todo: dict[str, Stage] = {}
         self.absent: set[str] = set()
+        self.asked: set[tuple[str, int]] = set()
+        """Lost attempts that a scheduler was asked about."""
         self.idle = 0
         self.read: set[str] = set()
         """Stages whose artifact is needed, since one that is to run is made from it; of others the result is enough."""
@@ -52,9 +58,10 @@ class Worker:
 
     def run(self) -> None:
         """Work until all is done or blocked by failures, a stop is asked for, or the time is up."""
+        self._plan = self._written()
         self.look()
         since: float | None = None
-        while not self.stop.is_set() and not (self.time and self.time.over()):
+        while not (self.stop.is_set() or (self.time and self.time.over()) or self.outdated()):
             self.supervisor.beat()
             taken, others = self.take()
             self.idle = 0 if taken is not None else self.idle + 1
@@ -80,6 +87,16 @@ class Worker:
                 self.look()
                 if not self.todo or set(self.todo) == before:
                     return
+
+    def outdated(self) -> bool:
+        """Return whether the plan was replaced since this began: what the sweep's file no longer has is not started."""
+        return not self.stop.is_set() and self._written() != self._plan
+
+    def _written(self) -> int:
+        try:
+            return self.follows.stat().st_mtime_ns if self.follows else 0
+        except FileNotFoundError:
+            return self._plan
 
     def _learn(self, stage: Stage, outcome: str) -> None:
         if self.time and outcome == "published" and (result := self.frontier.fresh_result(stage.key)):
@@ -116,10 +133,11 @@ class Worker:
         others = False
         seen: set[str] = set()
         shunned: list[tuple[Stage, State]] = []
-        for stage, state in self.ready():
+        for stage, found in self.ready():
             if stage.key in seen:
                 continue
             seen.add(stage.key)
+            state = self._explained(stage, found)
             if state.name in ("failed", "diverged"):
                 self.broken.add(stage.key)
             elif state.claimable and not self._fits(stage):
@@ -138,6 +156,15 @@ class Worker:
             if (claim := self._claim(stage, state)) is not None:
                 return (stage, claim), True
         return None, others or bool(shunned)
+
+    def _explained(self, stage: Stage, state: State) -> State:
+        """Return a lost stage's state with what the scheduler of its worker knows of that one's end, asked once."""
+        folder = self.frontier.store.folder(stage.kind, stage.key)
+        if state.name == "lost" and (stage.key, state.generation) not in self.asked:
+            self.asked.add((stage.key, state.generation))
+            if tell_loss(folder, state.generation):
+                return self.frontier.state(stage)
+        return state
 
     def _fits(self, stage: Stage) -> bool:
         """Return whether this worker has the processes that a training asks for; what is none needs but one."""
@@ -196,6 +223,8 @@ class Limits:
     at_most: int | None = None
     idle: float | None = None
     """Seconds after which it leaves when all that is left is in others' hands; None: it waits."""
+    follow: bool = False
+    """Whether it goes on with the new plan where the sweep's file is edited and run again meanwhile."""
 
 
 def work(
@@ -226,9 +255,13 @@ def work(
         supervisor = Supervisor(frontier, setup, tell, stopping, start)
         supervisor.beside = presence.beat
         with contextlib.closing(supervisor):
-            worker = Worker(frontier, supervisor, stop, tell, left)
-            worker.patience = limits.idle
-            worker.run()
+            while True:
+                worker = Worker(supervisor.frontier, supervisor, stop, tell, left)
+                worker.patience, worker.follows = limits.idle, saved.path if limits.follow else None
+                worker.run()
+                if not worker.outdated():
+                    break
+                supervisor.use(Frontier(read_plan(saved.path).plan, store, Observer(setup.lease)))
     finally:
         presence.leave()
 

@@ -70,13 +70,18 @@ class Supervisor:
         stopping: Callable[[], bool],
         start: Callable[[str], Trainer | Team] = Trainer,
     ) -> None:
-        self.frontier, self.setup, self.tell, self.stopping, self.start = frontier, setup, tell, stopping, start
+        self.setup, self.tell, self.stopping, self.start = setup, tell, stopping, start
+        self.use(frontier)
         self.beside: Callable[[], None] = lambda: None
         """Called at every heartbeat, beside the claim's own."""
         self._next_beat = 0.0
-        frontier.memory = {"ram": setup.memory, "gpu": setup.gpu_memory}
         self._heed()
         self.trainer = self._start()
+
+    def use(self, frontier: Frontier) -> None:
+        """Take stages from a plan from now on."""
+        self.frontier = frontier
+        frontier.memory = {"ram": self.setup.memory, "gpu": self.setup.gpu_memory}
 
     def _heed(self) -> None:
         if said := avoided_here(self.frontier.store):

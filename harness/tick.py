@@ -15,10 +15,12 @@ import typer
 from harness.claims import LEASE, Observer
 from harness.errors import UserError, printable
 from harness.index import Standing, stand
+from harness.launch.kept import kept
 from harness.launch.local import Machine, this_machine
 from harness.plan import Plan
-from harness.planfile import find_plan, read_plan, sweep_name
+from harness.planfile import SavedPlan, find_plan, read_plan, sweep_name
 from harness.presence import Present, present
+from harness.rounds import go_round
 from harness.store import Store
 from harness.words import count
 
@@ -53,6 +55,18 @@ def start_detached(name: str, store: Store, machine: Machine, here: list[Present
     return process.pid
 
 
+def _round(saved: SavedPlan, store: Store, lease: float) -> int:
+    """Submit what a sweep on a cluster lacks, with the profile as it was last used; return the exit code."""
+    name = saved.plan.name
+    seen = go_round(saved, store, kept(store, name), Observer(lease))
+    there = "another round is under way" if seen.elsewhere else f"{count(len(seen.jobs), 'worker')} in the queue"
+    left, could = len(seen.standing.states), sum(seen.wanted.values())
+    for sentence in seen.submitted:
+        typer.echo(f"submitted {sentence}")
+    typer.echo(f"{name}: {left} stages to do, {could} could be run now; {there}")
+    return 0
+
+
 def main(
     sweep: Annotated[str, typer.Argument(help="A sweep's name, or its file.")],
     store: Annotated[Path, typer.Option(help="The store's folder.")] = Path("runs"),
@@ -72,7 +86,7 @@ def main(
         saved = read_plan(find_plan(place, sweep_name(sweep)))
         launch = saved.launch
         if launch.get("via", "local") != "local":
-            raise UserError(f"launch.via is {launch['via']!r}; this version ticks via: local only")
+            raise typer.Exit(_round(saved, place, lease))
         name, standing = saved.plan.name, stand(saved.plan, place, Observer(lease))
         machine = this_machine(
             workers or launch.get("workers"), threads or launch.get("threads"), device or launch.get("device")

@@ -14,12 +14,14 @@ from typing import Annotated, Any
 import typer
 
 from harness.allocation import job, nodes, seconds_left
-from harness.claims import LEASE
+from harness.claims import LEASE, Observer
 from harness.errors import UserError
 from harness.events import Events, in_words
+from harness.launch.kept import kept
 from harness.launch.local import Workers, slots, this_machine
 from harness.nodes import Lead, NodeLost, Shape, be_agent
 from harness.planfile import SavedPlan, find_plan, read_plan
+from harness.rounds import leaving_round
 from harness.shift import Limits, work
 from harness.store import Store
 from harness.supervisor import Setup, Trouble
@@ -122,6 +124,9 @@ def main(
     lease: Annotated[
         float, typer.Option(help="Seconds without a heartbeat after which a worker counts as lost.", min=0.5)
     ] = LEASE,
+    submits: Annotated[
+        bool, typer.Option("--submits", help="When leaving, submit the workers that others' stages need.")
+    ] = False,
     events: Annotated[bool, typer.Option(help="Print events as JSON lines, and stop when nobody reads them.")] = False,
 ) -> None:
     """Claim and run a sweep's ready stages until none is left. Start as many as you like, wherever the store is.
@@ -141,7 +146,7 @@ def main(
     try:
         place = Store(store)
         left = given_span("--until", until) if until else seconds_left()
-        limits = Limits(left, at_most, given_span("--idle", idle) if idle else None)
+        limits = Limits(left, at_most, given_span("--idle", idle) if idle else None, follow=not plan)
         saved = read_plan(place.sweep(name) / Path(plan).name if plan else find_plan(place, name))
         here = this_machine(1, threads or 1, device)
         os.environ["OMP_NUM_THREADS"] = str(here.threads)
@@ -152,6 +157,8 @@ def main(
         setup = Setup(here.device, here.threads, checkpoint_every, lease, **amounts, world=world, as_one=as_one)
         setup = replace(setup, discard_weights=discard_weights, scratch=scratch)
         _run(saved, place, setup, limits, stop, tell)
+        if submits and shape_of(world).node == 0:
+            leaving_round(saved, place, Observer(lease), lambda: kept(place, name), tell)
     except UserError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,8 @@ STATES = {
     "STOPPED": "leaving",
     "SIGNALING": "leaving",
 }
+KEPT = {"SLURM_CONF", "SLURM_CLUSTERS"}
+"""Variables that say where Slurm is, not which job this is."""
 LEAST_NOTICE, MOST_NOTICE = 10, 90
 """Seconds before the time limit at which Slurm tells the job, should it not have left by itself."""
 
@@ -114,6 +116,7 @@ class Slurm:
         argv += ["--device", "cuda" if asked.gpus else "cpu", "--threads", str(asked.cpus)]
         argv += ["--memory", f"{asked.bytes / 2**30:.3f}"]
         argv += ["--scratch", self.profile.scratch] if self.profile.scratch else []
+        argv += ["--submits"] if self.profile.nodes_submit else []
         return argv
 
     def text(self, size: Size, number: int, folder: Path = Path("FOLDER")) -> str:
@@ -142,7 +145,7 @@ class Slurm:
         )
         argv = self.command(size)
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
+            with _outside_jobs(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
                 executor = SlurmExecutor(folder, python=self.python)
                 executor.update_parameters(**self.parameters(size))
                 jobs = executor.map_array(os.execvp, [argv[0]] * tasks, [argv] * tasks)
@@ -188,3 +191,14 @@ class Slurm:
             if found := re.search(r"MaxArraySize\s*=\s*(\d+)", self.run(["scontrol", "show", "config"])):
                 return max(1, int(found[1]) - 1)
         return MOST_ARRAY
+
+
+@contextlib.contextmanager
+def _outside_jobs() -> Iterator[None]:
+    """Hide the job that this process may run in: sbatch hands its variables on, and they would speak of another job."""
+    own = {name for name in os.environ if name.startswith(("SLURM_", "SUBMITIT_"))} - KEPT
+    hidden = {name: os.environ.pop(name) for name in own}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)

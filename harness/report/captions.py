@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from harness.errors import short
 from harness.form import Table
@@ -33,7 +34,7 @@ def caption(table: Table, lines: Sequence[Line]) -> str:
         "prunable": _several(p.prunable for p in protocols),
         "dev": _several(line.cell.dev for line in lines),
     }
-    devices = _several(str(line.result.stamp.get("device")) for line in lines if line.result)
+    devices = _several(_device(line.result.stamp) for line in lines if line.result)
     sentences = [
         *([f"Test accuracy in percent ({said['column']})."] if "accuracy" in table.metrics else []),
         *([UNITS] if table.metrics != ("accuracy",) else []),
@@ -51,6 +52,11 @@ def caption(table: Table, lines: Sequence[Line]) -> str:
         sentences.append("Holes: " + "; ".join(short(cause, 120) for cause in causes[:3]) + ".")
     sentences += [f"{line.note[0].upper()}{line.note[1:]}." for line in {n.note: n for n in lines if n.note}.values()]
     return " ".join(sentences)
+
+
+def _device(stamp: Mapping[str, Any]) -> str:
+    world = stamp.get("world", 1)
+    return f"{stamp.get('device')}" + (f" ×{world}" if world != 1 else "")
 
 
 def _epochs(line: Line) -> str:

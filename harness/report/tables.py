@@ -99,8 +99,11 @@ class Grid:
 
 
 def build(table: Table, frame: Frame) -> list[Grid]:
-    """Lay a frame out as a table, one grid for every combination of the axes that it does not name."""
-    others = [axis for axis in frame.varying if axis not in (*table.rows, *table.columns)]
+    """Lay a frame out as a table, one grid for every combination of the axes that it does not name.
+
+    How many processes train a cell means nothing to its number, and so makes no other table.
+    """
+    others = [axis for axis in frame.varying if axis not in (*table.rows, *table.columns, "world")]
     blocks: dict[tuple[str, ...], list[Line]] = defaultdict(list)
     for line in frame.lines:
         blocks[_labels(line, others)].append(line)

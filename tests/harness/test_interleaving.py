@@ -21,6 +21,7 @@ from harness.provenance import provenance
 from harness.publication import publish_made
 from harness.shift import Worker
 from harness.store import Store, digest, file_sha256
+from harness.supervisor import Setup
 
 OPERATIONS = ("open", "link", "replace", "fsync", "listdir", "stat", "mkdir", "unlink")
 LEASE = 10.0
@@ -38,7 +39,7 @@ class Actor(threading.Thread):
     def __init__(self, number: int, stage: Stage, plan: Plan, root: Path, clock: Callable[[], float]) -> None:
         super().__init__(daemon=True)
         self.number, self.stage, self.plan, self.root = number, stage, plan, root
-        self.observer = Observer(LEASE, clock)
+        self.observer, self.setup = Observer(LEASE, clock), Setup()
         self.go, self.arrived = threading.Semaphore(0), threading.Semaphore(0)
         self.doomed = False
         self.error: BaseException | None = None

@@ -1,0 +1,95 @@
+"""Why a worker vanished, as its scheduler tells it: memory, pre-emption, time limit, a fallen node, or a person."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+from dataclasses import dataclass
+
+from harness.allocation import Shell, shell
+from harness.claims import Owner, end_attempt
+from harness.store import Folder
+
+CAUSES = {
+    "PREEMPTED": "pre-empted",
+    "TIMEOUT": "its time limit was reached",
+    "NODE_FAIL": "its node failed",
+    "BOOT_FAIL": "its node failed",
+    "CANCELLED": "cancelled",
+    "REQUEUED": "requeued",
+    "DEADLINE": "its deadline passed",
+}
+"""Ends of a job that are no fault of a stage."""
+OVER = frozenset({*CAUSES, "OUT_OF_MEMORY", "FAILED", "COMPLETED"})
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Fate:
+    """How a job ended."""
+
+    state: str
+    memory: int = 0
+    """The bytes that it was given, 0 where nobody says."""
+
+
+def fate(job: str, run: Shell = shell) -> Fate | None:
+    """Return how a job's run (`4711.0`: the number, and how often it was started before) ended; None where unknown.
+
+    A step that ran out of memory says so even where its job is only FAILED. Without accounting the controller is
+    asked, which knows a job's last run only, and only for a while.
+    """
+    number, _, restarts = job.partition(".")
+    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
+        fields = "JobIDRaw,State,ReqMem"
+        told = run(["sacct", "--jobs", number, "--duplicates", "--noheader", "--parsable2", "--format", fields])
+        if found := _from_accounting(told, number, int(restarts or 0)):
+            return found
+    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
+        told = run(["scontrol", "show", "job", "--oneliner", number])
+        values = dict(re.findall(r"(\w+)=(\S*)", told))
+        if int(values.get("Restarts", 0)) > int(restarts or 0):
+            return Fate("REQUEUED")
+        if values.get("JobState") in OVER:
+            return Fate(values["JobState"], _bytes(values.get("MinMemoryNode", "")))
+    return None
+
+
+def _from_accounting(told: str, number: str, restarts: int) -> Fate | None:
+    """Pick one run of a job out of sacct's lines, each of which is a job or one of its steps."""
+    runs: list[list[list[str]]] = []
+    for line in told.splitlines():
+        name, state, memory = line.split("|")
+        if name == number:
+            runs.append([])
+        if runs and name.partition(".")[0] == number:
+            runs[-1].append([name, state.split()[0], memory])
+    if not runs:
+        return None
+    rows = runs[min(restarts, len(runs) - 1)]
+    states = {state for _, state, _ in rows}
+    state = "OUT_OF_MEMORY" if "OUT_OF_MEMORY" in states else rows[0][1]
+    return Fate(state, _bytes(rows[0][2])) if state in OVER else None
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT])[nc]?", text)
+    return int(float(found[1]) * UNITS[found[2]]) if found else 0
+
+
+def tell_loss(folder: Folder, generation: int, run: Shell = shell) -> bool:
+    """Write down for a lost attempt what its scheduler knows of its end; return whether it knew anything."""
+    owner = Owner.read(folder.claim_path(generation))
+    if owner is None or not owner.job or (found := fate(owner.job, run)) is None:
+        return False
+    said: dict[str, object]
+    if found.state == "OUT_OF_MEMORY":
+        said = {"outcome": "failed", "cause": "oom", "resource": "ram", "memory": found.memory}
+        message = f"the scheduler ended job {owner.job}: out of memory"
+    elif found.state in CAUSES:
+        said, message = {"outcome": "stopped", "cause": found.state.lower()}, f"job {owner.job}: {CAUSES[found.state]}"
+    else:  # it ended by itself, or by a signal of nobody's: as if the worker had died
+        return False
+    end_attempt(folder, generation, {**said, "message": message})
+    return True
