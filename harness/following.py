@@ -47,6 +47,7 @@ class Following:
                     seen = go_round(self.saved, self.store, self.launcher, self.observer)
                     moved = self._show(seen, display)
                     if self._over(seen):
+                        self._send_home()
                         return False
                     pause = LOOK if moved or seen.submitted else min(SELDOM, 1.3 * pause)
                     self._wait(pause, display)
@@ -69,6 +70,11 @@ class Following:
             display.stages(len(self.saved.plan.stages) - len(standing.states))
             if not standing.states:
                 return
+
+    def _send_home(self) -> None:
+        """End workers that still wait for their turn, since nothing is left for them."""
+        if waiting := [job for job in self.launcher.poll() if job.state == "pending"]:
+            self.launcher.cancel(waiting)
 
     def _show(self, seen: Round, display: Display) -> bool:
         """Say what is new; return whether anything moved."""

@@ -16,6 +16,7 @@ from harness.claims import Observer, Owner
 from harness.demand import demand
 from harness.index import Standing, stand
 from harness.launch import Job, Launcher, Size
+from harness.launch.remedies import BROKEN
 from harness.planfile import SavedPlan
 from harness.store import Store, publish, write_whole
 
@@ -50,6 +51,9 @@ def go_round(saved: SavedPlan, store: Store, launcher: Launcher, observer: Obser
             seen.elsewhere = True
             return seen
         seen.jobs = launcher.poll()
+        if broken := [each for each in seen.jobs if BROKEN.search(each.reason)]:
+            launcher.cancel(broken)
+            seen.jobs = [each for each in seen.jobs if each not in broken]
         mine_too = job().partition(".")[0]  # a worker that leaves is no longer one to count on
         there = Counter(each.size for each in seen.jobs if each.state != "leaving" and each.inner != mine_too)
         for size, number in seen.wanted.items():

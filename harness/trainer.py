@@ -39,6 +39,8 @@ class Trainer:
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HEEDED)  # inherited: none may hit the server as it starts
         try:
             self.process.start()
+        except EOFError:
+            raise OSError("the trainers' fork server was ended while it loaded torch") from None
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         self.host = machine()[0]

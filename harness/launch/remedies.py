@@ -68,10 +68,10 @@ HOPELESS = {
     "JobHeldAdmin": ("", "an administrator holds it"),
 }
 """Reasons of a pending job that time alone does not mend."""
-HOPELESS_PATTERN = re.compile(
-    r"^(QOS|Assoc)(Max|Grp)\w*Per(Job|Node)\w*|launch_failed_requeued_held|launch failed requeued held"
-)
-"""Others: limits for a single job, and jobs that a node could not start."""
+HOPELESS_PATTERN = re.compile(r"^(QOS|Assoc)(Max|Grp)\w*Per(Job|Node)\w*")
+"""Others: limits for a single job."""
+BROKEN = re.compile(r"launch.failed.requeued.held")
+"""A job that a node could not start, as when the controller fell at that moment: it waits for ever, another may not."""
 
 
 def explain(said: str, document: Document | None) -> str:

@@ -39,9 +39,11 @@ STATES = {
     "SUSPENDED": "pending",
     "RUNNING": "running",
     "COMPLETING": "leaving",
-    "STOPPED": "leaving",
-    "SIGNALING": "leaving",
+    "STOPPED": "running",
+    "SIGNALING": "running",
 }
+BECOME = ["sh", "-c", 'trap "" USR1 USR2; exec "$@"', "worker"]
+"""A word that comes while python still starts would end the worker; ignored until it listens, it only comes early."""
 KEPT = {"SLURM_CONF", "SLURM_CLUSTERS"}
 """Variables that say where Slurm is, not which job this is."""
 LEAST_NOTICE, MOST_NOTICE = 10, 90
@@ -148,7 +150,7 @@ class Slurm:
             with _outside_jobs(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
                 executor = SlurmExecutor(folder, python=self.python)
                 executor.update_parameters(**self.parameters(size))
-                jobs = executor.map_array(os.execvp, [argv[0]] * tasks, [argv] * tasks)
+                jobs = executor.map_array(os.execvp, [BECOME[0]] * tasks, [[*BECOME, *argv]] * tasks)
         except (FailedJobError, FailedSubmissionError) as error:
             raise UserError(explain(str(error), self.document)) from None
         except (RuntimeError, FileNotFoundError) as error:

@@ -188,7 +188,10 @@ def serve(pipe: Connection, device: str) -> None:
         return
     control.tell(at="ready", source=source_digest())
     while True:
-        end = _run(control.orders.get(), control)
+        order = control.orders.get()
+        end = _run(order, control)
+        if order.world > 1 and end["outcome"] not in ("made", "stopped"):
+            _testify(order, end)
         control.stop.clear()
         control.tell(at="end", **end)
 
@@ -235,6 +238,13 @@ def failure(error: Exception) -> dict[str, Any]:
     if isinstance(error, torch.AcceleratorError) and not OF_THE_CODE.search(str(error)):
         return {"outcome": "fault", "cause": "device", "message": message}
     return {"outcome": "failed", "cause": "code", "message": message}
+
+
+def _testify(order: Order, end: dict[str, Any]) -> None:
+    """Write down how a rank failed: who leads it may be gone before it hears."""
+    with contextlib.suppress(OSError):
+        text = json.dumps({"rank": order.rank, "host": platform.node(), **end}, indent=1)
+        write_whole(Path(order.attempt) / f"rank-{order.rank}.json", text.encode())
 
 
 def _note(order: Order, text: str) -> None:

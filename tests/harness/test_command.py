@@ -268,8 +268,9 @@ def test_the_schema_is_json(sweep: Run) -> None:
 def test_on_a_login_node_the_local_launcher_waits_to_be_named(sweep: Run, project: Path, monkeypatch: object) -> None:
     folder = project / "bin"
     folder.mkdir()
-    (folder / "sbatch").write_text("#!/bin/sh\n")
-    (folder / "sbatch").chmod(0o755)
+    for name in ("sbatch", "sinfo"):
+        (folder / name).write_text("#!/bin/sh\n")
+        (folder / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
     environment.pop("SLURM_JOB_ID", None)
     command = [sys.executable, "-m", "harness.sweep", "tiny.yaml", "--only", "mask=dense,seed=0"]

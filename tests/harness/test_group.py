@@ -21,20 +21,9 @@ from tests.harness.test_training import orders  # noqa: F401 - a fixture
 STEPS = 20
 
 
-NORMED = """
-from torch import nn
-
-def build(classes, channels):
-    block = lambda n, m: [nn.Conv2d(n, m, 3, padding=1, bias=False), nn.BatchNorm2d(m), nn.ReLU()]
-    blocks = [*block(channels, 6), *block(6, 6), *block(6, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*blocks, nn.Linear(8, classes))
-"""
-
-
 @pytest.fixture
-def order(project: Path, orders: Callable[..., dict[str, Order]]) -> Order:  # noqa: F811
+def order(orders: Callable[..., dict[str, Order]]) -> Order:  # noqa: F811
     """A ToST training of a network with batch norm, 18 steps an epoch, the last of them with 3 images."""
-    (project / "thin.py").write_text(NORMED)
     return orders(", batch: 76", recipe="tost")["train"]
 
 
