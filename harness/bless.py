@@ -59,7 +59,7 @@ def _accept(frontier: Frontier, stage: Stage, old: Stage, differences: list[str]
         "host": socket.gethostname(),
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    told = {**before.provenance, "blessed": blessed}
+    told = {**before.provenance, "blessed": blessed, "generation": claim.generation}
     result = Result(claim.base_edition + 1, before.artifact, parents, before.metrics, before.stamp, told)
     if not publish(folder.path / f"result-{result.edition:04d}.json", result.dump()):
         return f"  not accepted: {stage.label}: it was finished just now"

@@ -13,7 +13,8 @@ from harness.launch import Launcher
 from harness.plan import Plan
 from harness.planfile import SavedPlan
 from harness.presence import present
-from harness.store import Store
+from harness.rounds import CANCELLED
+from harness.store import Store, write_whole
 from harness.words import count
 
 
@@ -22,6 +23,8 @@ def cancel(asked: SavedPlan, whole: Plan, store: Store, launcher: Launcher | Non
 
     Stages that only the part's cells need end as failed with the cause `cancelled`, which `--retry cancelled` lifts.
     """
+    if not part:
+        write_whole(store.sweep(asked.plan.name) / CANCELLED, b"")
     standing = stand(asked.plan, store, Observer())
     owners = [owner for owner, _, _ in standing.owners.values()]
     barred = _bar(asked.plan, whole, store, standing.states) if part else 0

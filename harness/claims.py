@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,15 @@ class Owner:
     job: str = ""
     lease: float = 0.0
     """Seconds without a heartbeat after which it wants to be taken for dead, at the earliest."""
+    starved: bool = False
+    """Whether memory had run out in its job before: then a scheduler's word of that says nothing of this stage."""
 
     @classmethod
-    def me(cls, *trainers: int, lease: float = 0.0) -> Owner:
+    def me(cls, *trainers: int, lease: float = 0.0, starved: bool = False) -> Owner:
         """Return this process, and its trainers here, as an owner."""
         pids = [os.getpid(), *trainers]
         processes = tuple(Process(pid, start_time(pid) or 0) for pid in pids)
-        return cls(*machine(), processes, job(), lease)
+        return cls(*machine(), processes, job(), lease, starved)
 
     @classmethod
     def read(cls, path: Path) -> Owner | None:
@@ -193,8 +195,16 @@ def _ended(folder: Folder, generation: int, end: Mapping[str, Any]) -> State:
             resource=str(end.get("resource", "ram")),
         )
     ends = [folder.end(n) or {} for n in range(1, generation + 1)]
+    if short := _short_of_memory(ends):
+        return State("failed", generation, detail, "oom", int(short["memory"]), str(short.get("resource", "ram")))
     lost = max((float(e.get("seconds", 0.0)) for e in ends if e.get("outcome") == "stopped"), default=0.0)
     return State("stopped", generation, detail, lost=lost)
+
+
+def _short_of_memory(ends: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the newest end for want of memory that nobody has lifted since: who has no more need not try again."""
+    since = itertools.takewhile(lambda end: not end.get("released"), reversed(ends))
+    return next((end for end in since if end.get("cause") == "oom" and end.get("memory")), {})
 
 
 def faults_in_a_row(folder: Folder) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.claims import Observer, state_of
+from harness.errors import UserError
 from harness.plan import Plan
 from harness.planfile import earlier_plans, plans_in_force, read_plan, sweep_names
 from harness.publication import KEPT
@@ -88,9 +89,11 @@ def _folders(store: Store) -> Iterator[Folder]:
 
 
 def _left_over(folder: Folder, observer: Observer) -> Iterator[Path]:
-    """Yield what a finished stage needs no more; one that somebody works on is left alone."""
+    """Yield what a finished stage needs no more; one that somebody works on, or is to go on with, is left alone."""
     result = folder.result()
-    if result is None or (folder.generation and state_of(folder, observer).name == "running"):
+    end = folder.end(folder.generation) if folder.generation else None
+    over = end is None or end.get("outcome") in ("published", "restored", "gave up")
+    if result is None or not over or (folder.generation and state_of(folder, observer).name in ("running", "lost")):
         return
     for path in sorted(folder.path.iterdir()):
         if path.is_dir():
@@ -139,7 +142,10 @@ def orphans(store: Store, plan: Plan) -> list[str]:
     now = set(plan.leaves)
     found: dict[str, str] = {}
     for path in earlier_plans(store, plan.name)[:MOST_PLANS]:
-        earlier = read_plan(path).plan
+        try:
+            earlier = read_plan(path).plan
+        except UserError:  # written by an older version
+            continue
         for key in earlier.leaves:
             if key not in now and key not in found and store.folder("train", key).result():
                 found[key] = earlier.stages[key].label

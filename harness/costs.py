@@ -75,10 +75,14 @@ class Costs:
         return costs
 
     def add(self, stage: Stage, result: Result) -> None:
-        """Learn from a result, unless it was made elsewhere and only taken over or accepted here."""
+        """Learn from a result, unless it was made elsewhere and only taken over or accepted here.
+
+        Nor where a training went on from an attempt that vanished, and so could not say what it had spent.
+        """
         said, stamp = result.provenance, result.stamp
         seconds = said.get("seconds_of_all_attempts" if said.get("resumed") else "seconds")
-        if not seconds or "blessed" in said:
+        untold = bool(said.get("resumed")) and said.get("attempts_untold", 0)
+        if not seconds or untold or "blessed" in said or "merged_from" in said:
             return
         place = Place(str(stamp.get("device")), int(stamp.get("threads", 1)), str(stamp.get("device_name", "")))
         self.learn(stage, Record(place, float(seconds) / units(stage), result.artifact.bytes))

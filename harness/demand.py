@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from harness.claims import State
 from harness.index import Standing
 from harness.launch import Size
 from harness.plan import Plan
@@ -12,33 +13,40 @@ from harness.plan import Plan
 StepFor = Callable[[int, str], int | None]
 
 
-def demand(plan: Plan, standing: Standing, step_for: StepFor) -> Counter[Size]:
+def demand(plan: Plan, standing: Standing, step_for: StepFor, sizes: Mapping[str, Size] | None = None) -> Counter[Size]:
     """Count by size the stages that run, that are ready, or that wait for nothing but masks, scales and data.
 
     A stage below an unfinished training is not counted: a worker submitted for it would wait for hours. Nor is one
-    that failed, unless for want of memory that a larger worker has.
+    that failed, unless for want of memory that a larger worker has. `sizes`: of the workers that run, by job number; a
+    stage that runs counts for the size that runs it.
     """
     wanted: Counter[Size] = Counter()
+    short: Counter[Size] = Counter()
     late: set[str] = set()
     """Stages below an unfinished training, or below one that failed."""
-    short: Counter[Size] = Counter()
     for key, state in standing.states.items():
         stage = plan.stages[key]
-        if any(parent in late or _holds(plan, standing, parent) for parent in stage.parents.values()):
+        above = [parent for parent in stage.parents.values() if parent in standing.states]
+        if any(parent in late or plan.stages[parent].kind == "train" for parent in above):
             late.add(key)
             continue
-        step = step_for(state.memory, state.resource) if state.cause == "oom" else 0
-        if state.name == "diverged" or (state.name == "failed" and (state.cause != "oom" or step is None)):
+        step = _step(state, step_for)
+        if step is None:
             late.add(key)
+        elif key in standing.owners and (size := (sizes or {}).get(standing.owners[key][0].job.partition(".")[0])):
+            wanted[size] += 1
         elif stage.kind == "train":
-            wanted[Size(stage.world, step or 0)] += 1
+            wanted[Size(stage.world, step)] += 1
         else:
-            short[Size(1, step or 0)] += 1
+            short[Size(1, step)] += 1
     for size, number in short.items():  # they take seconds, and any worker of that memory runs them
         if not any(other.step == size.step for other in wanted):
             wanted[size] = number
     return wanted
 
 
-def _holds(plan: Plan, standing: Standing, parent: str) -> bool:
-    return parent in standing.states and plan.stages[parent].kind == "train"
+def _step(state: State, step_for: StepFor) -> int | None:
+    """Return the step of memory that a stage needs; None where no worker can take it."""
+    if state.name not in ("failed", "diverged"):
+        return 0
+    return step_for(state.memory, state.resource) if state.cause == "oom" else None

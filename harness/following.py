@@ -18,8 +18,6 @@ from harness.words import count
 LOOK = 10.0
 """Seconds between two questions to the scheduler while something changes; they become `SELDOM` when nothing does."""
 SELDOM = 60.0
-IN_VAIN = 3
-"""Times that workers are submitted again though those before ended without a single step."""
 
 
 @dataclass
@@ -34,17 +32,17 @@ class Following:
     trouble: list[str] = field(default_factory=list)
     """What keeps workers from starting, for good."""
     _said: set[str] = field(default_factory=set)
-    _in_vain: int = 0
     _progress: tuple[int, int] = (0, 0)
 
     def run(self, display: Display) -> bool:
         """Follow until all is done, or cannot be; return whether a person ended it before."""
         before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        pause = LOOK
+        pause, by_hand = LOOK, True
         try:
             with display.shown():
                 while not self.stop.is_set():
-                    seen = go_round(self.saved, self.store, self.launcher, self.observer)
+                    seen = go_round(self.saved, self.store, self.launcher, self.observer, by_hand)
+                    by_hand = False
                     moved = self._show(seen, display)
                     if self._over(seen):
                         self._send_home()
@@ -95,10 +93,6 @@ class Following:
         generations = sum(state.generation for state in standing.states.values())
         progress = (len(standing.states), generations)
         moved, self._progress = progress != self._progress, progress
-        if moved:
-            self._in_vain = 0
-        elif seen.submitted:
-            self._in_vain += 1
         return moved
 
     def _say(self, display: Display, sentence: str) -> None:
@@ -109,12 +103,6 @@ class Following:
     def _over(self, seen: Round) -> bool:
         """Return whether nothing more can come."""
         if not seen.wanted:
-            return True
-        if self._in_vain >= IN_VAIN:
-            self.trouble.append(
-                f"workers were submitted {IN_VAIN} times and ended without starting a stage; what they said is in "
-                f"{self.store.sweep(self.saved.plan.name) / 'slurm'}"
-            )
             return True
         hopeless = [job for job in seen.jobs if self._stuck(job)]
         if seen.jobs and len(hopeless) == len(seen.jobs) and not seen.submitted:

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.claims import Observer, Owner, State, state_of
 from harness.plan import Plan, Stage
-from harness.store import Folder, Result, Store, read_json, write_whole
+from harness.store import Artifact, Folder, Result, Store, read_json, write_whole
 
 INDEX_VERSION = 1
 A_LOOK = 4
@@ -91,7 +91,8 @@ def stand(plan: Plan, store: Store, observer: Observer, rebuild: bool = False) -
 
     A folder of every kind and first two digits is listed (at most 1,024 listings), what the index knows as finished is
     believed, and only the other folders that exist are looked into, with at most `A_LOOK` operations each and one more
-    for every further attempt. With `rebuild` nothing is believed.
+    for every further attempt; a finished parent of an unfinished stage costs one more, for its artifact. With `rebuild`
+    nothing is believed.
     """
     standing = Standing(operations=2)
     known = {} if rebuild else _read(_path(store, plan.name))
@@ -114,7 +115,7 @@ def stand(plan: Plan, store: Store, observer: Observer, rebuild: bool = False) -
     if standing.done != known:
         standing.operations += 1
         _write(_path(store, plan.name), standing.done)
-    for key in _needed(plan, standing):
+    for key in _needed(plan, store, standing):
         folder = looked.get(key) or (store.folder(plan.stages[key].kind, key) if key in standing.done else None)
         standing.states[key] = state_of(folder, observer) if folder is not None else State("todo", 0)
         if folder is not None and standing.states[key].name == "running":
@@ -130,22 +131,32 @@ def _names(folder: Path) -> set[str]:
         return set()
 
 
-def _needed(plan: Plan, standing: Standing) -> Iterator[str]:
-    """Yield what must still run, parents first: what a cell lacks, and what was made from a parent's other content."""
-    wanted = set(plan.leaves)
+def _needed(plan: Plan, store: Store, standing: Standing) -> Iterator[str]:
+    """Yield what must still run, parents first.
+
+    That is what a cell lacks, what was made from a parent's other content, and what has a result but no artifact any
+    more that another needs.
+    """
+    wanted, read = set(plan.leaves), set[str]()
     found = []
     for key in reversed(plan.stages):
         if key not in wanted:
             continue
-        done, parents = standing.done.get(key), plan.stages[key].parents.values()
+        done, stage = standing.done.get(key), plan.stages[key]
+        parents = stage.parents.values()
         if done is not None and all(
-            read == standing.done[parent].sha256
-            for parent, read in zip(parents, done.parents, strict=True)
+            sha256 == standing.done[parent].sha256
+            for parent, sha256 in zip(parents, done.parents, strict=True)
             if parent in standing.done
         ):
-            continue
+            if key not in read:
+                continue
+            standing.operations += 1
+            if (store.path(stage.kind, key) / Artifact(done.sha256, done.bytes).file).exists():
+                continue
         found.append(key)
         wanted.update(parents)
+        read.update(parents)
     yield from reversed(found)
 
 

@@ -93,9 +93,15 @@ def run_elsewhere(saved: SavedPlan, store: Store, launcher: Slurm, observer: Obs
     if launcher.document is not None:
         keep(store, saved.plan.name, Path(launcher.document.file), launcher.argv)
     if detach:
-        seen = go_round(saved, store, launcher, observer)
+        seen = go_round(saved, store, launcher, observer, by_hand=True)
         for sentence in seen.submitted or ["nothing: all that can be used is there"]:
             typer.echo(f"submitted {sentence}", err=True)
+        if not launcher.profile.nodes_submit:
+            typer.echo(
+                "workers leave at their time limit, and what becomes ready later needs others: follow the sweep, or "
+                f"let cron run `*/10 * * * * cd {Path.cwd()} && harness tick {saved.plan.name} --store {store.root}`",
+                err=True,
+            )
         return False
     following = Following(saved, store, launcher, observer)
     standing_total = len(saved.plan.stages)

@@ -79,8 +79,8 @@ def _stage(ours: Store, kind: str, other: Folder, merged: Merged) -> None:
     for name in ALONG:
         if (made / name).is_file():
             shutil.copyfile(made / name, claim.attempt / name)
-    told = {**result.provenance, "merged_from": str(other.path.parents[3])}
-    copy = Result(1, result.artifact, result.parents, result.metrics, result.stamp, told)
+    told = {**result.provenance, "merged_from": str(other.path.parents[3]), "generation": claim.generation}
+    copy = Result(claim.base_edition + 1, result.artifact, result.parents, result.metrics, result.stamp, told)
     if publish(here.path / f"result-{claim.base_edition + 1:04d}.json", copy.dump()):
         claim.end("published", edition=claim.base_edition + 1)
         merged.taken += 1

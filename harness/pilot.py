@@ -18,7 +18,7 @@ from harness.store import digest, read_json, write_whole
 
 SECONDS = 1.5
 """How long the steps of one kind of training are timed."""
-PILOTS_VERSION = 1
+PILOTS_VERSION = 2
 
 
 def _note(cache: Path, costs: Costs, stage: Stage) -> Path:
@@ -38,7 +38,7 @@ def remember(costs: Costs, todo: Sequence[str], cache: Path) -> list[Stage]:
             continue
         looked[name] = stage
         if found := read_json(_note(cache, costs, stage)):
-            costs.learn(stage, Record(costs.place, float(found["seconds"]) / units(stage)))
+            costs.learn(stage, Record(costs.place, float(found["seconds"])))
     return [stage for stage in looked.values() if (e := costs.estimate(stage)) is None or e.level]
 
 
@@ -69,8 +69,9 @@ def pilot(frontier: Frontier, costs: Costs, unknown: Sequence[Stage], cache: Pat
                 continue
             note = _note(cache, costs, stage)
             note.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(note, json.dumps({"seconds": said["seconds"], "label": stage.label}).encode())
-            costs.learn(stage, Record(costs.place, float(said["seconds"]) / units(stage)))
+            a_unit = float(said["seconds"]) / units(stage)
+            write_whole(note, json.dumps({"seconds": a_unit, "label": stage.label}).encode())
+            costs.learn(stage, Record(costs.place, a_unit))
             say(f"pilot: {stage.label}: about {said['seconds']:.1f} s")
 
 

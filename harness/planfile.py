@@ -133,7 +133,7 @@ def read_plan(path: Path) -> SavedPlan:
         plan.leaves = [keys[number] for number in body["leaves"]]
         cells = [(tuple(blocks[label] for label in labels), keys[number]) for labels, number in body["cells"]]
         return SavedPlan(path, plan, body["axes"], cells, body["source"], body["launch"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         folder = path.parent.parent
         there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
         raise UserError(

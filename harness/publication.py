@@ -72,6 +72,7 @@ def history(claim: Claim, end: Mapping[str, Any]) -> dict[str, Any]:
     before = sum(float(said.get("seconds", 0.0)) for said in ends if said)
     return {
         "generation": claim.generation,
+        "attempts_untold": sum(said is None or "seconds" not in said for said in ends),
         "resumed": end["resumed"],
         "resumed_at_step": end["resumed_at"],
         "seconds": round(end["seconds"], 3),

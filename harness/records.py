@@ -67,7 +67,9 @@ def _from_accounting(told: str, number: str, restarts: int) -> Fate | None:
             runs[-1].append([name, state.split()[0], memory])
     if not runs:
         return None
-    rows = runs[min(restarts, len(runs) - 1)]
+    if restarts >= len(runs):  # accounting lags behind
+        return None
+    rows = runs[restarts]
     states = {state for _, state, _ in rows}
     state = "OUT_OF_MEMORY" if "OUT_OF_MEMORY" in states else rows[0][1]
     return Fate(state, _bytes(rows[0][2])) if state in OVER else None
@@ -84,6 +86,8 @@ def tell_loss(folder: Folder, generation: int, run: Shell = shell) -> bool:
     if owner is None or not owner.job or (found := fate(owner.job, run)) is None:
         return False
     said: dict[str, object]
+    if found.state == "OUT_OF_MEMORY" and owner.starved:
+        return False
     if found.state == "OUT_OF_MEMORY":
         said = {"outcome": "failed", "cause": "oom", "resource": "ram", "memory": found.memory}
         message = f"the scheduler ended job {owner.job}: out of memory"

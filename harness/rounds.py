@@ -6,26 +6,30 @@ import contextlib
 import json
 import os
 import time
+import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from harness.allocation import job
 from harness.claims import Observer, Owner
 from harness.demand import demand
+from harness.errors import UserError
 from harness.index import Standing, stand
 from harness.launch import Job, Launcher, Size
 from harness.launch.remedies import BROKEN
 from harness.planfile import SavedPlan
-from harness.store import Store, publish, write_whole
+from harness.store import Store, place, publish, write_whole
 
 LAST = "last-round"
 """A file whose time says when the last round was gone."""
+CANCELLED = "cancelled"
+"""A file that keeps ticks and leaving workers from submitting; the sweep command removes it."""
 APART = 10.0
 """Seconds between two rounds of workers that leave."""
 STALE = 300.0
-"""Seconds after which a round that another began counts as broken off; worst come to worst, two submit the same."""
+"""Seconds after which a round that another began counts as broken off: more than sbatch ever takes."""
 
 
 @dataclass
@@ -40,28 +44,44 @@ class Round:
     """Whether another round was under way, and this one left all to it."""
 
 
-def go_round(saved: SavedPlan, store: Store, launcher: Launcher, observer: Observer) -> Round:
-    """Look, and submit what is missing. Raises UserError where the scheduler refuses."""
+def go_round(saved: SavedPlan, store: Store, launcher: Launcher, observer: Observer, by_hand: bool = False) -> Round:
+    """Look, and submit what is missing; `by_hand` even where workers did nothing before, or were cancelled.
+
+    Raises UserError where the scheduler refuses, or where worker after worker ended without having done anything.
+    """
+    folder = store.sweep(saved.plan.name)
+    if by_hand:
+        (folder / CANCELLED).unlink(missing_ok=True)
     seen = Round(stand(saved.plan, store, observer))
     seen.wanted = demand(saved.plan, seen.standing, launcher.step_for)
-    if not seen.standing.states:
+    if not seen.wanted:
         return seen
-    with only_one(store.sweep(saved.plan.name) / "round") as mine:
-        if not mine:
-            seen.elsewhere = True
-            return seen
-        seen.jobs = launcher.poll()
-        if broken := [each for each in seen.jobs if BROKEN.search(each.reason)]:
-            launcher.cancel(broken)
-            seen.jobs = [each for each in seen.jobs if each not in broken]
-        mine_too = job().partition(".")[0]  # a worker that leaves is no longer one to count on
-        there = Counter(each.size for each in seen.jobs if each.state != "leaving" and each.inner != mine_too)
-        for size, number in seen.wanted.items():
-            missing = min(number, launcher.most) - there[size]
-            if missing > 0:
-                seen.submitted += launcher.submit(size, missing)
-        _now(store, saved.plan.name, LAST)
+    with Turn(folder / "round") as turn:
+        seen.elsewhere = not turn.held
+        if turn.held:
+            _submit(seen, saved, launcher, turn, by_hand)
+            _now(store, saved.plan.name, LAST)
     return seen
+
+
+def _submit(seen: Round, saved: SavedPlan, launcher: Launcher, turn: Turn, by_hand: bool) -> None:
+    """Clear the queue of jobs that can never start or that ask for what is no longer wanted; submit the missing."""
+    jobs = launcher.poll()
+    useless = [each for each in jobs if BROKEN.search(each.reason) or (each.outdated and each.state == "pending")]
+    if useless:
+        launcher.cancel(useless)
+    seen.jobs = [each for each in jobs if each not in useless]
+    sizes = {each.inner or each.number: each.size for each in seen.jobs}
+    seen.wanted = demand(saved.plan, seen.standing, launcher.step_for, sizes)
+    mine = job().partition(".")[0]  # a worker that leaves is no longer one to count on
+    there = Counter(each.size for each in seen.jobs if each.state != "leaving" and each.inner != mine)
+    for size, number in seen.wanted.items():
+        missing = min(number, launcher.most) - there[size]
+        if missing <= 0 or not turn.still() or (turn.path.parent / CANCELLED).exists():
+            continue
+        if not by_hand and not there[size] and (said := launcher.in_vain(size)):
+            raise UserError(said)
+        seen.submitted += launcher.submit(size, missing)
 
 
 def leaving_round(
@@ -75,23 +95,25 @@ def leaving_round(
 
     The scheduler is not asked more often than every `APART` seconds, whoever asks; this waits for its turn.
     """
-    name = saved.plan.name
-    began = _now(store, name, f"leaving-{os.getpid()}")
-    while demand(saved.plan, stand(saved.plan, store, observer), launcher().step_for):
-        try:
-            last = (store.sweep(name) / LAST).stat().st_mtime
-        except FileNotFoundError:
-            last = 0.0
-        if last > began:
-            break
-        wait = last + APART - _now(store, name, f"leaving-{os.getpid()}")
-        if wait <= 0:
-            seen = go_round(saved, store, launcher(), observer)
-            for sentence in seen.submitted:
-                tell(event="note", message=f"submitted {sentence}")
-            break
-        time.sleep(min(wait, APART))
-    (store.sweep(name) / f"leaving-{os.getpid()}").unlink(missing_ok=True)
+    name, own = saved.plan.name, f"leaving-{uuid.uuid4().hex[:8]}"
+    began = _now(store, name, own)
+    try:
+        while demand(saved.plan, stand(saved.plan, store, observer), launcher().step_for):
+            try:
+                last = (store.sweep(name) / LAST).stat().st_mtime
+            except FileNotFoundError:
+                last = 0.0
+            if last > began:
+                return
+            wait = last + APART - _now(store, name, own)
+            if wait <= 0:
+                seen = go_round(saved, store, launcher(), observer)
+                for sentence in seen.submitted:
+                    tell(event="note", message=f"submitted {sentence}")
+                return
+            time.sleep(min(wait, APART))
+    finally:
+        (store.sweep(name) / own).unlink(missing_ok=True)
 
 
 def _now(store: Store, name: str, file: str) -> float:
@@ -101,34 +123,51 @@ def _now(store: Store, name: str, file: str) -> float:
     return path.stat().st_mtime
 
 
-@contextlib.contextmanager
-def only_one(path: Path) -> Iterator[bool]:
-    """Hold a file as a lock, if nobody does; say whether it is held here.
+class Turn:
+    """A file that one process holds at a time; one that is certainly dead, or far too slow, loses it to the next."""
 
-    One whose holder is certainly dead, or that is old by the file system's own clock, is taken over.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mine = json.dumps(asdict(Owner.me())).encode() + b"\n"
-    held = publish(path, mine)
-    if not held and _broken_off(path):
-        path.unlink(missing_ok=True)
-        held = publish(path, mine)
-    try:
-        yield held
-    finally:
-        if held:
-            path.unlink(missing_ok=True)
+    def __init__(self, path: Path) -> None:
+        self.path, self.held = path, False
+        self.mark = json.dumps(asdict(Owner.me())).encode() + f"\n{uuid.uuid4().hex}\n".encode()
 
+    def __enter__(self) -> Turn:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.held = publish(self.path, self.mark) or (self._take_over() and publish(self.path, self.mark))
+        return self
 
-def _broken_off(path: Path) -> bool:
-    owner = Owner.read(path)
-    if owner is not None and owner.certainly_gone():
-        return True
-    probe = path.with_name(f"clock-{os.getpid()}")
-    try:
-        write_whole(probe, b"")  # its time comes from the clock that also gave the lock its own
-        return probe.stat().st_mtime - path.stat().st_mtime > STALE
-    except FileNotFoundError:
+    def __exit__(self, *exception: object) -> None:
+        if self.still():
+            self.path.unlink(missing_ok=True)
+
+    def still(self) -> bool:
+        """Return whether this still holds it."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.held and self.path.read_bytes() == self.mark
         return False
-    finally:
-        probe.unlink(missing_ok=True)
+
+    def _take_over(self) -> bool:
+        """Move the file aside where its holder is gone; put it back where it is meanwhile another's."""
+        try:
+            found = self.path.read_bytes()
+            if not self._broken_off():
+                return False
+            aside = self.path.with_name(f"{self.path.name}-{uuid.uuid4().hex[:8]}")
+            os.rename(self.path, aside)
+        except FileNotFoundError:
+            return True
+        mine = aside.read_bytes() == found
+        if not mine:
+            place(aside, self.path)
+        aside.unlink(missing_ok=True)
+        return mine
+
+    def _broken_off(self) -> bool:
+        owner = Owner.read(self.path)
+        if owner is not None and owner.certainly_gone():
+            return True
+        probe = self.path.with_name(f"clock-{uuid.uuid4().hex[:8]}")
+        write_whole(probe, b"")  # its time comes from the clock that also gave the other its own
+        try:
+            return probe.stat().st_mtime - self.path.stat().st_mtime > STALE
+        finally:
+            probe.unlink(missing_ok=True)

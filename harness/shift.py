@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
 import time
 import uuid
@@ -140,7 +141,7 @@ class Worker:
             state = self._explained(stage, found)
             if state.name in ("failed", "diverged"):
                 self.broken.add(stage.key)
-            elif state.claimable and not self._fits(stage):
+            elif state.claimable and not self._fits(stage, state):
                 others = others or self._served(stage)
             elif not state.claimable:
                 others = True
@@ -166,14 +167,20 @@ class Worker:
                 return self.frontier.state(stage)
         return state
 
-    def _fits(self, stage: Stage) -> bool:
-        """Return whether this worker has the processes that a training asks for; what is none needs but one."""
+    def _fits(self, stage: Stage, state: State) -> bool:
+        """Return whether this worker has the processes that a training asks for; what is none needs but one.
+
+        One with more memory than others is kept for what ran out of it.
+        """
         setup = self.supervisor.setup
+        if setup.large and state.cause != "oom":
+            return False
         return stage.kind != "train" or setup.as_one or stage.world == setup.world
 
     def _served(self, stage: Stage) -> bool:
         """Return whether another worker has the processes that a training asks for."""
-        about = [worker.about for worker in present(self.frontier.store, self.frontier.plan.name)]
+        there = list(present(self.frontier.store, self.frontier.plan.name))
+        about = [worker.about for worker in there if not self.frontier.observer.lost(worker.path)]
         return any(said.get("world") == stage.world or said.get("as_one") for said in about)
 
     def _elsewhere(self, stage: Stage) -> bool:
@@ -210,7 +217,7 @@ def release(frontier: Frontier, cause: str) -> int:
         if cause in ("all", state.name, state.cause):
             claim = take(folder, state.generation, Owner.me())
             if claim is not None:
-                claim.end("stopped", message="released for another try")
+                claim.end("stopped", message="released for another try", released=True)
                 released += 1
     return released
 
@@ -225,6 +232,8 @@ class Limits:
     """Seconds after which it leaves when all that is left is in others' hands; None: it waits."""
     follow: bool = False
     """Whether it goes on with the new plan where the sweep's file is edited and run again meanwhile."""
+    came: str = ""
+    """A file to make when it has all that it needs to work."""
 
 
 def work(
@@ -245,6 +254,7 @@ def work(
         )
     provenance(store, setup.device)  # of the code as it is now, whatever is edited while this worker lives
     frontier = Frontier(saved.plan, store, Observer(setup.lease))
+    _tidy(setup.scratch, frontier)
     presence = Presence(store, saved.plan.name, Owner.me(lease=setup.lease), **_about(setup))
     try:
         if limits.at_most is not None and crowded(store, saved.plan.name, limits.at_most, presence.path):
@@ -254,6 +264,8 @@ def work(
         stopping = (lambda: stop.is_set() or left.over()) if left else stop.is_set
         supervisor = Supervisor(frontier, setup, tell, stopping, start)
         supervisor.beside = presence.beat
+        if limits.came:
+            Path(limits.came).touch()
         with contextlib.closing(supervisor):
             while True:
                 worker = Worker(supervisor.frontier, supervisor, stop, tell, left)
@@ -264,6 +276,14 @@ def work(
                 supervisor.use(Frontier(read_plan(saved.path).plan, store, Observer(setup.lease)))
     finally:
         presence.leave()
+
+
+def _tidy(scratch: str, frontier: Frontier) -> None:
+    """Remove checkpoints on this machine's own disk of stages that were finished elsewhere."""
+    folder = Path(scratch)
+    for own in folder.iterdir() if scratch and folder.is_dir() else ():
+        if own.name in frontier.plan.stages and frontier.fresh_result(own.name):
+            shutil.rmtree(own, ignore_errors=True)
 
 
 def _about(setup: Setup) -> dict[str, Any]:

@@ -267,7 +267,7 @@ def main(
             _watch(saved, place, observer, status)
         else:
             Console(highlight=False).print(render(status))
-    except UserError as error:
+    except (UserError, OSError) as error:
         typer.echo(printable(str(error)), err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:

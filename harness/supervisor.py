@@ -22,9 +22,8 @@ from harness.publication import publish_made
 from harness.store import file_sha256, write_whole
 from harness.team import Team
 from harness.trainer import STARTING, Trainer
+from harness.trainer_signals import STALL
 
-STALL = 3600.0
-"""Seconds without any word from the trainer after which it counts as hung."""
 GRACE = 25.0
 """Seconds that a trainer asked to stop may take to save and leave; Slurm by default waits 30 before it kills."""
 STEPPING = ("train", "rescale")
@@ -53,6 +52,8 @@ class Setup:
     """How many processes this worker trains with."""
     as_one: bool = False
     """Whether it trains with one process what asks for several."""
+    large: bool = False
+    """Whether it takes only what ran out of memory elsewhere."""
 
 
 class Trouble(Exception):
@@ -75,6 +76,7 @@ class Supervisor:
         self.beside: Callable[[], None] = lambda: None
         """Called at every heartbeat, beside the claim's own."""
         self._next_beat = 0.0
+        self._killed = oom_kills()
         self._heed()
         self.trainer = self._start()
 
@@ -103,8 +105,9 @@ class Supervisor:
             if message and message["at"] == "died":
                 raise Trouble(f"{message['message']} while loading torch; try: python -c 'import torch'")
             if self.stopping():
-                break
-        return trainer
+                return trainer
+        trainer.kill()
+        raise Trouble(f"torch was not loaded in {STARTING:.0f} s; the file system that it lies on may hang")
 
     def beat(self) -> None:
         """Say that this worker lives, between two stages too."""
@@ -114,7 +117,7 @@ class Supervisor:
 
     def owner(self) -> Owner:
         """Return who claims: this process and its trainer."""
-        return Owner.me(*self.trainer.pids, lease=self.setup.lease)
+        return Owner.me(*self.trainer.pids, lease=self.setup.lease, starved=oom_kills() > self._killed)
 
     def run(self, stage: Stage, claim: Claim) -> str:
         """Run a claimed stage; return how it ended. Raises Trouble where the store cannot be written."""
@@ -214,7 +217,8 @@ class Supervisor:
                     return {**message, "peak_memory": sum(map(peak, self.trainer.pids))}
                 if message["at"] == "died":
                     return {"outcome": "died", "message": message["message"], "signal": message.get("signal", "")}
-                self.tell(event="step", **{k: v for k, v in message.items() if k != "at"})
+                if message["at"] == "step":
+                    self.tell(event="step", **{k: v for k, v in message.items() if k != "at"})
             if now >= next_beat:
                 next_beat = now + every
                 self.beat()

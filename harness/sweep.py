@@ -90,7 +90,7 @@ def main(
         driver = Driver(file, store, data, yes, miniature)
         driver.load(only, limit)
         if gc:
-            code = clean_up(driver.store, driver.whole, yes)
+            code = 2 if driver.lacks() else clean_up(driver.store, driver.whole, yes)
         elif cancel:
             code = driver.cancel(options)
         elif plan:

@@ -19,7 +19,7 @@ from harness.launch.kept import kept
 from harness.launch.local import Machine, this_machine
 from harness.plan import Plan
 from harness.planfile import SavedPlan, find_plan, read_plan, sweep_name
-from harness.presence import Present, present
+from harness.presence import present
 from harness.rounds import go_round
 from harness.store import Store
 from harness.words import count
@@ -34,12 +34,12 @@ def ready(plan: Plan, standing: Standing) -> list[str]:
     ]
 
 
-def start_detached(name: str, store: Store, machine: Machine, here: list[Present], argv: list[str]) -> int:
-    """Start one worker that outlives this process, on the GPU that fewest of those here use; return its number."""
+def start_detached(name: str, store: Store, machine: Machine, used: Counter[str], argv: list[str]) -> int:
+    """Start one worker that outlives this process, on the GPU that fewest use, and count it; return its number."""
     environment = dict(os.environ)
     if machine.gpus:
-        used = Counter(str(worker.about.get("visible")) for worker in here)
-        environment["CUDA_VISIBLE_DEVICES"] = min(machine.gpus, key=lambda gpu: used[gpu])
+        gpu = environment["CUDA_VISIBLE_DEVICES"] = min(machine.gpus, key=lambda gpu: used[gpu])
+        used[gpu] += 1
     folder = store.sweep(name) / "workers"
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "harness.worker", name, "--store", str(store.root), *argv, *machine.argv]
@@ -98,8 +98,9 @@ def main(
         wanted = len(could) or int(elsewhere)  # what runs elsewhere needs somebody who sees it die
         missing = max(0, min(machine.workers - len(here), wanted - idle))
         argv = ["--at-most", str(machine.workers), "--lease", str(lease), *(["--until", until] if until else [])]
-        started = [start_detached(name, place, machine, here, argv) for _ in range(missing)]
-    except UserError as error:
+        used = Counter(str(worker.about.get("visible")) for worker in here)
+        started = [start_detached(name, place, machine, used, argv) for _ in range(missing)]
+    except (UserError, OSError) as error:
         typer.echo(printable(str(error)), err=True)
         raise typer.Exit(2) from None
     said = f"{name}: {count(len(could), 'stage')} ready, {running} running, {len(standing.states)} to do in all; "

@@ -38,7 +38,7 @@ SIGNALS = (*HEEDED, signal.SIGINT)
 def _several(number: int, device: str | None, threads: int | None, argv: list[str]) -> int:
     """Run several workers on this machine until the last one leaves; a signal is passed on."""
     machine = this_machine(number, threads, device)
-    crew = Workers([*argv, *machine.argv], slots(machine, ()), lambda slot, event: in_words(**event))
+    crew = Workers([argv[0], *machine.argv, *argv[1:]], slots(machine, ()), lambda slot, event: in_words(**event))
 
     def ask(number: int, frame: FrameType | None) -> None:
         if not crew.stopping:  # asked twice, as schedulers do, they still save
@@ -72,6 +72,7 @@ def _stopping() -> threading.Event:
 
     for number in SIGNALS:
         signal.signal(number, ask)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # held back since the job began, so that none was lost
     return stop
 
 
@@ -109,6 +110,7 @@ def main(
     slots: Annotated[int, typer.Option(help="Workers to run side by side, spread over GPUs and cores.", min=1)] = 1,
     world: Annotated[int, typer.Option(help="Processes that train a network together.", min=1)] = 1,
     as_one: Annotated[bool, typer.Option("--as-one", help="Train in one process what asks for several.")] = False,
+    large: Annotated[bool, typer.Option("--large", help="Take only what ran out of memory elsewhere.")] = False,
     at_most: Annotated[
         int | None, typer.Option(help="Leave if so many workers of this sweep run on this machine already.", min=1)
     ] = None,
@@ -124,6 +126,7 @@ def main(
     lease: Annotated[
         float, typer.Option(help="Seconds without a heartbeat after which a worker counts as lost.", min=0.5)
     ] = LEASE,
+    came: Annotated[str, typer.Option(help="A file to make when the work begins.", hidden=True)] = "",
     submits: Annotated[
         bool, typer.Option("--submits", help="When leaving, submit the workers that others' stages need.")
     ] = False,
@@ -135,9 +138,13 @@ def main(
     mistake on the command line; 3 it can take no more stages.
     """
     if slots > 1:
+        if world > 1:
+            typer.echo("--slots and --world do not go together: start one worker for each group of processes", err=True)
+            raise typer.Exit(2)
         given = {"--store": store, "--plan": plan, "--until": until, "--scratch": scratch, "--lease": lease}
+        given |= {"--idle": idle, "--memory": memory / slots, "--gpu-memory": gpu_memory}
         argv = [str(part) for option, value in given.items() if value for part in (option, value)]
-        argv += ["--discard-weights"] if discard_weights else []
+        argv += [*(["--discard-weights"] if discard_weights else []), *(["--as-one"] if as_one else [])]
         raise typer.Exit(_several(slots, device, threads, [name, *argv, "--checkpoint-every", str(checkpoint_every)]))
     stop = _stopping()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA
@@ -146,7 +153,7 @@ def main(
     try:
         place = Store(store)
         left = given_span("--until", until) if until else seconds_left()
-        limits = Limits(left, at_most, given_span("--idle", idle) if idle else None, follow=not plan)
+        limits = Limits(left, at_most, given_span("--idle", idle) if idle else None, not plan, came)
         saved = read_plan(place.sweep(name) / Path(plan).name if plan else find_plan(place, name))
         here = this_machine(1, threads or 1, device)
         os.environ["OMP_NUM_THREADS"] = str(here.threads)
@@ -155,7 +162,7 @@ def main(
             "gpu_memory": int(gpu_memory * 2**30) or here.gpu_memory,
         }
         setup = Setup(here.device, here.threads, checkpoint_every, lease, **amounts, world=world, as_one=as_one)
-        setup = replace(setup, discard_weights=discard_weights, scratch=scratch)
+        setup = replace(setup, discard_weights=discard_weights, scratch=os.path.expandvars(scratch), large=large)
         _run(saved, place, setup, limits, stop, tell)
         if submits and shape_of(world).node == 0:
             leaving_round(saved, place, Observer(lease), lambda: kept(place, name), tell)

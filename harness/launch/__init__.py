@@ -31,6 +31,8 @@ class Job:
     """Why it waits."""
     inner: str = ""
     """The number that the job itself goes by, where that is another."""
+    outdated: bool = False
+    """Whether it was submitted with other settings than those of now."""
 
 
 class Launcher(Protocol):
@@ -45,6 +47,9 @@ class Launcher(Protocol):
 
     def poll(self) -> list[Job]:
         """Return the sweep's workers that wait or run."""
+
+    def in_vain(self, size: Size) -> str:
+        """Return why no more workers should be submitted: those before never came to their work. Empty: they may."""
 
     def never(self, job: Job) -> str:
         """Return why a waiting worker can never start, empty where it may."""

@@ -42,10 +42,14 @@ STATES = {
     "STOPPED": "running",
     "SIGNALING": "running",
 }
-BECOME = ["sh", "-c", 'trap "" USR1 USR2; exec "$@"', "worker"]
-"""A word that comes while python still starts would end the worker; ignored until it listens, it only comes early."""
+BECOME = "import os, signal, sys; signal.pthread_sigmask(0, {10, 12, 15}); os.execvp(sys.argv[1], sys.argv[1:])"
+"""Holds SIGUSR1, SIGUSR2 and SIGTERM back until the worker listens to them: before, one would be lost, or fatal."""
 KEPT = {"SLURM_CONF", "SLURM_CLUSTERS"}
 """Variables that say where Slurm is, not which job this is."""
+CAME = "came"
+"""A file that the first worker of a submission makes when it begins its work."""
+IN_VAIN = 3
+"""Submissions in a row whose workers never came, after which something is wrong with the profile."""
 LEAST_NOTICE, MOST_NOTICE = 10, 90
 """Seconds before the time limit at which Slurm tells the job, should it not have left by itself."""
 
@@ -72,6 +76,11 @@ class Slurm:
         """Return what the names of this sweep's jobs begin with: its name, and a digest of it and its store."""
         return f"{self.name}.{digest([str(self.store.root.absolute()), self.name])[:8]}"
 
+    def tag(self, size: Size) -> str:
+        """Return a digest of what a worker of a size asks for and is told, as the profile is now."""
+        asked = self.profile.at(size.step).model_dump(mode="json", exclude={"workers", "submit", "array", "larger"})
+        return digest([asked, list(self.argv)])[:4]
+
     def parameters(self, size: Size) -> dict[str, Any]:
         """Return what submitit is told of a worker's job."""
         asked = self.profile.at(size.step)
@@ -83,7 +92,7 @@ class Slurm:
         if gpus:
             more["gpus-per-node"] = f"{asked.gpu_type}:{gpus}" if asked.gpu_type else gpus
         found = {
-            "job_name": f"{self.mark}.{size}",
+            "job_name": f"{self.mark}.{size}.{self.tag(size)}",
             "partition": asked.partition,
             "account": asked.account,
             "qos": asked.qos,
@@ -118,6 +127,7 @@ class Slurm:
         argv += ["--device", "cuda" if asked.gpus else "cpu", "--threads", str(asked.cpus)]
         argv += ["--memory", f"{asked.bytes / 2**30:.3f}"]
         argv += ["--scratch", self.profile.scratch] if self.profile.scratch else []
+        argv += ["--large"] if size.step else []
         argv += ["--submits"] if self.profile.nodes_submit else []
         return argv
 
@@ -142,21 +152,37 @@ class Slurm:
         from submitit import SlurmExecutor
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-        folder = (
-            self.store.sweep(self.name).absolute() / "slurm" / f"{time.strftime('%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
-        )
-        argv = self.command(size)
+        when = f"{time.time():.3f}-{uuid.uuid4().hex[:6]}"
+        folder = self.folder / f"{size}.{self.tag(size)}-{when}"
+        argv = [*self.command(size), "--came", str(folder / CAME)]
         try:
             with _outside_jobs(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
                 executor = SlurmExecutor(folder, python=self.python)
                 executor.update_parameters(**self.parameters(size))
-                jobs = executor.map_array(os.execvp, [BECOME[0]] * tasks, [[*BECOME, *argv]] * tasks)
+                jobs = executor.map_array(os.execvp, [argv[0]] * tasks, [[argv[0], "-c", BECOME, *argv]] * tasks)
         except (FailedJobError, FailedSubmissionError) as error:
             raise UserError(explain(str(error), self.document)) from None
         except (RuntimeError, FileNotFoundError) as error:
             raise UserError(f"no Slurm here: {error}; run this on a login node, or use --via local") from None
         each = f" of {size.world} processes" if size.world > 1 else ""
         return f"job {jobs[0].job_id.partition('_')[0]}: {count(tasks, 'worker')}{each}"
+
+    @property
+    def folder(self) -> Path:
+        """Return where submissions are kept, a folder for each: what was submitted, and what the workers said."""
+        return self.store.sweep(self.name).absolute() / "slurm"
+
+    def in_vain(self, size: Size) -> str:
+        """Return what was wrong with the last submissions of a size, if no worker of theirs ever came to its work."""
+        last = sorted(self.folder.glob(f"{size}.{self.tag(size)}-*"), key=lambda path: path.name)[-IN_VAIN:]
+        if len(last) < IN_VAIN or any((path / CAME).exists() for path in last):
+            return ""
+        logs = sorted(last[-1].glob("*_log.out"))
+        words = logs[0].read_text(errors="replace").strip().splitlines()[-3:] if logs else ["it left no log"]
+        return (
+            f"{self.name}: workers were submitted {IN_VAIN} times and ended before they took a stage; no more are, until "
+            f"the sweep command is run again. The last said: {' | '.join(words)} ({logs[0] if logs else last[-1]})"
+        )
 
     def poll(self) -> list[Job]:
         """Return this sweep's workers in the queue, by one call of squeue."""
@@ -169,9 +195,11 @@ class Slurm:
         jobs = []
         for line in filter(None, told.splitlines()):
             number, inner, job_name, state, reason = line.split("|", 4)
-            size = re.fullmatch(re.escape(self.mark) + r"\.w(\d+)m(\d+)", job_name)
-            if size and state in STATES:
-                jobs.append(Job(number, Size(int(size[1]), int(size[2])), STATES[state], reason.strip("()"), inner))
+            named = re.fullmatch(re.escape(self.mark) + r"\.w(\d+)m(\d+)\.(\w+)", job_name)
+            if named and state in STATES:
+                size = Size(int(named[1]), int(named[2]))
+                outdated = size.step > len(self.profile.larger) or named[3] != self.tag(size)
+                jobs.append(Job(number, size, STATES[state], reason.strip("()"), inner, outdated))
         return jobs
 
     def never(self, job: Job) -> str:

@@ -33,6 +33,8 @@ class Position:
     rows: list[dict[str, Any]] = field(default_factory=list)
     resumed: int = 0
     """How often the training has gone on from a checkpoint."""
+    worlds: list[int] = field(default_factory=list)
+    """By how many processes, where that differed between its attempts."""
 
 
 def pack(

@@ -8,6 +8,7 @@ numbers are added.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -20,9 +21,12 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined] # public, t
 from harness.errors import UserError
 from harness.train.order import Order
 from harness.train.synced_norm import synchronise
+from harness.trainer_signals import STALL
 
 JOINING = timedelta(minutes=10)
 """How long a rank waits for the others to join it."""
+PATIENCE = timedelta(seconds=STALL)
+"""How long a collective may take: a rank that waits for a file system is not dead; its supervisor decides."""
 
 
 class Group:
@@ -95,8 +99,13 @@ class Together(Group):
     def add_gradients(self, model: nn.Module) -> None:
         """Sum the gradients of all ranks in one collective for each dtype."""
         by_type: dict[torch.dtype, list[Tensor]] = {}
-        for parameter in model.parameters():
-            if parameter.grad is not None:
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        there = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
+        dist.all_reduce(there, op=dist.ReduceOp.MAX)
+        for parameter, any_rank in zip(parameters, there.tolist(), strict=True):
+            if any_rank:
+                if parameter.grad is None:  # a branch that only other ranks' images took
+                    parameter.grad = torch.zeros_like(parameter)
                 by_type.setdefault(parameter.grad.dtype, []).append(parameter.grad)
         for gradients in by_type.values():
             flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -123,14 +132,19 @@ class Together(Group):
         return values[0]
 
     def check(self, model: nn.Module) -> None:
-        """Compare the sums of all weights' bits."""
-        bits = [p.detach().cpu().contiguous().view(torch.uint8).sum(dtype=torch.int64) for p in model.parameters()]
-        mine = torch.stack(bits)
+        """Compare a hash of all weights and buffers."""
+        digest = hashlib.sha256()
+        for value in model.state_dict().values():
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        mine = torch.tensor([int.from_bytes(digest.digest()[:7], "big")])
         least, most = mine.clone(), mine
         dist.all_reduce(least, op=dist.ReduceOp.MIN)
         dist.all_reduce(most, op=dist.ReduceOp.MAX)
         if not torch.equal(least, most):
-            raise RuntimeError(f"the {self.world} processes of this training no longer have the same weights")
+            raise RuntimeError(
+                f"the {self.world} processes of this training no longer have the same weights and buffers; a network "
+                "that draws random numbers of its own, or keeps statistics of its batches, needs world: 1"
+            )
 
     def gather(self) -> None:
         """Wait for all."""
@@ -138,10 +152,11 @@ class Together(Group):
 
 
 @contextlib.contextmanager
-def joined(order: Order, tell: Callable[..., None]) -> Iterator[Group]:
-    """Join the other ranks of an order, and leave them at its end.
+def joined(order: Order, tell: Callable[..., None], agreed: tuple[type[Exception], ...] = ()) -> Iterator[Group]:
+    """Join the other ranks of an order, and leave them at its end, or at an exception that all ranks raise together.
 
-    Rank 0 opens the meeting point at a free port and tells where; the others' orders name it.
+    Rank 0 opens the meeting point at a free port and tells where; the others' orders name it. At any other exception
+    the group is left as it is, to die with the process: to take it down can wait for ranks that wait for this one.
     """
     if order.world == 1:
         yield ALONE
@@ -158,8 +173,10 @@ def joined(order: Order, tell: Callable[..., None]) -> Iterator[Group]:
         host, _, port = order.meet.rpartition(":")
         store = TCPStore(host, int(port), is_master=False, timeout=JOINING)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=order.rank, world_size=order.world)
+    dist.init_process_group(backend, store=store, rank=order.rank, world_size=order.world, timeout=PATIENCE)
     try:
         yield Together(order.rank, order.world, device)
-    finally:
+    except agreed:
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()

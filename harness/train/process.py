@@ -102,10 +102,13 @@ class Watch:
         self.next_save, self.next_tell = now + order.checkpoint_every, now
         self.resumed_at = self.resumed = 0
         self.since, self.steps = now, 0
+        self.stamp: dict[str, Any] = {}
 
     def begin(self, training: Training) -> None:
         """See the loop begin: write the rows of the checkpoint that this attempt goes on from; its own follow them."""
         self.resumed_at, self.resumed = training.done, training.position.resumed
+        if len(worlds := training.position.worlds) > 1:
+            self.stamp["worlds"] = worlds
         if (rows := training.position.rows) and self.order.rank == 0:
             write_whole(self.attempt / "metrics.jsonl", "".join(map(_line, rows)).encode())
 
@@ -264,7 +267,7 @@ def _made(order: Order, control: Control) -> dict[str, Any]:
     watch = Watch(order, control)
     if order.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
-    with joined(order, control.tell) as group:
+    with joined(order, control.tell, (Stopped, Diverged)) as group:
         outcome = run_stage(order, watch, group)
     watch.checkpoints.settle()
     seconds = time.monotonic() - began
@@ -276,7 +279,7 @@ def _made(order: Order, control: Control) -> dict[str, Any]:
         "sha256": file_sha256(outcome.draft),
         "bytes": outcome.draft.stat().st_size,
         "metrics": outcome.metrics,
-        "stamp": stamp(order),
+        "stamp": stamp(order) | watch.stamp,
         "resumed_at": watch.resumed_at,
         "resumed": watch.resumed,
         "device_memory": torch.cuda.max_memory_allocated() if order.device.startswith("cuda") else 0,

@@ -40,6 +40,8 @@ def make_weights(order: Order, watch: Watcher, group: Group = ALONE) -> Outcome:
     group.prepare(run.model)
     if (resumed := group.same(_checkpoint(order, run) if group.rank == 0 else None)) is not None:
         resume(run, *resumed)
+        group.check(run.model)
+    run.position.worlds = sorted({*run.position.worlds, group.world})
     try:
         train(run, watch)
     except MaskError as error:
