@@ -4,13 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test conformance lint clean
+# What slurm/devcluster needs of Debian or Ubuntu.
+SLURM := slurmctld slurmd slurm-client munge slurmdbd mariadb-server
+
+.PHONY: quickstart test test-slurm conformance lint clean
 
 quickstart: $(READY)
 	$(BIN)/python -m harness.sweep sweeps/quickstart.yaml --via local
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-slurm: $(READY)
+	@test "$$(id -u)" != 0 || command -v slurmctld slurmdbd >/dev/null || ! command -v apt-get >/dev/null || \
+		(apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends \
+		$(SLURM)) >/dev/null 2>&1 || echo "Slurm's packages could not be installed; its tests say so" >&2
+	$(BIN)/python -m pytest -m slurm tests/slurm -rs
 
 conformance: $(READY)
 	$(BIN)/python -m pytest -m conformance

@@ -32,6 +32,7 @@ from harness.planner import data_folder, make_plan
 from harness.shift import release
 from harness.spec import MOST_CELLS, Sweep
 from harness.store import Store
+from harness.supervisor import Setup
 from harness.words import count
 from tost.catalog import nearest
 
@@ -197,12 +198,32 @@ class Driver:
         machine = self.machine(options)
         outlook, began = Outlook(self.frontier, survey, machine), time.monotonic()
         outlook.keep(saved.parent)
-        crew = Crew(self.frontier, self._argv(saved, options), machine, pre_empt=self.miniature)
-        stopped = crew.run(survey) or crew.again_with_more_memory()
+        if via == "ray":
+            stopped = self._with_ray(saved, options, machine)
+        else:
+            crew = Crew(self.frontier, self._argv(saved, options), machine, pre_empt=self.miniature)
+            stopped = crew.run(survey) or crew.again_with_more_memory()
         self.frontier.forget()
         if said := outlook.outcome(saved.parent, time.monotonic() - began):
             typer.echo(said, err=True)
         return report(self.sweep, self.frontier, self.chosen, stopped)
+
+    def _with_ray(self, saved: Path, options: Options, machine: Machine) -> bool:
+        """Run what is missing as trials of Ray Tune; return whether that was stopped."""
+        from harness.ray_run import Share, run_with_ray
+
+        launch = self.sweep.file.launch
+        gpus = launch.gpus if launch.gpus is not None else float(bool(machine.gpus))
+        share = Share(options.threads or launch.threads or 1, gpus, launch.address or "")
+        setup = Setup(
+            "cuda" if gpus else "cpu",
+            share.cpus,
+            options.checkpoint_every,
+            options.lease,
+            discard_weights=options.discard_weights,
+            scratch=options.scratch,
+        )
+        return run_with_ray(self.plan, saved, self.store, setup, share)
 
     def _elsewhere(self, via: str, saved: Path, options: Options) -> int:
         """Run what is missing with workers of a cluster; return the exit code."""

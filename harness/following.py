@@ -106,7 +106,7 @@ class Following:
             return True
         hopeless = [job for job in seen.jobs if self._stuck(job)]
         if seen.jobs and len(hopeless) == len(seen.jobs) and not seen.submitted:
-            self.trouble.append(f"none of the {count(len(hopeless), 'job')} can ever start: {self._stuck(hopeless[0])}")
+            self.trouble.append(f"nothing that was submitted can ever start: {self._stuck(hopeless[0])}")
             return True
         return False
 

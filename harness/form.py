@@ -83,6 +83,10 @@ class Launch(Form, strict=True):
     workers: int | None = Field(None, ge=1, le=1024)
     threads: int | None = Field(None, ge=1, le=1024)
     device: str | None = Field(None, pattern=r"^[a-z]+(:\d+)?$")
+    gpus: float | None = Field(None, ge=0, le=64)
+    """With ray: GPUs of a trial, fractions allowed; else one where the machine has any."""
+    address: str | None = None
+    """With ray: where its cluster is; else one is started here."""
 
 
 class Wandb(Form, strict=True):

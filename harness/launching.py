@@ -29,7 +29,7 @@ from harness.rounds import go_round
 from harness.store import Store
 from harness.words import count, span
 
-HERE = ("local",)
+HERE = ("local", "debug", "ray")
 """Launchers whose workers live and die with the command."""
 
 

@@ -255,7 +255,7 @@ def work(
     provenance(store, setup.device)  # of the code as it is now, whatever is edited while this worker lives
     frontier = Frontier(saved.plan, store, Observer(setup.lease))
     _tidy(setup.scratch, frontier)
-    presence = Presence(store, saved.plan.name, Owner.me(lease=setup.lease), **_about(setup))
+    presence = Presence(store, saved.plan.name, presence_owner(setup), **about(setup))
     try:
         if limits.at_most is not None and crowded(store, saved.plan.name, limits.at_most, presence.path):
             tell(event="note", message=f"{limits.at_most} workers run on this machine already; leaving")
@@ -286,7 +286,13 @@ def _tidy(scratch: str, frontier: Frontier) -> None:
             shutil.rmtree(own, ignore_errors=True)
 
 
-def _about(setup: Setup) -> dict[str, Any]:
+def presence_owner(setup: Setup) -> Owner:
+    """Return who signs in."""
+    return Owner.me(lease=setup.lease)
+
+
+def about(setup: Setup) -> dict[str, Any]:
+    """Return what a worker tells of itself when it signs in."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     more = {"world": setup.world, "as_one": setup.as_one}
     return {"device": setup.device, "threads": setup.threads, "visible": visible, "source": source_digest(), **more}

@@ -15,7 +15,7 @@ import typer
 from harness.claims import LEASE, Observer
 from harness.errors import UserError, printable
 from harness.index import Standing, stand
-from harness.launch.kept import kept
+from harness.launch.kept import ARGV, kept
 from harness.launch.local import Machine, this_machine
 from harness.plan import Plan
 from harness.planfile import SavedPlan, find_plan, read_plan, sweep_name
@@ -85,7 +85,7 @@ def main(
         place = Store(store)
         saved = read_plan(find_plan(place, sweep_name(sweep)))
         launch = saved.launch
-        if launch.get("via", "local") != "local":
+        if (place.sweep(saved.plan.name) / ARGV).exists() or launch.get("via", "local") != "local":
             raise typer.Exit(_round(saved, place, lease))
         name, standing = saved.plan.name, stand(saved.plan, place, Observer(lease))
         machine = this_machine(

@@ -55,7 +55,10 @@ REFUSALS = (
 """Tried in order; the first that matches speaks."""
 
 HOPELESS = {
-    "PartitionConfig": ("partition", "the partition's limits do not allow such a job"),
+    "PartitionConfig": (
+        "partition",
+        "no node of it has so many cpus, GPUs or so much memory together, or its limits forbid such a job",
+    ),
     "PartitionTimeLimit": ("time", "its time is over the partition's limit (`sinfo -o '%P %l'`)"),
     "PartitionNodeLimit": ("per_node", "it asks for more nodes than the partition allows, or than it has"),
     "BadConstraints": ("constraint", "no node offers what it asks for"),

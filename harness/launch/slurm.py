@@ -179,9 +179,10 @@ class Slurm:
             return ""
         logs = sorted(last[-1].glob("*_log.out"))
         words = logs[0].read_text(errors="replace").strip().splitlines()[-3:] if logs else ["it left no log"]
+        where = logs[0] if logs else last[-1]
         return (
-            f"{self.name}: workers were submitted {IN_VAIN} times and ended before they took a stage; no more are, until "
-            f"the sweep command is run again. The last said: {' | '.join(words)} ({logs[0] if logs else last[-1]})"
+            f"{self.name}: workers were submitted {IN_VAIN} times and ended before they took a stage; no more are, "
+            f"until the sweep command is run again. The last said: {' | '.join(words)} ({where})"
         )
 
     def poll(self) -> list[Job]:

@@ -1,0 +1,110 @@
+"""A real Slurm of four nodes on this machine, in both ways of tracking processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import environment, kill_tree, until
+
+DEVCLUSTER = Path(__file__).resolve().parents[2] / "slurm" / "devcluster"
+
+PROFILE = """
+partition: {partition}
+cpus: 1
+memory: 1500M
+time: 30
+workers: {workers}
+per_node: 1
+idle: 15s
+nodes_submit: true
+"""
+
+
+@dataclass
+class Cluster:
+    """The cluster as tests use it."""
+
+    folder: Path
+    tracking: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        own = {"SLURM_CONF": str(self.folder / "etc" / "slurm.conf")}
+        return {name: value for name, value in environment().items() if not name.startswith("SLURM_")} | own
+
+    def control(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run slurm/devcluster."""
+        given = [sys.executable, str(DEVCLUSTER), *command, "--folder", str(self.folder)]
+        return subprocess.run(given, capture_output=True, text=True, timeout=120)
+
+    def ask(self, *command: str) -> str:
+        """Run one of Slurm's commands; return what it prints."""
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        return done.stdout
+
+    def jobs(self, *states: str) -> list[str]:
+        """Return the numbers of all jobs in some states, or of all."""
+        chosen = ["--states", ",".join(states)] if states else []
+        return self.ask("squeue", "--noheader", "--array", "--format", "%i", *chosen).split()
+
+    def sweep(self, folder: Path, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Run the sweep command to its end."""
+        command = [sys.executable, "-m", "harness.sweep", *arguments]
+        return subprocess.run(
+            command, cwd=folder, env=self.environment, capture_output=True, text=True, timeout=timeout
+        )
+
+
+@pytest.fixture(scope="module", params=["linuxproc", "cgroup"])
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Start a cluster, or skip with the reason why it cannot be."""
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # not pytest's: a socket's path must be short
+    found = Cluster(folder, request.param)
+    done = found.control("start", "--tracking", request.param)
+    if done.returncode:
+        found.control("stop")
+        pytest.skip(done.stderr.strip())
+    yield found
+    found.control("stop")
+
+
+@pytest.fixture(autouse=True)
+def _empty(cluster: Cluster) -> Iterator[None]:
+    """Leave no job to the next test."""
+    yield
+    cluster.ask("scancel", "--user", "root")
+    until(lambda: not cluster.jobs(), 60)
+
+
+@pytest.fixture
+def following(cluster: Cluster) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start the sweep command in the background; what is left of it is ended after the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "harness.sweep", *arguments]
+        with (folder / "log").open("w") as log:
+            process = subprocess.Popen(command, cwd=folder, env=cluster.environment, stdout=log, stderr=log, text=True)
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        kill_tree(process.pid)
+        process.wait()
+
+
+def write_profile(
+    folder: Path, name: str = "dev.yaml", partition: str = "main", workers: int = 4, more: str = ""
+) -> Path:
+    """Write a profile of the cluster."""
+    path = folder / name
+    path.write_text(PROFILE.format(partition=partition, workers=workers) + more)
+    return path

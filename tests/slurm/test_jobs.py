@@ -1,0 +1,162 @@
+"""What a job meets: too little memory, a fallen rank, cancelling, an edited file, faults of its profile."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import THIN, results, until, write_project
+from tests.slurm.conftest import Cluster, write_profile
+
+pytestmark = pytest.mark.slurm
+DENSE = ("--only", "mask=dense,seed=0")
+
+HUNGRY = THIN.replace(
+    "def build(classes, channels, width=6):\n",
+    "def build(classes, channels, width=6):\n    import torch\n    torch.ones(700_000_000)\n",
+)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    return write_project(tmp_path)
+
+
+def ends(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("runs/stages/train/*/*/attempt-*/end.json"))]
+
+
+def test_what_runs_out_of_memory_goes_to_a_larger_job(cluster: Cluster, project: Path) -> None:
+    if cluster.tracking != "cgroup":
+        pytest.skip("without control groups nobody enforces a job's memory")
+    (project / "thin.py").write_text(HUNGRY)
+    write_profile(project, more="larger:\n  - {memory: 6000M}\n")
+    done = cluster.sweep(project, "tiny.yaml", *DENSE, "--via", "dev.yaml")
+    assert done.returncode == 0, done.stderr
+    first, last = ends(project)
+    assert (first["outcome"], first["cause"], first["resource"]) == ("failed", "oom", "ram")
+    assert int(str(first["memory"])) == 1500 * 2**20
+    assert last["outcome"] == "published"
+
+
+def test_a_cancelled_sweep_stays_so_until_it_is_run_again(
+    cluster: Cluster, project: Path, following: Callable[..., subprocess.Popen[str]]
+) -> None:
+    text = (project / "tiny.yaml").read_text().replace("epochs: 2}", "epochs: 2000}")
+    (project / "tiny.yaml").write_text(text)
+    write_profile(project)
+    assert cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--detach").returncode == 0
+    until(lambda: list(project.glob("runs/stages/train/*/*/attempt-0001")), 120)
+    done = cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--cancel")
+    assert "workers asked to save and leave" in done.stderr
+    until(lambda: not cluster.jobs(), 60)
+    assert {end["outcome"] for end in ends(project)} == {"stopped"}
+    tick = [sys.executable, "-m", "harness.cli", "tick", "tiny"]
+    told = subprocess.run(tick, cwd=project, env=cluster.environment, capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stderr
+    assert not cluster.jobs(), "neither leaving workers nor ticks submit what was cancelled"
+    assert cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--detach").returncode == 0
+    assert cluster.jobs()
+
+
+def test_a_profile_mended_replaces_the_jobs_that_waited_in_vain(cluster: Cluster, project: Path) -> None:
+    profile = write_profile(project)
+    profile.write_text(profile.read_text().replace("partition: main", "partition: short"))  # 30 minutes; it allows 2
+    command = ("tiny.yaml", *DENSE, "--via", "dev.yaml")
+    done = cluster.sweep(project, *command)
+    assert done.returncode == 1
+    assert "nothing that was submitted can ever start" in done.stderr
+    assert f"{profile.name}:" in done.stderr
+    assert "time: 30: its time is over the partition's limit" in done.stderr
+    assert not cluster.jobs(), "they are taken back"
+    assert cluster.sweep(project, *command, "--detach").returncode == 0
+    assert len(cluster.jobs("PENDING")) == 1
+    profile.write_text(profile.read_text().replace("time: 30", "time: 2"))
+    done = cluster.sweep(project, *command)
+    assert done.returncode == 0, done.stderr
+    assert not cluster.jobs()
+
+
+def test_jobs_that_never_come_to_their_work_are_not_submitted_for_ever(cluster: Cluster, project: Path) -> None:
+    write_profile(project, more="setup: ['echo this node is not fit; exit 7']\n")
+    done = cluster.sweep(project, "tiny.yaml", *DENSE, "--via", "dev.yaml")
+    assert done.returncode == 2
+    assert "workers were submitted 3 times and ended before they took a stage" in done.stderr
+    assert "this node is not fit" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("partition: main", "partition: gpu"), "partition: gpu: the scheduler refuses"),
+        (("memory: 1500M", "memory: 900G"), "memory: 900G: the scheduler refuses"),
+        (("cpus: 1", "cpus: 1\nconstraint: a100"), "constraint: a100: the scheduler refuses"),
+        (("cpus: 1", "cpu: 1"), "cpu: unknown key; allowed are "),
+        (("time: 30", "time: soon"), "is no time"),
+    ],
+)
+def test_a_fault_of_the_profile_is_told_with_its_line(
+    cluster: Cluster, project: Path, change: tuple[str, str], said: str
+) -> None:
+    profile = write_profile(project)
+    profile.write_text(profile.read_text().replace(*change))
+    done = cluster.sweep(project, "tiny.yaml", *DENSE, "--via", "dev.yaml")
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert said in done.stderr
+    assert "dev.yaml:" in done.stderr
+
+
+def test_a_job_that_no_node_can_hold_is_reported_and_taken_back(cluster: Cluster, project: Path) -> None:
+    profile = write_profile(project)
+    profile.write_text(profile.read_text().replace("cpus: 1", "cpus: 100"))
+    done = cluster.sweep(project, "tiny.yaml", *DENSE, "--via", "dev.yaml")
+    assert done.returncode in (1, 2)
+    assert "dev.yaml:" in done.stderr
+    assert "so many cpus" in done.stderr or "lower cpus" in done.stderr
+    assert not cluster.jobs()
+
+
+def test_arrays_are_cut_where_the_cluster_wants_it(cluster: Cluster, project: Path) -> None:
+    write_profile(project, workers=5, more="array: 2\n")
+    done = cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--detach")
+    assert done.returncode == 0, done.stderr
+    submitted = [line for line in done.stderr.splitlines() if line.startswith("submitted")]
+    assert [line.split(": ")[1] for line in submitted] == ["2 workers", "2 workers", "1 worker"]
+
+
+def test_the_plan_prints_what_would_be_submitted_and_touches_nothing(cluster: Cluster, project: Path) -> None:
+    write_profile(project)
+    done = cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--plan")
+    assert done.returncode == 0
+    assert "#SBATCH --partition=main" in done.stdout
+    assert "#SBATCH --array=0-3%4" in done.stdout
+    assert not cluster.jobs()
+    assert not (project / "runs" / "sweeps" / "tiny" / "slurm").exists()
+
+
+def test_without_slurm_the_message_says_so(cluster: Cluster, project: Path) -> None:
+    write_profile(project)
+    path = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if not (Path(p) / "squeue").exists())
+    command = [sys.executable, "-m", "harness.sweep", "tiny.yaml", "--via", "dev.yaml"]
+    environment = {**cluster.environment, "PATH": path}
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "no Slurm here" in done.stderr
+
+
+def test_ranks_over_two_nodes_find_one_another(cluster: Cluster, project: Path) -> None:
+    text = (project / "tiny.yaml").read_text().replace("  seed: 0..1", "  seed: 0\n  world: 4")
+    (project / "tiny.yaml").write_text(text)
+    profile = write_profile(project)
+    profile.write_text(profile.read_text().replace("per_node: 1", "per_node: 2"))
+    done = cluster.sweep(project, "tiny.yaml", *DENSE, "--via", "dev.yaml")
+    assert done.returncode == 0, done.stderr
+    (trained,) = [r for (r,) in results(project / "runs").values() if "epochs" in r["metrics"]]
+    assert trained["stamp"]["world"] == 4
