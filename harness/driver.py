@@ -22,14 +22,15 @@ from harness.frontier import Frontier
 from harness.index import stand
 from harness.launch.local import Machine, this_machine
 from harness.launch.slurm import Slurm
-from harness.launching import HERE, Crew, launcher_for, refuse_login_node, run_elsewhere
+from harness.launching import HERE, Crew, launcher_for, refuse_login_node, run_elsewhere, run_in_this_process
 from harness.miniature import own_store
 from harness.only import cell_filter
 from harness.outlook import Outlook, by_axis, data_stages, describe
 from harness.plan import Plan
-from harness.planfile import as_saved, save_plan
+from harness.planfile import NEWEST, as_saved, read_plan, save_plan
 from harness.planner import data_folder, make_plan
-from harness.shift import release
+from harness.presence import present
+from harness.retry import release
 from harness.spec import MOST_CELLS, Sweep
 from harness.store import Store
 from harness.supervisor import Setup
@@ -190,6 +191,8 @@ class Driver:
             released = release(self.frontier, options.retry)
             typer.echo(f"{count(released, 'failed stage')} released for another try", err=True)
         survey = self.frontier.survey()
+        if not self.chosen:
+            self._ask_about_dropped()
         saved = save_plan(self.plan, self.store, self.sweep, whole=not self.chosen)
         if not survey.todo:
             return report(self.sweep, self.frontier, self.chosen, interrupted=False)
@@ -200,6 +203,9 @@ class Driver:
         outlook.keep(saved.parent)
         if via == "ray":
             stopped = self._with_ray(saved, options, machine)
+        elif via == "debug":
+            device = options.device or self.sweep.file.launch.device or machine.device
+            stopped = run_in_this_process(saved, self.store, self._setup(device, machine.threads, options))
         else:
             crew = Crew(self.frontier, self._argv(saved, options), machine, pre_empt=self.miniature)
             stopped = crew.run(survey) or crew.again_with_more_memory()
@@ -208,6 +214,27 @@ class Driver:
             typer.echo(said, err=True)
         return report(self.sweep, self.frontier, self.chosen, stopped)
 
+    def _ask_about_dropped(self) -> None:
+        """Ask before workers at work are kept from cells that an edited file has no longer. Raises UserError."""
+        if not (at_work := list(present(self.store, self.plan.name))) or self.yes:
+            return
+        try:
+            before = read_plan(self.store.sweep(self.plan.name) / NEWEST).plan
+        except UserError:
+            return
+        dropped = [key for key in before.leaves if key not in self.plan.stages and not self._done(before, key)]
+        question = (
+            f"{count(len(dropped), 'unfinished cell')} of the sweep as it was run before, such as "
+            f"{before.stages[dropped[0]].label}, would be started no more by {count(len(at_work), 'worker')} at work"
+            if dropped
+            else ""
+        )
+        if dropped and not (sys.stdin.isatty() and ask(f"{question}. Go on?")):
+            raise UserError(f"{self.file}: not started: {question}. If that is meant: --yes")
+
+    def _done(self, plan: Plan, key: str) -> bool:
+        return self.store.folder(plan.stages[key].kind, key).result() is not None
+
     def _with_ray(self, saved: Path, options: Options, machine: Machine) -> bool:
         """Run what is missing as trials of Ray Tune; return whether that was stopped."""
         from harness.ray_run import Share, run_with_ray
@@ -215,15 +242,13 @@ class Driver:
         launch = self.sweep.file.launch
         gpus = launch.gpus if launch.gpus is not None else float(bool(machine.gpus))
         share = Share(options.threads or launch.threads or 1, gpus, launch.address or "")
-        setup = Setup(
-            "cuda" if gpus else "cpu",
-            share.cpus,
-            options.checkpoint_every,
-            options.lease,
-            discard_weights=options.discard_weights,
-            scratch=options.scratch,
-        )
+        setup = self._setup("cuda" if gpus else "cpu", share.cpus, options)
         return run_with_ray(self.plan, saved, self.store, setup, share)
+
+    @staticmethod
+    def _setup(device: str, threads: int, options: Options) -> Setup:
+        every, lease, discard = options.checkpoint_every, options.lease, options.discard_weights
+        return Setup(device, threads, every, lease, discard_weights=discard, scratch=options.scratch)
 
     def _elsewhere(self, via: str, saved: Path, options: Options) -> int:
         """Run what is missing with workers of a cluster; return the exit code."""

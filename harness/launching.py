@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,17 +19,22 @@ from harness.allocation import shell
 from harness.claims import Observer
 from harness.display import Display
 from harness.errors import UserError
+from harness.events import in_words
 from harness.following import Following
 from harness.frontier import Frontier, Survey
+from harness.inline import Inline
 from harness.launch.kept import keep
 from harness.launch.local import Machine, Workers, slots, this_machine
 from harness.launch.profiles import find_profile, load_profile
 from harness.launch.slurm import Slurm
-from harness.planfile import SavedPlan
+from harness.planfile import SavedPlan, read_plan
 from harness.rounds import go_round
+from harness.shift import Limits, work
 from harness.store import Store
+from harness.supervisor import Setup
 from harness.words import count, span
 
+DEBUG_LEASE = 86400.0
 HERE = ("local", "debug", "ray")
 """Launchers whose workers live and die with the command."""
 
@@ -80,6 +86,16 @@ class Crew:
             return False
         typer.echo(f"{count(len(short), 'stage')} ran out of memory: once more, one at a time", err=True)
         return replace(self, frontier=frontier, machine=alone).run(survey)
+
+
+def run_in_this_process(path: Path, store: Store, setup: Setup) -> bool:
+    """Run what a plan lacks in this process, where a debugger reaches it; return False: a stop is raised, not told.
+
+    Between two stages nobody can say that it lives, so that others must not take it for dead for a long while.
+    """
+    patient = replace(setup, as_one=True, lease=DEBUG_LEASE)
+    work(read_plan(path), store, patient, Limits(), threading.Event(), in_words, Inline)
+    return False
 
 
 def launcher_for(via: str, beside: Path, store: Store, name: str, argv: Sequence[str]) -> Slurm:

@@ -16,6 +16,7 @@ from typing import Any
 from harness.claims import Claim, Observer, Owner, State, take
 from harness.costs import Costs, Place
 from harness.frontier import Frontier
+from harness.inline import Inline
 from harness.machine import machine
 from harness.plan import Stage
 from harness.planfile import SavedPlan, read_plan
@@ -203,25 +204,6 @@ class Worker:
         return claim
 
 
-def release(frontier: Frontier, cause: str) -> int:
-    """Make failed stages claimable again whose recorded cause is the given one (or `all`); return how many.
-
-    Done by an empty generation that ends at once, so that a failure is never forgotten and a retry is one of now.
-    """
-    released = 0
-    for key, state in frontier.survey().todo.items():
-        if state.name not in ("failed", "diverged"):
-            continue
-        stage = frontier.plan.stages[key]
-        folder = frontier.store.folder(stage.kind, key)
-        if cause in ("all", state.name, state.cause):
-            claim = take(folder, state.generation, Owner.me())
-            if claim is not None:
-                claim.end("stopped", message="released for another try", released=True)
-                released += 1
-    return released
-
-
 @dataclass(frozen=True)
 class Limits:
     """How long a worker may work, in seconds, and beside how many others of its machine."""
@@ -243,7 +225,7 @@ def work(
     limits: Limits,
     stop: threading.Event,
     tell: Callable[..., None],
-    start: Callable[[str], Trainer | Team] = Trainer,
+    start: Callable[[str], Trainer | Team | Inline] = Trainer,
 ) -> None:
     """Be one worker: sign in, take stage after stage, sign out."""
     if saved.source != source_digest():

@@ -15,6 +15,7 @@ from typing import Any
 from harness.claims import BEATS_PER_LEASE, LEASE, Claim, Owner
 from harness.frontier import Frontier
 from harness.hosts import avoided_here, record_fault
+from harness.inline import Inline
 from harness.memory import forget_peak, oom_kills, peak
 from harness.plan import Stage
 from harness.provenance import source_digest
@@ -69,7 +70,7 @@ class Supervisor:
         setup: Setup,
         tell: Tell,
         stopping: Callable[[], bool],
-        start: Callable[[str], Trainer | Team] = Trainer,
+        start: Callable[[str], Trainer | Team | Inline] = Trainer,
     ) -> None:
         self.setup, self.tell, self.stopping, self.start = setup, tell, stopping, start
         self.use(frontier)
@@ -89,7 +90,7 @@ class Supervisor:
         if said := avoided_here(self.frontier.store):
             raise Trouble(said)
 
-    def _start(self) -> Trainer | Team:
+    def _start(self) -> Trainer | Team | Inline:
         trainer = self.start(self.setup.device)
         deadline = time.monotonic() + STARTING
         while time.monotonic() < deadline:

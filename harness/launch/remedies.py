@@ -32,13 +32,13 @@ REFUSALS = (
     Remedy(
         r"generic resource|[Ii]nvalid GRES|gres/", "gpus", "`sinfo -o '%P %G'` shows the GPUs; set gpus and gpu_type"
     ),
-    Remedy(r"time limit|PartitionTimeLimit", "time", "`sinfo -o '%P %l'` shows the most each partition allows"),
-    Remedy(r"[Ii]nvalid job array|MaxArraySize", "array", "set array: to at most MaxArraySize - 1 of the cluster"),
     Remedy(
         r"submit limit|MaxSubmit|job count|AssocMaxSubmit|QOSMaxSubmit",
         "submit",
         "set submit: to what the site allows one person to have in the queue; the rest follows as jobs end",
     ),
+    Remedy(r"time limit|PartitionTimeLimit", "time", "`sinfo -o '%P %l'` shows the most each partition allows"),
+    Remedy(r"[Ii]nvalid job array|MaxArraySize", "array", "set array: to at most MaxArraySize - 1 of the cluster"),
     Remedy(
         r"[Nn]ode configuration is not available|PartitionNodeLimit|MaxNodePerAccount|MaxCpuPer|Maximum|CPU count",
         "cpus",

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,12 @@ from harness.errors import UserError
 from harness.plugins import forget_frozen
 from harness.provenance import source_digest
 from harness.store import file_sha256, write_whole
-from harness.train.checkpoint import Checkpoints, pack
 from harness.train.group import joined
-from harness.train.loop import Diverged, Training
+from harness.train.loop import Diverged
 from harness.train.order import Corrupt, Order
 from harness.train.stages import run_stage
-from harness.train.training import state_tensors
+from harness.train.watch import Desk, Stopped, Watch
 from harness.trainer_signals import HEEDED
-
-TELL_EVERY = 0.5
-"""Seconds between two progress messages."""
 
 TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EROFS})
 """Errors of the file system, which say nothing about the stage."""
@@ -53,16 +49,12 @@ OF_THE_CODE = re.compile(
 """Errors that an accelerator reports and that a kernel given wrong numbers makes."""
 
 
-class Stopped(Exception):
-    """The stage was asked to stop and has saved where it stands."""
-
-
-class Control:
+class Control(Desk):
     """The trainer's side of the pipe: orders in, progress and outcomes out."""
 
     def __init__(self, pipe: Connection) -> None:
+        super().__init__(self._send)
         self.pipe = pipe
-        self.stop = threading.Event()
         self.orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
 
     def listen(self) -> None:
@@ -75,103 +67,22 @@ class Control:
             if "stop" in message:
                 self.stop.set()
             else:
-                message["parents"] = {role: tuple(value) for role, value in message["parents"].items()}
-                self.orders.put(Order(**message))
+                self.orders.put(read_order(message))
 
-    def tell(self, **message: Any) -> None:
-        """Send a message to the supervisor."""
+    def _send(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # it is gone: listen() is about to end this process
             self.pipe.send_bytes(json.dumps(message).encode())
 
 
-GO_ON, SAVE, STOP = range(3)
-"""What a process wishes to do after a step; where several train together, the largest wish is done by all."""
+def read_order(message: Mapping[str, Any]) -> Order:
+    """Return the order that a message is."""
+    parents = {role: (str(path), str(sha256)) for role, (path, sha256) in message["parents"].items()}
+    return Order(**{**message, "parents": parents})
 
 
-class Watch:
-    """Sees the loop's steps: tells of progress, saves checkpoints by time, and stops the loop when asked to.
-
-    Of several processes that train together only the first tells and saves.
-    """
-
-    def __init__(self, order: Order, control: Control) -> None:
-        self.order, self.control = order, control
-        self.attempt = Path(order.attempt)
-        self.checkpoints = Checkpoints(self.attempt, order.scratch)
-        now = time.monotonic()
-        self.next_save, self.next_tell = now + order.checkpoint_every, now
-        self.resumed_at = self.resumed = 0
-        self.since, self.steps = now, 0
-        self.stamp: dict[str, Any] = {}
-
-    def begin(self, training: Training) -> None:
-        """See the loop begin: write the rows of the checkpoint that this attempt goes on from; its own follow them."""
-        self.resumed_at, self.resumed = training.done, training.position.resumed
-        if len(worlds := training.position.worlds) > 1:
-            self.stamp["worlds"] = worlds
-        if (rows := training.position.rows) and self.order.rank == 0:
-            write_whole(self.attempt / "metrics.jsonl", "".join(map(_line, rows)).encode())
-
-    def after_step(self, training: Training, due: Callable[[], None]) -> None:
-        """See a step done."""
-        self.steps += 1
-        now = time.monotonic()
-        stopping, first = self.control.stop.is_set(), self.order.rank == 0
-        wish = training.group.most(STOP if stopping else SAVE if first and now >= self.next_save else GO_ON)
-        if wish != GO_ON:
-            due()
-            if first:
-                self.save(training)
-            self.next_save = time.monotonic() + self.order.checkpoint_every
-        if wish == STOP:
-            self.checkpoints.settle()
-            raise Stopped
-        if first and now >= self.next_tell:
-            if self.order.world == 1:  # the clock of one process says nothing to the others, who would have to join in
-                due()
-            self.tell(training, now)
-
-    def at(self, done: int, of: int) -> None:
-        """See how far a stage that is no training has come."""
-        if self.control.stop.is_set():
-            raise Stopped
-        now = time.monotonic()
-        if now >= self.next_tell:
-            left = (of - done) * (now - self.since) / done if done else 0.0
-            self.control.tell(at="step", unit="iteration", epoch=done + 1, epochs=of, loss=None, speed=None, left=left)
-            self.next_tell = now + TELL_EVERY
-
-    def after_epoch(self, training: Training) -> None:
-        """See an epoch done: add its row to the metrics."""
-        if self.order.rank:
-            return
-        with open(self.attempt / "metrics.jsonl", "a") as file:
-            file.write(_line(training.position.rows[-1]))
-
-    def save(self, training: Training) -> None:
-        """Write a checkpoint."""
-        rests_on = {**self.order.read, "epochs": str(training.epochs)}
-        self.checkpoints.write(*pack(training.done, training.position, state_tensors(training), rests_on))
-
-    def tell(self, training: Training, now: float) -> None:
-        """Tell the supervisor where the loop stands, and how fast it is, in images a second."""
-        at, total = training.position, training.steps * training.epochs
-        speed = self.steps * training.batch / max(now - self.since, 1e-9)
-        left = (total - training.done) * training.batch / speed
-        loss = at.loss_sum / at.seen if at.seen else None
-        self.control.tell(
-            at="step",
-            epoch=at.epoch + 1,
-            epochs=training.epochs,
-            loss=loss,
-            speed=speed,
-            left=left,
-        )
-        self.next_tell, self.since, self.steps = now + TELL_EVERY, now, 0
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row) + "\n"
+def serve_here(message: Mapping[str, Any], desk: Desk) -> None:
+    """Run an order that a supervisor in this same process gives, its words and tracebacks on the terminal."""
+    desk.tell(at="end", **_outcome(read_order(message), desk, shown=True))
 
 
 def serve(pipe: Connection, device: str) -> None:
@@ -182,8 +93,7 @@ def serve(pipe: Connection, device: str) -> None:
         signal.signal(number, lambda *_: control.stop.set())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)
     threading.Thread(target=control.listen, daemon=True).start()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.allow_tf32 = False  # on by default: fp32 would mean another precision on some devices
+    prepare_process()
     try:
         torch.ones(1, device=device).add_(1).cpu()
     except (RuntimeError, AssertionError) as error:
@@ -199,10 +109,25 @@ def serve(pipe: Connection, device: str) -> None:
         control.tell(at="end", **end)
 
 
+def prepare_process() -> None:
+    """Set torch to what every stage relies on."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.allow_tf32 = False  # on by default: fp32 would mean another precision on some devices
+
+
 def _run(order: Order, control: Control) -> dict[str, Any]:
+    """Run one order, what it prints going into its log."""
+    try:
+        with _log(_log_of(order)):
+            return _outcome(order, control)
+    except OSError as error:  # the log itself cannot be written
+        return {"outcome": "trouble", "message": str(error)}
+
+
+def _outcome(order: Order, control: Desk, shown: bool = False) -> dict[str, Any]:
     """Run one order; whatever happens becomes a message."""
     try:
-        with _log(_log_of(order)), contextlib.ExitStack() as after:
+        with contextlib.ExitStack() as after:
             after.callback(forget_frozen)
             return _made(order, control)
     except Stopped:
@@ -217,6 +142,8 @@ def _run(order: Order, control: Control) -> dict[str, Any]:
         return {"outcome": "failed", "cause": "oom", "resource": "ram", "message": f"out of memory: {error}"}
     except Exception as error:
         _note(order, traceback.format_exc())
+        if shown:
+            traceback.print_exc()
         if PEER.search(str(error)) and order.world > 1:
             return {"outcome": "died", "peer": True, "message": f"another process of this training is gone: {error}"}
         if isinstance(error, SafetensorError) or (isinstance(error, OSError) and _of_the_store(error, order)):
@@ -259,7 +186,7 @@ def _log_of(order: Order) -> Path:
     return Path(order.attempt) / (f"log-{order.rank}" if order.rank else "log")
 
 
-def _made(order: Order, control: Control) -> dict[str, Any]:
+def _made(order: Order, control: Desk) -> dict[str, Any]:
     """Run an order and return the message of its success."""
     began = time.monotonic()
     worked = time.process_time()

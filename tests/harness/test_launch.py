@@ -1,0 +1,340 @@
+"""What launchers write and conclude: profiles, sbatch files, demand, queues, records of lost jobs. No Slurm needed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from harness.allocation import job, nodes, seconds_left
+from harness.claims import LEASE, Observer, Owner, Process, State, state_of, take
+from harness.demand import demand
+from harness.errors import FileError, UserError
+from harness.index import Standing
+from harness.launch import Size
+from harness.launch.local import Machine, slots
+from harness.launch.profiles import FOLDER, find_profile, load_profile
+from harness.launch.remedies import explain, hopeless
+from harness.launch.slurm import Slurm
+from harness.plan import Plan, Stage
+from harness.records import Fate, fate, tell_loss
+from harness.rounds import Turn
+from harness.store import Store
+
+PROFILE = """
+partition: gpu
+gpus: 1
+gpu_type: a100
+cpus: 8
+memory: 32G
+time: 1-00:00:00
+per_node: 4
+workers: 10
+sbatch: {mail-type: END}
+larger:
+  - {memory: 64G}
+"""
+
+
+def slurm(folder: Path, text: str = PROFILE, answers: dict[str, str] | None = None) -> Slurm:
+    """A launcher whose shell answers as told, and fails for every other command."""
+    (folder / "p.yaml").write_text(text)
+    profile, document = load_profile(folder / "p.yaml")
+
+    def run(command: Sequence[str]) -> str:
+        if command[0] not in (answers or {}):
+            raise FileNotFoundError(command[0])
+        return (answers or {})[command[0]]
+
+    return Slurm(profile, Store(folder / "runs"), "grid", ["grid", "--store", "/runs"], document, run)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_profiles_that_come_with_the_project_are_sound(path: Path) -> None:
+    profile, document = load_profile(path)
+    launcher = Slurm(profile, Store(Path("runs")), "grid", ["grid"], document)
+    for step in range(len(profile.larger) + 1):
+        assert f".w4m{step}." in launcher.text(Size(4, step), 3)
+
+
+def test_a_group_of_processes_asks_for_as_many_times_as_much(tmp_path: Path) -> None:
+    text = slurm(tmp_path).text(Size(8), 20)
+    for line in (
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--gpus-per-node=a100:4",
+        "--cpus-per-task=32",
+        "--mem=131072M",
+        "--time=1440",
+        "--array=0-19%10",
+        "--mail-type=END",
+        "--requeue",
+        "--kill-on-bad-exit=1",
+    ):
+        assert line in text
+    larger = slurm(tmp_path).text(Size(1, 1), 1)
+    assert "--mem=65536M" in larger
+    assert "--array" not in larger
+
+
+def test_workers_are_told_what_they_have(tmp_path: Path) -> None:
+    argv = slurm(tmp_path).command(Size(4, 1))
+    told = dict(itertools.pairwise(argv))
+    assert (told["--world"], told["--memory"], told["--threads"]) == ("4", "64.000", "8")
+    assert (told["--device"], "--large" in argv) == ("cuda", True)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("memory: lots", "memory: 'lots' is no amount of memory; write 16G or 64000M"),
+        ("time: 10", ""),
+        ("time: never", "time: 'never' is no time"),
+        ("gpu: 1", "gpu: unknown key; allowed are partition"),
+        ("workers: 0", "workers: 0 is not allowed"),
+        ("sbatch: {array: 1-3}", "sbatch: array is set by the harness itself"),
+        ("larger: [{memry: 3G}]", "larger.0.memry: unknown key"),
+        ("cpus: many", "cpus: 'many' is not allowed; write a whole number"),
+    ],
+)
+def test_a_profile_is_checked_line_by_line(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(f"partition: gpu\n{line}\n")
+    if not said:
+        load_profile(path)
+        return
+    with pytest.raises(FileError) as raised:
+        load_profile(path)
+    assert str(raised.value).startswith(f"{path}:2: {said}")
+
+
+def test_a_profile_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_profile("a100", tmp_path) == FOLDER / "a100.yaml"
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "a100.yaml").write_text("partition: own\n")
+    for named in ("a100", "a100.yaml", "slurm/a100.yaml"):
+        assert find_profile(named, tmp_path) == tmp_path / "slurm" / "a100.yaml"
+    with pytest.raises(UserError, match=r"'a10' is no launcher and no profile; .*did you mean 'a100'"):
+        find_profile("a10", tmp_path)
+
+
+def test_the_queue_is_read_by_name_and_old_requests_are_known(tmp_path: Path) -> None:
+    launcher = slurm(tmp_path)
+    own = f"{launcher.mark}.w4m1.{launcher.tag(Size(4, 1))}"
+    launcher.run = lambda command: (
+        f"7_0|8|{own}|RUNNING|None\n7_[1]|7|{own}|PENDING|(Priority)\n9|9|{launcher.mark}.w1m0.beef|PENDING|QOSMaxCpuPerJobLimit\n"
+        "10|10|another|RUNNING|None\n"
+    )
+    running, waiting, old = launcher.poll()
+    assert (running.number, running.inner, running.size, running.state) == ("7_0", "8", Size(4, 1), "running")
+    assert (waiting.reason, waiting.outdated, old.outdated) == ("Priority", False, True)
+    assert not launcher.never(waiting)
+    assert "cpus: 8: one job of this kind is over a limit" in launcher.never(old)
+
+
+@pytest.mark.parametrize(
+    ("complaint", "said"),
+    [
+        ("sbatch: error: invalid partition specified: gpu", "p.yaml:2: partition: gpu: the scheduler refuses: invalid"),
+        ("sbatch: error: Batch job submission failed: Invalid qos specification", "qos (not set): the scheduler"),
+        ("Batch job submission failed: Invalid job array specification", "array (not set): "),
+        ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)", "submit (not set): "),
+        ("Unable to contact slurm controller (connect failure)", "the same command submits the rest later"),
+        ("Requested operation is presently disabled for requeue", "set requeue: false"),
+    ],
+)
+def test_a_refusal_names_the_line_and_the_remedy(tmp_path: Path, complaint: str, said: str) -> None:
+    assert said in explain(complaint, slurm(tmp_path).document)
+
+
+def test_reasons_that_pass_are_not_hopeless(tmp_path: Path) -> None:
+    document = slurm(tmp_path).document
+    assert not any(hopeless(reason, document) for reason in ("Resources", "Priority", "BeginTime", "AssocGrpCpuLimit"))
+    assert "partition's limit" in hopeless("PartitionTimeLimit", document)
+
+
+def test_without_slurm_one_is_told_where_to_go(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="squeue is not on the PATH; run this on a login node"):
+        slurm(tmp_path).poll()
+
+
+# Demand
+
+
+def stage(key: str, kind: str = "train", world: int = 1, **parents: str) -> Stage:
+    return Stage(key, kind, {}, parents, key, world=world)
+
+
+def chain() -> Plan:
+    stages = [
+        stage("data", "data"),
+        stage("snip", "mask", data="data"),
+        stage("dense", data="data"),
+        stage("cut", "mask", data="data", trained="dense"),
+        stage("sparse", data="data", mask="cut"),
+        stage("wide", world=4, data="data", mask="snip"),
+    ]
+    return Plan("p", {s.key: s for s in stages})
+
+
+def wanted(states: dict[str, State], **sizes: Size) -> dict[Size, int]:
+    standing = Standing(states=states)
+    for key, state in states.items():
+        if state.name == "running":
+            standing.owners[key] = (Owner("h", "b", "s", (Process(1, 1),), f"job{key}.0"), 0, 0.0)
+    found = demand(chain(), standing, lambda memory, resource: 1 if memory < 50 else None, sizes)
+    return dict(found)
+
+
+TODO = State("todo", 0)
+
+
+def test_a_worker_for_each_training_that_waits_for_no_other() -> None:
+    everything = dict.fromkeys(chain().stages, TODO)
+    assert wanted(everything) == {Size(1): 1, Size(4): 1}
+    assert wanted(dict.fromkeys(("cut", "sparse", "wide"), TODO)) == {Size(1): 1, Size(4): 1}
+    assert wanted({"data": TODO, "snip": TODO}) == {Size(1): 2}
+    assert wanted({}) == {}
+
+
+def test_what_ran_out_of_memory_wants_a_larger_worker_where_there_is_one() -> None:
+    short = State("failed", 1, cause="oom", memory=40)
+    assert wanted({"dense": short, "cut": TODO}) == {Size(1, 1): 1}
+    assert wanted({"dense": State("failed", 1, cause="oom", memory=60), "cut": TODO}) == {}
+    assert wanted({"dense": State("failed", 1, cause="code"), "wide": TODO}) == {Size(4): 1}
+
+
+def test_what_runs_counts_for_the_size_that_runs_it() -> None:
+    assert wanted({"dense": State("running", 1)}, jobdense=Size(1, 1)) == {Size(1, 1): 1}
+
+
+# Machines
+
+
+def test_this_machine_serves_groups_beside_single_workers() -> None:
+    assert [slot.argv for slot in slots(Machine(8, 1, "cpu"), [1, 4, 2])] == [
+        (),
+        (),
+        ("--world", "4"),
+        ("--world", "2"),
+    ]
+    gpus = Machine(4, 1, "cuda", ("0", "1", "2", "3"))
+    assert [(slot.argv, slot.visible) for slot in slots(gpus, [1, 2])] == [
+        ((), "0"),
+        ((), "1"),
+        (("--world", "2"), "2,3"),
+    ]
+    assert [(slot.argv, slot.visible) for slot in slots(Machine(1, 1, "cuda", ("0",)), [4])] == [(("--as-one",), "0")]
+
+
+# Jobs and their records
+
+
+def test_a_job_is_told_from_its_environment() -> None:
+    assert job({}) == ""
+    assert job({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}) == "7.2"
+    assert nodes({"SLURM_NTASKS": "4"}) == (1, 0), "outside a step, as in an interactive allocation"
+    assert nodes({"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "3"}) == (4, 3)
+
+
+def test_the_end_of_a_job_is_asked_for_where_the_environment_lacks_it() -> None:
+    assert seconds_left(lambda command: "", {}) is None
+    assert seconds_left(lambda command: "99999999999\n", {"SLURM_JOB_ID": "7"}) > 1e9
+    assert seconds_left(lambda command: "NONE", {"SLURM_JOB_ID": "7"}) is None
+    assert seconds_left(lambda command: "", {"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": "1"}) == 0.0
+
+
+SACCT = """\
+7|PREEMPTED|1500M
+7.batch|CANCELLED|
+7.0|CANCELLED|
+7|FAILED|1500M
+7.batch|FAILED|
+7.0|OUT_OF_MEMORY|
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "expected"),
+    [
+        ("7.0", {"sacct": SACCT}, Fate("PREEMPTED", 1500 * 2**20)),
+        ("7.1", {"sacct": SACCT}, Fate("OUT_OF_MEMORY", 1500 * 2**20)),
+        ("7.2", {"sacct": SACCT}, None),
+        ("7.0", {"sacct": "7|RUNNING|4Gn\n"}, None),
+        ("7.0", {"sacct": "7|CANCELLED by 0|4Gn\n"}, Fate("CANCELLED", 4 * 2**30)),
+        ("7.0", {"scontrol": "JobId=7 Restarts=1 JobState=RUNNING"}, Fate("REQUEUED")),
+        ("7.1", {"scontrol": "JobId=7 Restarts=1 JobState=NODE_FAIL MinMemoryNode=2G"}, Fate("NODE_FAIL", 2 * 2**30)),
+        ("7.0", {}, None),
+    ],
+)
+def test_the_fate_of_a_job(name: str, told: dict[str, str], expected: Fate | None) -> None:
+    def run(command: Sequence[str]) -> str:
+        if command[0] not in told:
+            raise subprocess.CalledProcessError(1, command)
+        return told[command[0]]
+
+    assert fate(name, run) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "starved", "name", "cause"),
+    [
+        ("7|OUT_OF_MEMORY|2G", False, "failed", "oom"),
+        ("7|OUT_OF_MEMORY|2G", True, "lost", ""),
+        ("7|PREEMPTED|2G", False, "stopped", ""),
+        ("7|FAILED|2G", False, "lost", ""),
+    ],
+)
+def test_a_lost_stage_is_explained_by_its_jobs_record(
+    tmp_path: Path, said: str, starved: bool, name: str, cause: str
+) -> None:
+    folder = Store(tmp_path).folder("train", "ab" * 16)
+    owner = Owner("elsewhere", "b", "s", (Process(1, 1),), "7.0", starved=starved)
+    assert take(folder, 0, owner)
+    clock = iter([0.0, LEASE / 3, 2 * LEASE / 3, LEASE + 1, LEASE + 2, LEASE + 3])
+    observer = Observer(LEASE, lambda: next(clock))
+    folder = Store(tmp_path).folder("train", "ab" * 16)
+    while state_of(folder, observer).name == "running":
+        pass
+    tell_loss(folder, 1, lambda command: said if command[0] == "sacct" else "")
+    now = state_of(Store(tmp_path).folder("train", "ab" * 16), observer)
+    assert (now.name, now.cause) == (name, cause)
+
+
+def test_a_job_started_anew_takes_over_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Store(tmp_path).folder("train", "ab" * 16)
+    take(folder, 0, Owner("elsewhere", "b", "s", (Process(1, 1),), "7.0"))
+    observer = Observer()
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert state_of(Store(tmp_path).folder("train", "ab" * 16), observer).name == "running"
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert state_of(Store(tmp_path).folder("train", "ab" * 16), observer).name == "lost"
+
+
+# Turns
+
+
+def test_one_turn_at_a_time_and_a_dead_holders_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "round"
+    with Turn(path) as mine:
+        assert mine.held
+        assert mine.still()
+        with Turn(path) as other:
+            assert not other.held
+        assert mine.still()
+    assert not path.exists()
+    dead = Owner.me()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    path.write_text(json.dumps(asdict(Owner(dead.host, dead.boot, dead.space, (Process(gone.pid, 1),)))) + "\nx\n")
+    with Turn(path) as mine:
+        assert mine.held
+    assert list(tmp_path.iterdir()) == []
