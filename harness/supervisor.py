@@ -92,22 +92,28 @@ class Supervisor:
 
     def _start(self) -> Trainer | Team | Inline:
         trainer = self.start(self.setup.device)
+        try:
+            self._await(trainer)
+        except BaseException:
+            trainer.kill()  # python would ask it to end, and wait: but to a trainer that means to save and go on
+            raise
+        return trainer
+
+    def _await(self, trainer: Trainer | Team | Inline) -> None:
+        """Wait until a trainer has loaded torch. Raises Trouble where it cannot be used."""
         deadline = time.monotonic() + STARTING
         while time.monotonic() < deadline:
             message = trainer.hear(1.0)
             if message and message["at"] == "ready":
                 if message.get("source", source_digest()) != source_digest():
-                    trainer.kill()
                     raise Trouble("the code was edited since this worker started; start it anew")
-                return trainer
+                return
             if message and message["at"] == "unfit":
-                trainer.kill()
                 raise Trouble(f"device {self.setup.device!r} cannot be used here: {message['message']}")
             if message and message["at"] == "died":
                 raise Trouble(f"{message['message']} while loading torch; try: python -c 'import torch'")
             if self.stopping():
-                return trainer
-        trainer.kill()
+                return
         raise Trouble(f"torch was not loaded in {STARTING:.0f} s; the file system that it lies on may hang")
 
     def beat(self) -> None:

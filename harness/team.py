@@ -104,8 +104,9 @@ class Team:
                 return self._end()
             if now >= deadline:
                 return None
-            doors = [door for rank, member in enumerate(self.members) if rank not in self.ends for door in member.doors]
-            wait(doors, min(deadline - now, 1.0))
+            heard = [member for rank, member in enumerate(self.members) if rank not in self.ends]
+            doors = {id(door): door for member in heard for door in member.doors}  # a node's ranks share one
+            wait(doors.values(), min(deadline - now, 1.0))
 
     def kill(self) -> None:
         """End all trainers."""

@@ -74,6 +74,19 @@ def run_sweep(folder: Path, *arguments: str, timeout: float = 240) -> subprocess
     )
 
 
+def save_whole_plan(folder: Path, mask: str = "") -> None:
+    """Plan the tiny sweep of a folder, or its cells of one mask, as the sweep command would, and run nothing."""
+    from harness.check import load_sweep
+    from harness.planfile import save_plan
+    from harness.planner import make_plan
+    from harness.store import Store
+
+    sweep, store = load_sweep(folder / "tiny.yaml"), Store(folder / "runs")
+    made = make_plan(sweep, store, folder)
+    made = made.keep(pair for pair in made.cells if pair[0].mask.name == mask) if mask else made
+    save_plan(made, store, sweep, whole=True)
+
+
 def environment() -> dict[str, str]:
     return {**os.environ, "NO_COLOR": "1", "COLUMNS": "160", "PYTHONUNBUFFERED": "1"}
 
@@ -139,14 +152,14 @@ def kill_tree(pid: int) -> None:
     send(descendants(pid), signal.SIGKILL)
 
 
-def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 120, every: float = 0.005) -> Any:
     """Return the first true value of a condition, looked at again and again; fail when the time is over."""
     deadline, pause = time.monotonic() + seconds, threading.Event()
     while time.monotonic() < deadline:
         value = condition()
         if value:
             return value
-        pause.wait(0.005)
+        pause.wait(every)
     raise AssertionError("the condition did not come true in time")
 
 

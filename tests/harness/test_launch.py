@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,7 @@ from harness.plan import Plan, Stage
 from harness.records import Fate, fate, tell_loss
 from harness.rounds import Turn
 from harness.store import Store
+from harness.team import Team
 
 PROFILE = """
 partition: gpu
@@ -338,3 +341,57 @@ def test_one_turn_at_a_time_and_a_dead_holders_is_taken(tmp_path: Path) -> None:
     with Turn(path) as mine:
         assert mine.held
     assert list(tmp_path.iterdir()) == []
+
+
+# Teams
+
+
+class Member:
+    """A trainer that says what it was given to say, through a door that it shares."""
+
+    def __init__(self, door: Connection, *said: dict[str, object]) -> None:
+        self.doors, self.said, self.host = [door], [{"at": "ready"}, *said], "h"
+        self.pids, self.alive, self.orders = [1], True, list[dict[str, object]]()
+
+    def send(self, message: dict[str, object]) -> None:
+        self.orders.append(message)
+
+    def hear(self, timeout: float) -> dict[str, object] | None:
+        return self.said.pop(0) if self.said and (self.said[0]["at"] == "ready" or self.orders) else None
+
+    def kill(self) -> None:
+        self.alive = False
+
+
+def team(tmp_path: Path, *ends: dict[str, object]) -> Team:
+    """A team whose ranks end as told, given an order."""
+    door, _ = Pipe()
+    members = [Member(door, {"at": "end", **end}) for end in ends]
+    members[0].said.insert(1, {"at": "meet", "address": "h:1"})
+    found = Team(members, ["cpu"] * len(ends), "h")
+    assert found.hear(0.01) == {"at": "ready"}
+    assert found.hear(0.01) is None
+    found.send({"kind": "train", "attempt": str(tmp_path)})
+    return found
+
+
+def test_a_team_is_done_when_all_are(tmp_path: Path) -> None:
+    whole = team(tmp_path, {"outcome": "made", "draft": "d"}, {"outcome": "made"})
+    assert whole.hear(1) == {"at": "end", "outcome": "made", "draft": "d"}
+    assert whole.alive
+    assert [(o["rank"], o["world"], o["meet"]) for m in whole.members for o in m.orders] == [(0, 2, "h"), (1, 2, "h:1")]
+
+
+def test_the_first_cause_is_told_not_its_consequences(tmp_path: Path) -> None:
+    lost = {"outcome": "died", "peer": True, "message": "connection closed by peer"}
+    end = team(tmp_path, lost, lost, {"outcome": "failed", "cause": "oom", "message": "out of memory"}).hear(1)
+    assert (end["outcome"], end["cause"], end["message"]) == ("failed", "oom", "rank 2 of 3 on h: out of memory")
+
+
+def test_masks_are_the_work_of_one(tmp_path: Path) -> None:
+    whole = team(tmp_path, {"outcome": "made"}, {"outcome": "made"})
+    whole.members[0].orders.clear()
+    whole.members[1].said.clear()
+    whole.send({"kind": "mask", "attempt": str(tmp_path)})
+    assert whole.hear(1)["outcome"] == "made"
+    assert whole.members[1].orders == []

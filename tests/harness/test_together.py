@@ -12,8 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from harness.store import Store
-from tests.conftest import THIN, descendants, environment, hashes, kill_tree, results, run_sweep, until, write_project
+from tests.conftest import (
+    THIN,
+    descendants,
+    environment,
+    hashes,
+    kill_tree,
+    results,
+    run_sweep,
+    save_whole_plan,
+    until,
+    write_project,
+)
 
 Start = Callable[..., subprocess.Popen[bytes]]
 DENSE = ("tiny.yaml", "--only", "mask=dense")
@@ -139,26 +149,14 @@ def job(project: Path) -> Iterator[Callable[..., list[subprocess.Popen[str]]]]:
         process.stdout.close()
 
 
-def plan_of(project: Path) -> None:
-    from harness.check import load_sweep
-    from harness.planfile import save_plan
-    from harness.planner import make_plan
-
-    sweep = load_sweep(project / "tiny.yaml")
-    store = Store(project / "runs")
-    made = make_plan(sweep, store, project)
-    cells = [pair for pair in made.cells if pair[0].mask.name == "dense"]
-    save_plan(made.keep(cells), store, sweep, whole=True)
-
-
 def test_ranks_on_two_nodes_make_the_same_weights(project: Path, job: Callable, calm: Path) -> None:
-    plan_of(project)
+    save_whole_plan(project, "dense")
     assert [process.wait(240) for process in job("41")] == [0, 0]
     assert hashes(project / "runs") == hashes(calm / "runs")
 
 
 def test_a_node_that_falls_ends_the_job_and_the_next_one_goes_on(project: Path, job: Callable, calm: Path) -> None:
-    plan_of(project)
+    save_whole_plan(project, "dense")
     leader, agent = job("42")
     until(lambda: len(checkpoints(project)) > 1)
     kill_tree(agent.pid)
@@ -172,7 +170,7 @@ def test_a_node_that_falls_ends_the_job_and_the_next_one_goes_on(project: Path, 
 
 
 def test_an_agent_whose_leader_falls_leaves(project: Path, job: Callable) -> None:
-    plan_of(project)
+    save_whole_plan(project, "dense")
     leader, agent = job("44")
     until(lambda: checkpoints(project))
     kill_tree(leader.pid)

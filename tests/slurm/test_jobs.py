@@ -52,10 +52,10 @@ def test_a_cancelled_sweep_stays_so_until_it_is_run_again(
     (project / "tiny.yaml").write_text(text)
     write_profile(project)
     assert cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--detach").returncode == 0
-    until(lambda: list(project.glob("runs/stages/train/*/*/attempt-0001")), 120)
+    until(lambda: list(project.glob("runs/stages/train/*/*/attempt-0001")), 120, every=0.5)
     done = cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--cancel")
     assert "workers asked to save and leave" in done.stderr
-    until(lambda: not cluster.jobs(), 60)
+    until(lambda: not cluster.jobs(), 60, every=0.5)
     assert {end["outcome"] for end in ends(project)} == {"stopped"}
     tick = [sys.executable, "-m", "harness.cli", "tick", "tiny"]
     told = subprocess.run(tick, cwd=project, env=cluster.environment, capture_output=True, text=True, timeout=60)
