@@ -7,13 +7,16 @@ READY := $(VENV)/.ready
 # What slurm/devcluster needs of Debian or Ubuntu.
 SLURM := slurmctld slurmd slurm-client munge slurmdbd mariadb-server
 
-.PHONY: quickstart test test-slurm conformance lint clean
+.PHONY: quickstart test test-slow test-slurm conformance lint clean
 
 quickstart: $(READY)
 	$(BIN)/python -m harness.sweep sweeps/quickstart.yaml --via local
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m "slow and not slurm"
 
 test-slurm: $(READY)
 	@test "$$(id -u)" != 0 || command -v slurmctld slurmdbd >/dev/null || ! command -v apt-get >/dev/null || \

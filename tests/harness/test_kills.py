@@ -31,6 +31,7 @@ def checkpoints(store: Path) -> set[Path]:
     return set(store.glob("stages/train/*/*/attempt-*/checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_a_tree_killed_five_times_ends_with_the_weights_of_an_undisturbed_run(
     long: Path, start: Start, sweep: Run
 ) -> None:

@@ -25,6 +25,8 @@ from tests.conftest import (
     write_project,
 )
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., subprocess.Popen[bytes]]
 DENSE = ("tiny.yaml", "--only", "mask=dense")
 

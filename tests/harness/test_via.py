@@ -92,6 +92,7 @@ def lose() -> None:
 
 threading.Thread(target=lose, daemon=True).start()
 run_with_ray(saved.plan, saved.path, store, Setup(lease=5.0), Share(1, 0.0, cluster.address))
+ray.shutdown()
 cluster.shutdown()
 """
 
