@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from harness import data, masks, status, sweep, tick, worker
+from harness import data, doctor, masks, status, sweep, tick, worker
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -15,6 +15,7 @@ app.command("sweep")(sweep.main)
 app.command("status")(status.main)
 app.command("worker")(worker.main)
 app.command("tick")(tick.main)
+app.command("doctor")(doctor.main)
 app.add_typer(data.app, name="data")
 app.add_typer(masks.app, name="mask")
 

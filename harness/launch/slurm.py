@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -65,6 +66,8 @@ class Slurm:
     """What every worker is told beside what its size is."""
     document: Document | None = None
     run: Shell = field(default=shell, repr=False)
+    queued: int = 0
+    """Jobs that this person had in the queue when it was last looked at, of whatever kind."""
 
     @property
     def most(self) -> int:
@@ -112,18 +115,29 @@ class Slurm:
         return {name: value for name, value in found.items() if value is not None}
 
     @property
-    def python(self) -> str:
-        """Return the interpreter on the node, a container's command before it where there is one."""
-        import shlex
+    def interpreter(self) -> str:
+        """Return the interpreter on the node, or in its container."""
+        return self.profile.python or ("python" if self.profile.container else sys.executable)
 
-        python = self.profile.python or ("python" if self.profile.container else shlex.quote(sys.executable))
-        return f"{self.profile.container} {python}" if self.profile.container else python
+    @property
+    def python(self) -> str:
+        """Return how a shell on the node starts it, a container's command before it where there is one."""
+        quoted = shlex.quote(self.interpreter)
+        return f"{self.profile.container} {quoted}" if self.profile.container else quoted
 
     def command(self, size: Size) -> list[str]:
         """Return a worker's argv on the node."""
         asked = self.profile.at(size.step)
-        python = self.profile.python or ("python" if self.profile.container else sys.executable)
-        argv = [python, "-m", "harness.worker", *self.argv, "--world", str(size.world), "--idle", self.profile.idle]
+        argv = [
+            self.interpreter,
+            "-m",
+            "harness.worker",
+            *self.argv,
+            "--world",
+            str(size.world),
+            "--idle",
+            self.profile.idle,
+        ]
         argv += ["--device", "cuda" if asked.gpus else "cpu", "--threads", str(asked.cpus)]
         argv += ["--memory", f"{asked.bytes / 2**30:.3f}"]
         argv += ["--scratch", self.profile.scratch] if self.profile.scratch else []
@@ -140,26 +154,34 @@ class Slurm:
         return _make_sbatch_string(command=command, folder=folder, map_count=tasks, **self.parameters(size))
 
     def submit(self, size: Size, number: int) -> list[str]:
-        """Submit workers in arrays as large as the cluster takes. Raises UserError that names the profile's line."""
-        said, chunk = [], min(self.profile.array or self._array_limit(), self.profile.submit or number)
+        """Submit workers in arrays as large as the cluster takes, as long as there is room in the queue.
+
+        Raises UserError that names the profile's line.
+        """
+        said, chunk = [], self.profile.array or self._array_limit()
+        if self.profile.submit is not None:
+            number = min(number, self.profile.submit - self.queued)
         while number > 0:
             tasks = min(number, chunk)
-            said.append(self._submit(size, tasks))
+            said.append(self.submit_argv(size, tasks, self.command(size)))
             number -= tasks
+            self.queued += tasks
         return said
 
-    def _submit(self, size: Size, tasks: int) -> str:
+    def submit_argv(self, size: Size, tasks: int, argv: Sequence[str]) -> str:
+        """Submit jobs that become a command; return what was submitted, in words. Raises UserError."""
         from submitit import SlurmExecutor
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         when = f"{time.time():.3f}-{uuid.uuid4().hex[:6]}"
         folder = self.folder / f"{size}.{self.tag(size)}-{when}"
-        argv = [*self.command(size), "--came", str(folder / CAME)]
+        came = ["--came", str(folder / CAME)] if "harness.worker" in argv else []
+        become = [self.interpreter, "-c", BECOME, *argv, *came]
         try:
             with _outside_jobs(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
                 executor = SlurmExecutor(folder, python=self.python)
                 executor.update_parameters(**self.parameters(size))
-                jobs = executor.map_array(os.execvp, [argv[0]] * tasks, [[argv[0], "-c", BECOME, *argv]] * tasks)
+                jobs = executor.map_array(os.execvp, [become[0]] * tasks, [become] * tasks)
         except (FailedJobError, FailedSubmissionError) as error:
             raise UserError(explain(str(error), self.document)) from None
         except (RuntimeError, FileNotFoundError) as error:
@@ -193,7 +215,7 @@ class Slurm:
             raise UserError("no Slurm here: squeue is not on the PATH; run this on a login node") from None
         except subprocess.SubprocessError as error:
             raise UserError(explain(str(getattr(error, "stderr", "") or error), self.document)) from None
-        jobs = []
+        jobs, self.queued = [], len(told.splitlines())
         for line in filter(None, told.splitlines()):
             number, inner, job_name, state, reason = line.split("|", 4)
             named = re.fullmatch(re.escape(self.mark) + r"\.w(\d+)m(\d+)\.(\w+)", job_name)

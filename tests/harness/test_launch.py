@@ -27,6 +27,7 @@ from harness.launch.slurm import Slurm
 from harness.plan import Plan, Stage
 from harness.records import Fate, fate, tell_loss
 from harness.rounds import Turn
+from harness.soundness import look
 from harness.store import Store
 from harness.team import Team
 
@@ -166,6 +167,16 @@ def test_reasons_that_pass_are_not_hopeless(tmp_path: Path) -> None:
 def test_without_slurm_one_is_told_where_to_go(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="squeue is not on the PATH; run this on a login node"):
         slurm(tmp_path).poll()
+
+
+def test_the_doctor_looks_at_this_machine(tmp_path: Path) -> None:
+    found = {finding.name: finding for finding in look(tmp_path / "runs", str(tmp_path))}
+    assert {"machine", "torch", "GPUs", "store", "scratch", "clock", "Slurm"} <= set(found)
+    assert found["store"].grade != "bad"
+    (tmp_path / "file").write_text("")
+    (bad,) = [finding for finding in look(tmp_path / "file") if finding.name == "store"]
+    assert (bad.grade, "cannot be written" in bad.said) == ("bad", True)
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 # Demand

@@ -123,6 +123,24 @@ def test_a_job_that_no_node_can_hold_is_reported_and_taken_back(cluster: Cluster
     assert not cluster.jobs()
 
 
+def test_the_doctor_looks_from_inside_a_job(cluster: Cluster, project: Path) -> None:
+    write_profile(project, more="scratch: /tmp/harness-scratch-$SLURM_JOB_ID\n")
+    command = [sys.executable, "-m", "harness.cli", "doctor", "--via", "dev.yaml"]
+    done = subprocess.run(command, cwd=project, env=cluster.environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "ok    machine: n" in done.stdout
+    for name in ("torch", "store", "scratch", "clock"):
+        assert f"ok    {name}: " in done.stdout
+    assert "accounting answers (sacct)" in done.stdout
+
+
+def test_no_more_jobs_than_one_person_may_have(cluster: Cluster, project: Path) -> None:
+    write_profile(project, more="submit: 2\n")
+    done = cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--detach")
+    assert done.returncode == 0, done.stderr
+    assert len(cluster.jobs()) == 2
+
+
 def test_arrays_are_cut_where_the_cluster_wants_it(cluster: Cluster, project: Path) -> None:
     write_profile(project, workers=5, more="array: 2\n")
     done = cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--detach")

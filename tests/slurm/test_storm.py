@@ -44,7 +44,6 @@ def started(folder: Path) -> int:
     return len(list(folder.glob("runs/stages/train/*/*/attempt-*")))
 
 
-@pytest.mark.timeout(600)
 def test_a_sweep_through_a_storm_has_the_local_launchers_table(
     cluster: Cluster, calm: Path, tmp_path: Path, following: Callable[..., subprocess.Popen[str]]
 ) -> None:
