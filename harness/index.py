@@ -116,7 +116,10 @@ def stand(plan: Plan, store: Store, observer: Observer, rebuild: bool = False) -
         standing.operations += 1
         _write(_path(store, plan.name), standing.done)
     for key in _needed(plan, store, standing):
-        folder = looked.get(key) or (store.folder(plan.stages[key].kind, key) if key in standing.done else None)
+        folder = looked.get(key)
+        if folder is None and key in standing.done:
+            standing.operations += A_LOOK
+            folder = store.folder(plan.stages[key].kind, key)
         standing.states[key] = state_of(folder, observer) if folder is not None else State("todo", 0)
         if folder is not None and standing.states[key].name == "running":
             standing.owners.update(_owner(key, folder))

@@ -60,7 +60,9 @@ def finish(store: Store, plan: Plan, key: str, content: str = "", seconds: float
         assert result is not None
         parents[parent] = result.artifact.sha256
     told = {"seconds": seconds, "finished": "2020-01-01T00:00:00Z"}
-    result = Result(claim.base_edition + 1, Artifact(digest([key, content]), 1), parents, {}, {"device": "cpu"}, told)
+    artifact = Artifact(digest([key, content]), 1)
+    (folder.path / artifact.file).write_bytes(b"x")
+    result = Result(claim.base_edition + 1, artifact, parents, {}, {"device": "cpu"}, told)
     assert publish(folder.path / f"result-{result.edition:04d}.json", result.dump())
     claim.end("published")
 
@@ -132,7 +134,8 @@ def test_a_call_takes_as_many_file_operations_as_it_says_at_most(
         assert 0 < len(seen) <= standing.operations
     active.clear()
     shelves = {(stage.kind, key[:2]) for key, stage in saved.plan.stages.items()}
-    assert standing.operations <= 2 + len(shelves) + A_LOOK, "one folder is neither finished nor untouched"
+    parents = 1 + len(SEEDS)
+    assert standing.operations <= 2 + len(shelves) + A_LOOK + parents, "one folder is neither finished nor untouched"
 
 
 def test_a_parent_rebuilt_with_other_content_makes_its_children_run_again(tmp_path: Path) -> None:
@@ -145,6 +148,21 @@ def test_a_parent_rebuilt_with_other_content_makes_its_children_run_again(tmp_pa
     standing = stand(plan, store, Observer(), rebuild=True)
     assert train in standing.states
     assert mask in standing.done
+
+
+def test_an_artifact_that_is_gone_is_to_be_made_again_where_another_needs_it(tmp_path: Path) -> None:
+    saved, store = saved_plan(), Store(tmp_path)
+    plan, mask, train = saved.plan, key_of(saved, "mask resnet20 snip 0"), key_of(saved, "resnet20 snip 0")
+    for key in (key_of(saved, "data"), mask):
+        finish(store, plan, key)
+    (artifact,) = store.path("mask", mask).glob("*.safetensors")
+    artifact.unlink()
+    assert stand(plan, store, Observer()).states[mask].claimable
+    finish(store, plan, mask)
+    finish(store, plan, train)
+    artifact.unlink()
+    standing = stand(plan, store, Observer())
+    assert {mask, train} <= set(standing.done), "nothing is to be made from it"
 
 
 def test_failures_are_grouped_by_their_normalised_cause_with_what_their_cells_have_in_common(tmp_path: Path) -> None:
