@@ -63,15 +63,17 @@ class Owner:
     job: str = ""
     lease: float = 0.0
     """Seconds without a heartbeat after which it wants to be taken for dead, at the earliest."""
+    memory: int = 0
+    """Bytes of the machine's memory that one of its processes may use, 0 where nobody said."""
     starved: bool = False
     """Whether memory had run out in its job before: then a scheduler's word of that says nothing of this stage."""
 
     @classmethod
-    def me(cls, *trainers: int, lease: float = 0.0, starved: bool = False) -> Owner:
+    def me(cls, *trainers: int, lease: float = 0.0, memory: int = 0, starved: bool = False) -> Owner:
         """Return this process, and its trainers here, as an owner."""
         pids = [os.getpid(), *trainers]
         processes = tuple(Process(pid, start_time(pid) or 0) for pid in pids)
-        return cls(*machine(), processes, job(), lease, starved)
+        return cls(*machine(), processes, job(), lease, memory, starved)
 
     @classmethod
     def read(cls, path: Path) -> Owner | None:

@@ -267,13 +267,16 @@ class Driver:
     def launcher(self, via: str, options: Options, plan: str = "") -> Slurm:
         """Return the launcher of a profile; its workers read the sweep's newest plan, or the one named."""
         argv = [self.plan.name, "--store", str(self.store.root.absolute()), *options.argv]
-        argv += ["--plan", plan] if plan else []
-        return launcher_for(via, self.file.absolute().parent, self.store, self.plan.name, argv)
+        launcher = launcher_for(via, self.file.absolute().parent, self.store, self.plan.name, argv)
+        launcher.plan = plan
+        return launcher
 
     def cancel(self, options: Options) -> int:
         """End the sweep's workers; return the exit code."""
         via = self.via(options)
         launcher = None if via in HERE else self.launcher(via, options)
+        if launcher is not None:
+            launcher.every = True
         typer.echo(cancel(as_saved(self.plan, self.sweep), self.whole, self.store, launcher, self.chosen), err=True)
         return 0
 

@@ -104,6 +104,9 @@ class Following:
         """Return whether nothing more can come."""
         if not seen.wanted:
             return True
+        if seen.cancelled and not seen.jobs:
+            self.trouble.append("the sweep was cancelled; run it again to go on")
+            return True
         hopeless = [job for job in seen.jobs if self._stuck(job)]
         if seen.jobs and len(hopeless) == len(seen.jobs) and not seen.submitted:
             self.trouble.append(f"nothing that was submitted can ever start: {self._stuck(hopeless[0])}")

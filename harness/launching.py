@@ -107,7 +107,7 @@ def launcher_for(via: str, beside: Path, store: Store, name: str, argv: Sequence
 def run_elsewhere(saved: SavedPlan, store: Store, launcher: Slurm, observer: Observer, detach: bool) -> bool:
     """Submit workers; follow them, unless asked not to. Return whether somebody ended the following early."""
     if launcher.document is not None:
-        keep(store, saved.plan.name, Path(launcher.document.file), launcher.argv)
+        keep(store, saved.plan.name, Path(launcher.document.file), launcher.argv, launcher.plan)
     if detach:
         seen = go_round(saved, store, launcher, observer, by_hand=True)
         for sentence in seen.submitted or ["nothing: all that can be used is there"]:

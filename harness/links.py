@@ -6,11 +6,12 @@ import contextlib
 import json
 import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Mapping
 from multiprocessing import AuthenticationError, Pipe
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ PULSE = 1.0
 """Seconds between two signs of life."""
 SILENCE = 8.0
 """Seconds without one after which the other side counts as gone, where its machine fell without closing the line."""
+HANDSHAKE = 10
+"""Seconds in which a caller must have shown that it knows the word."""
 MEETING = 300.0
 """Seconds in which all nodes of a job must have come up."""
 
@@ -85,18 +88,43 @@ class Link:
             self._in.close()
 
 
-def listen(place: Path) -> tuple[Listener, str]:
-    """Open a door at a free port and write into a file where it is; return it and this machine's name.
+class Door:
+    """A free port at which other nodes call. Where it is, and the word that a caller must know, stand in a file."""
 
-    The file also holds the word that a caller must know; only its owner may read it.
-    """
-    key = os.urandom(16)
-    listener = Listener(("", 0), backlog=64, authkey=key)
-    host = socket.gethostname()
-    place.parent.mkdir(parents=True, exist_ok=True)
-    said = {"host": host, "port": listener.address[1], "key": key.hex()}
-    write_whole(place, json.dumps(said).encode(), 0o600)
-    return listener, host
+    def __init__(self, place: Path) -> None:
+        self.place, self.key, self.host = place, os.urandom(16), socket.gethostname()
+        self.socket = socket.create_server(("", 0), backlog=64)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        said = {"host": self.host, "port": self.socket.getsockname()[1], "key": self.key.hex()}
+        write_whole(place, json.dumps(said).encode(), 0o600)  # only its owner may read it
+
+    def answer(self, deadline: float) -> Link:
+        """Return a line to the next caller who knows the word. Raises OSError where none came in time."""
+        while True:
+            self.socket.settimeout(max(0.001, deadline - time.monotonic()))
+            caller, _ = self.socket.accept()
+            caller.setblocking(True)
+            _limit(caller, HANDSHAKE)
+            connection = Connection(caller.detach())
+            try:
+                deliver_challenge(connection, self.key)
+                answer_challenge(connection, self.key)
+            except (OSError, EOFError, AuthenticationError):  # a stranger, or one that says nothing
+                connection.close()
+                continue
+            with socket.socket(fileno=os.dup(connection.fileno())) as line:
+                _limit(line, 0)
+            return Link(connection)
+
+    def close(self) -> None:
+        """Take no more calls."""
+        self.socket.close()
+        self.place.unlink(missing_ok=True)
+
+
+def _limit(line: socket.socket, seconds: int) -> None:
+    """Let a read of a line that stays silent fail after some seconds; 0: never."""
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))
 
 
 def call(place: Path) -> Link | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from harness.links import MEETING, Link, call, listen
+from harness.links import MEETING, Door, Link, call
 from harness.machine import machine
 from harness.memory import oom_kills
 from harness.team import Member, Team
@@ -95,21 +96,18 @@ class Lead:
 
     def _meet(self) -> None:
         """Wait until an agent on each of the other nodes has called."""
-        listener, self.host = listen(self.place)
-        missing = threading.Timer(MEETING, listener.close)
-        missing.start()
+        door, deadline = Door(self.place), time.monotonic() + MEETING
+        self.host = door.host
         try:
             while len(self.links) < self.shape.nodes - 1:
-                link = Link(listener.accept())
+                link = door.answer(deadline)
                 wait([link.door], MEETING)
                 if said := link.next():
                     self.links[int(said["node"])] = (link, str(said["host"]))
         except OSError as error:
             raise NodeLost(f"{len(self.links) + 1} of {self.shape.nodes} nodes came up in {MEETING:.0f} s") from error
         finally:
-            missing.cancel()
-            listener.close()
-            self.place.unlink(missing_ok=True)
+            door.close()
 
     def team(self, device: str) -> Team:
         """Start a trainer for every rank. Raises NodeLost where a node is gone."""

@@ -35,6 +35,8 @@ class SavedPlan:
     source: str = ""
     launch: Mapping[str, Any] = field(default_factory=dict)
     """The file's `launch:` as it was."""
+    written: int = 0
+    """The time of the plan's file when it was read: another says that it was replaced, and decides no more."""
 
     def places(self) -> list[tuple[dict[str, str], str]]:
         """Return the cells as axis -> label, with their keys."""
@@ -125,6 +127,7 @@ def dump(saved: SavedPlan) -> bytes:
 def read_plan(path: Path) -> SavedPlan:
     """Read a saved plan. Raises UserError where there is none, or one that this version cannot read."""
     try:
+        written = path.stat().st_mtime_ns
         body = json.loads(path.read_bytes())
         if body.get("format") != FORMAT:
             raise ValueError("written by another version")
@@ -132,7 +135,7 @@ def read_plan(path: Path) -> SavedPlan:
         plan = Plan(body["name"], dict(zip(keys, _stages(body["stages"], blocks, keys), strict=True)))
         plan.leaves = [keys[number] for number in body["leaves"]]
         cells = [(tuple(blocks[label] for label in labels), keys[number]) for labels, number in body["cells"]]
-        return SavedPlan(path, plan, body["axes"], cells, body["source"], body["launch"])
+        return SavedPlan(path, plan, body["axes"], cells, body["source"], body["launch"], written)
     except (FileNotFoundError, NotADirectoryError):
         folder = path.parent.parent
         there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []

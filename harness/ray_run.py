@@ -88,13 +88,14 @@ class Ready:
 def run_with_ray(plan: Plan, path: Path, store: Store, setup: Setup, share: Share) -> bool:
     """Run what a plan lacks as trials of Ray Tune; return whether it was stopped. Raises UserError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune's own would make a stop look like an end
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own report of a run of thousands of trials
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
     from ray import tune
 
     if not ray.is_initialized():
-        ray.init(address=share.address or None, include_dashboard=False, log_to_driver=False, logging_level=40)
+        ray.init(address=share.address or "local", include_dashboard=False, log_to_driver=False, logging_level=40)
     _fits(plan, share, ray.nodes())  # type: ignore[no-untyped-call]
     ready = Ready(Frontier(plan, store, Observer(setup.lease)), Display(0, len(plan.stages), 0))
     ready.look()

@@ -17,7 +17,7 @@ from harness.planfile import read_plan
 from harness.presence import Presence
 from harness.shift import about, presence_owner
 from harness.store import Store
-from harness.supervisor import Setup, Supervisor, Trouble
+from harness.supervisor import Setup, Supervisor
 from harness.trainer import Trainer
 
 
@@ -48,10 +48,10 @@ def run_trial(order: Mapping[str, Any]) -> str:
             return "taken"
         claim = take(folder, folder.generation, kept.supervisor.owner())
         return kept.supervisor.run(stage, claim) if claim else "taken"
-    except (Trouble, OSError) as error:
+    except Exception as error:  # told to the driver: a trial that raises would be suggested again, for ever
         _kept.clear()
         in_words(event="trouble", message=str(error))
-        return f"trouble: {error}"
+        return f"trouble: {type(error).__name__}: {error}"
 
 
 def _worker(order: Mapping[str, Any], store: Store) -> Kept:

@@ -89,7 +89,7 @@ def tell_loss(folder: Folder, generation: int, run: Shell = shell) -> bool:
     if found.state == "OUT_OF_MEMORY" and owner.starved:
         return False
     if found.state == "OUT_OF_MEMORY":
-        said = {"outcome": "failed", "cause": "oom", "resource": "ram", "memory": found.memory}
+        said = {"outcome": "failed", "cause": "oom", "resource": "ram", "memory": owner.memory or found.memory}
         message = f"the scheduler ended job {owner.job}: out of memory"
     elif found.state in CAUSES:
         said, message = {"outcome": "stopped", "cause": found.state.lower()}, f"job {owner.job}: {CAUSES[found.state]}"

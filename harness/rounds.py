@@ -26,6 +26,8 @@ LAST = "last-round"
 """A file whose time says when the last round was gone."""
 CANCELLED = "cancelled"
 """A file that keeps ticks and leaving workers from submitting; the sweep command removes it."""
+LEAVING = "leaving"
+"""What the files of workers that leave begin with, each with the number of its job."""
 APART = 10.0
 """Seconds between two rounds of workers that leave."""
 STALE = 300.0
@@ -40,6 +42,8 @@ class Round:
     wanted: Counter[Size] = field(default_factory=Counter)
     jobs: list[Job] = field(default_factory=list)
     submitted: list[str] = field(default_factory=list)
+    cancelled: bool = False
+    """Whether the sweep was cancelled, so that nothing is submitted until it is run again."""
     elsewhere: bool = False
     """Whether another round was under way, and this one left all to it."""
 
@@ -54,6 +58,7 @@ def go_round(saved: SavedPlan, store: Store, launcher: Launcher, observer: Obser
         (folder / CANCELLED).unlink(missing_ok=True)
     seen = Round(stand(saved.plan, store, observer))
     seen.wanted = demand(saved.plan, seen.standing, launcher.step_for)
+    seen.cancelled = (folder / CANCELLED).exists()
     if not seen.wanted:
         return seen
     with Turn(folder / "round") as turn:
@@ -73,8 +78,9 @@ def _submit(seen: Round, saved: SavedPlan, launcher: Launcher, turn: Turn, by_ha
     seen.jobs = [each for each in jobs if each not in useless]
     sizes = {each.inner or each.number: each.size for each in seen.jobs}
     seen.wanted = demand(saved.plan, seen.standing, launcher.step_for, sizes)
-    mine = job().partition(".")[0]  # a worker that leaves is no longer one to count on
-    there = Counter(each.size for each in seen.jobs if each.state != "leaving" and each.inner != mine)
+    leaving = {path.name.split("-")[1] for path in turn.path.parent.glob(f"{LEAVING}-*")}
+    leaving.add(job().partition(".")[0])  # a worker that leaves is no longer one to count on
+    there = Counter(each.size for each in seen.jobs if each.state != "leaving" and each.inner not in leaving)
     for size, number in seen.wanted.items():
         missing = min(number, launcher.most) - there[size]
         if missing <= 0 or not turn.still() or (turn.path.parent / CANCELLED).exists():
@@ -95,7 +101,7 @@ def leaving_round(
 
     The scheduler is not asked more often than every `APART` seconds, whoever asks; this waits for its turn.
     """
-    name, own = saved.plan.name, f"leaving-{uuid.uuid4().hex[:8]}"
+    name, own = saved.plan.name, f"{LEAVING}-{job().partition('.')[0]}-{uuid.uuid4().hex[:8]}"
     began = _now(store, name, own)
     try:
         while demand(saved.plan, stand(saved.plan, store, observer), launcher().step_for):

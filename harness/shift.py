@@ -44,7 +44,10 @@ class Worker:
         self.frontier, self.supervisor, self.stop, self.tell, self.time = frontier, supervisor, stop, tell, left
         self.follows: Path | None = None
         """A plan's file that may be replaced by that of an edited sweep."""
-        self._plan = 0
+        self.written = 0
+        """When that file was written, as it was read."""
+        self.came = ""
+        """A file to make when it has taken its first stage."""
         self.token = uuid.uuid4().hex
         self.patience: float | None = None
         """Seconds of looking in vain after which it leaves."""
@@ -60,7 +63,6 @@ class Worker:
 
     def run(self) -> None:
         """Work until all is done or blocked by failures, a stop is asked for, or the time is up."""
-        self._plan = self._written()
         self.look()
         since: float | None = None
         while not (self.stop.is_set() or (self.time and self.time.over()) or self.outdated()):
@@ -74,6 +76,8 @@ class Worker:
             elif self.patience is not None and time.monotonic() - since > self.patience:
                 return
             if taken is not None:
+                if self.came:
+                    Path(self.came).touch()
                 outcome = self.supervisor.run(*taken)
                 self._learn(taken[0], outcome)
                 if self.frontier.changed:
@@ -92,13 +96,13 @@ class Worker:
 
     def outdated(self) -> bool:
         """Return whether the plan was replaced since this began: what the sweep's file no longer has is not started."""
-        return not self.stop.is_set() and self._written() != self._plan
+        return not self.stop.is_set() and self._written() != self.written
 
     def _written(self) -> int:
         try:
-            return self.follows.stat().st_mtime_ns if self.follows else 0
+            return self.follows.stat().st_mtime_ns if self.follows else self.written
         except FileNotFoundError:
-            return self._plan
+            return self.written
 
     def _learn(self, stage: Stage, outcome: str) -> None:
         if self.time and outcome == "published" and (result := self.frontier.fresh_result(stage.key)):
@@ -215,7 +219,7 @@ class Limits:
     follow: bool = False
     """Whether it goes on with the new plan where the sweep's file is edited and run again meanwhile."""
     came: str = ""
-    """A file to make when it has all that it needs to work."""
+    """A file to make when it has taken its first stage."""
 
 
 def work(
@@ -246,16 +250,18 @@ def work(
         stopping = (lambda: stop.is_set() or left.over()) if left else stop.is_set
         supervisor = Supervisor(frontier, setup, tell, stopping, start)
         supervisor.beside = presence.beat
-        if limits.came:
-            Path(limits.came).touch()
         with contextlib.closing(supervisor):
+            written = saved.written
             while True:
                 worker = Worker(supervisor.frontier, supervisor, stop, tell, left)
                 worker.patience, worker.follows = limits.idle, saved.path if limits.follow else None
+                worker.written, worker.came = written, limits.came
                 worker.run()
                 if not worker.outdated():
                     break
-                supervisor.use(Frontier(read_plan(saved.path).plan, store, Observer(setup.lease)))
+                saved = read_plan(saved.path)
+                written = saved.written
+                supervisor.use(Frontier(saved.plan, store, Observer(setup.lease)))
     finally:
         presence.leave()
 

@@ -124,7 +124,8 @@ class Supervisor:
 
     def owner(self) -> Owner:
         """Return who claims: this process and its trainer."""
-        return Owner.me(*self.trainer.pids, lease=self.setup.lease, starved=oom_kills() > self._killed)
+        starved = oom_kills() > self._killed
+        return Owner.me(*self.trainer.pids, lease=self.setup.lease, memory=self.setup.memory, starved=starved)
 
     def run(self, stage: Stage, claim: Claim) -> str:
         """Run a claimed stage; return how it ended. Raises Trouble where the store cannot be written."""

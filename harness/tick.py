@@ -42,7 +42,17 @@ def start_detached(name: str, store: Store, machine: Machine, used: Counter[str]
         used[gpu] += 1
     folder = store.sweep(name) / "workers"
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "harness.worker", name, "--store", str(store.root), *argv, *machine.argv]
+    command = [
+        sys.executable,
+        "-m",
+        "harness.worker",
+        name,
+        "--store",
+        str(store.root),
+        "--as-one",
+        *argv,
+        *machine.argv,
+    ]
     with (folder / f"log-{os.uname().nodename}").open("ab") as log:
         process = subprocess.Popen(
             command,
@@ -60,6 +70,7 @@ def _round(saved: SavedPlan, store: Store, lease: float) -> int:
     name = saved.plan.name
     seen = go_round(saved, store, kept(store, name), Observer(lease))
     there = "another round is under way" if seen.elsewhere else f"{count(len(seen.jobs), 'worker')} in the queue"
+    there += "; cancelled until the sweep command is run again" if seen.cancelled else ""
     left, could = len(seen.standing.states), sum(seen.wanted.values())
     for sentence in seen.submitted:
         typer.echo(f"submitted {sentence}")

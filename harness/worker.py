@@ -144,7 +144,7 @@ def main(
         given = {"--store": store, "--plan": plan, "--until": until, "--scratch": scratch, "--lease": lease}
         given |= {"--idle": idle, "--memory": memory / slots, "--gpu-memory": gpu_memory}
         argv = [str(part) for option, value in given.items() if value for part in (option, value)]
-        argv += [*(["--discard-weights"] if discard_weights else []), *(["--as-one"] if as_one else [])]
+        argv += [*(["--discard-weights"] if discard_weights else []), "--as-one"]
         raise typer.Exit(_several(slots, device, threads, [name, *argv, "--checkpoint-every", str(checkpoint_every)]))
     stop = _stopping()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA
@@ -152,8 +152,14 @@ def main(
     tell = printer.tell if printer else in_words
     try:
         place = Store(store)
-        left = given_span("--until", until) if until else seconds_left()
-        limits = Limits(left, at_most, given_span("--idle", idle) if idle else None, not plan, came)
+        ends = [given_span("--until", until) if until else None, seconds_left()]
+        limits = Limits(
+            min((end for end in ends if end is not None), default=None),
+            at_most,
+            given_span("--idle", idle) if idle else None,
+            not plan,
+            came,
+        )
         saved = read_plan(place.sweep(name) / Path(plan).name if plan else find_plan(place, name))
         here = this_machine(1, threads or 1, device)
         os.environ["OMP_NUM_THREADS"] = str(here.threads)

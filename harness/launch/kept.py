@@ -14,8 +14,10 @@ from harness.store import Store, read_json, write_whole
 PROFILE, ARGV = "profile.yaml", "launch.json"
 
 
-def keep(store: Store, name: str, profile: Path, argv: Sequence[str]) -> None:
-    """Keep a profile, as it is now, and what its workers are told."""
+def keep(store: Store, name: str, profile: Path, argv: Sequence[str], plan: str) -> None:
+    """Keep a profile, as it is now, and what its workers are told; that of a part only where nothing was kept."""
+    if plan and (store.sweep(name) / ARGV).exists():
+        return
     folder = store.sweep(name)
     write_whole(folder / PROFILE, profile.read_bytes())
     write_whole(folder / ARGV, json.dumps({"argv": list(argv)}).encode())

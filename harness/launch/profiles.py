@@ -109,8 +109,6 @@ class Profile(Request):
     python: str | None = None
     scratch: str | None = None
     """A folder on the node's own disk; the node's variables may stand in it."""
-    stage: list[str] = Field(default_factory=list)
-    """Files and folders that `harness data stage` copies to `scratch` beside the data sets."""
     larger: list[Request] = Field(default_factory=list)
     """What replaces the request for stages that ran out of memory, smallest first."""
 

@@ -66,6 +66,10 @@ class Slurm:
     """What every worker is told beside what its size is."""
     document: Document | None = None
     run: Shell = field(default=shell, repr=False)
+    plan: str = ""
+    """The file of the plan that workers are bound to: that of a part of the sweep; else its newest whole one."""
+    every: bool = False
+    """Whether workers bound to any plan of the sweep are counted: to end them all."""
     queued: int = 0
     """Jobs that this person had in the queue when it was last looked at, of whatever kind."""
 
@@ -78,6 +82,11 @@ class Slurm:
     def mark(self) -> str:
         """Return what the names of this sweep's jobs begin with: its name, and a digest of it and its store."""
         return f"{self.name}.{digest([str(self.store.root.absolute()), self.name])[:8]}"
+
+    @property
+    def bound(self) -> str:
+        """Return a mark of the plan that workers are bound to: those of another are no concern of this one's."""
+        return digest(self.plan)[:4]
 
     def tag(self, size: Size) -> str:
         """Return a digest of what a worker of a size asks for and is told, as the profile is now."""
@@ -95,7 +104,7 @@ class Slurm:
         if gpus:
             more["gpus-per-node"] = f"{asked.gpu_type}:{gpus}" if asked.gpu_type else gpus
         found = {
-            "job_name": f"{self.mark}.{size}.{self.tag(size)}",
+            "job_name": f"{self.mark}.{self.bound}.{size}.{self.tag(size)}",
             "partition": asked.partition,
             "account": asked.account,
             "qos": asked.qos,
@@ -128,16 +137,8 @@ class Slurm:
     def command(self, size: Size) -> list[str]:
         """Return a worker's argv on the node."""
         asked = self.profile.at(size.step)
-        argv = [
-            self.interpreter,
-            "-m",
-            "harness.worker",
-            *self.argv,
-            "--world",
-            str(size.world),
-            "--idle",
-            self.profile.idle,
-        ]
+        argv = [self.interpreter, "-m", "harness.worker", *self.argv, *(["--plan", self.plan] if self.plan else [])]
+        argv += ["--world", str(size.world), "--idle", self.profile.idle]
         argv += ["--device", "cuda" if asked.gpus else "cpu", "--threads", str(asked.cpus)]
         argv += ["--memory", f"{asked.bytes / 2**30:.3f}"]
         argv += ["--scratch", self.profile.scratch] if self.profile.scratch else []
@@ -218,10 +219,10 @@ class Slurm:
         jobs, self.queued = [], len(told.splitlines())
         for line in filter(None, told.splitlines()):
             number, inner, job_name, state, reason = line.split("|", 4)
-            named = re.fullmatch(re.escape(self.mark) + r"\.w(\d+)m(\d+)\.(\w+)", job_name)
-            if named and state in STATES:
-                size = Size(int(named[1]), int(named[2]))
-                outdated = size.step > len(self.profile.larger) or named[3] != self.tag(size)
+            named = re.fullmatch(re.escape(self.mark) + r"\.(\w+)\.w(\d+)m(\d+)\.(\w+)", job_name)
+            if named and state in STATES and (self.every or named[1] == self.bound):
+                size = Size(int(named[2]), int(named[3]))
+                outdated = size.step > len(self.profile.larger) or named[4] != self.tag(size)
                 jobs.append(Job(number, size, STATES[state], reason.strip("()"), inner, outdated))
         return jobs
 

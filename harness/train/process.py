@@ -111,6 +111,7 @@ def serve(pipe: Connection, device: str) -> None:
 
 def prepare_process() -> None:
     """Set torch to what every stage relies on."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.allow_tf32 = False  # on by default: fp32 would mean another precision on some devices
 

@@ -131,9 +131,9 @@ def test_a_profile_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_queue_is_read_by_name_and_old_requests_are_known(tmp_path: Path) -> None:
     launcher = slurm(tmp_path)
-    own = f"{launcher.mark}.w4m1.{launcher.tag(Size(4, 1))}"
+    own = f"{launcher.mark}.{launcher.bound}.w4m1.{launcher.tag(Size(4, 1))}"
     launcher.run = lambda command: (
-        f"7_0|8|{own}|RUNNING|None\n7_[1]|7|{own}|PENDING|(Priority)\n9|9|{launcher.mark}.w1m0.beef|PENDING|QOSMaxCpuPerJobLimit\n"
+        f"7_0|8|{own}|RUNNING|None\n7_[1]|7|{own}|PENDING|(Priority)\n9|9|{launcher.mark}.{launcher.bound}.w1m0.beef|PENDING|QOSMaxCpuPerJobLimit\n"
         "10|10|another|RUNNING|None\n"
     )
     running, waiting, old = launcher.poll()
