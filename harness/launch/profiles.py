@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +73,12 @@ class Request(Form, strict=True):
                 raise ValueError(f"{name}: {short(value)} is not allowed; write a text, a number or true")
         return options
 
-    @cached_property
+    @property
     def minutes(self) -> int:
         """Return the time limit in whole minutes, as Slurm counts."""
         return max(1, int(read_span(self.time) // 60))
 
-    @cached_property
+    @property
     def bytes(self) -> int:
         """Return the memory of a process."""
         return read_memory(self.memory)

@@ -87,6 +87,13 @@ def test_a_group_of_processes_asks_for_as_many_times_as_much(tmp_path: Path) -> 
     assert "--array" not in larger
 
 
+def test_a_larger_step_is_found_whatever_was_asked_before(tmp_path: Path) -> None:
+    profile = slurm(tmp_path).profile
+    assert profile.bytes == 32 * 2**30
+    assert profile.at(1).bytes == 64 * 2**30
+    assert [profile.step_for(gib * 2**30, "ram") for gib in (0, 16, 32, 64)] == [None, 0, 1, None]
+
+
 def test_workers_are_told_what_they_have(tmp_path: Path) -> None:
     argv = slurm(tmp_path).command(Size(4, 1))
     told = dict(itertools.pairwise(argv))
