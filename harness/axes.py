@@ -77,6 +77,20 @@ def read_whole(value: object) -> int:
     return value
 
 
+def read_world(value: object) -> int:
+    """Read how many processes a cell trains with."""
+    if type(value) is not int or not 1 <= value <= 4096:
+        raise ValueError(f"{short(value)} is not allowed; write the number of processes a cell trains with")
+    return value
+
+
+def read_number(value: object) -> float:
+    """Read a number that a condition compares with."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{short(value)} is not a number")
+    return value
+
+
 def spread(value: object) -> list[tuple[Any, int | None]] | range:
     """Return the values of an axis, each with its place in the file's list: a list's items, `a..b` as a range.
 

@@ -10,9 +10,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.claims import Owner, state_of, take
+from harness.claims import Owner, take
 from harness.frontier import Frontier
 from harness.plan import Stage
+from harness.states import state_of
 from harness.store import Artifact, Result, file_sha256, place, publish
 
 Older = tuple[Stage, list[str], list[str]]

@@ -7,13 +7,14 @@ import os
 import signal
 from collections.abc import Mapping
 
-from harness.claims import Observer, Owner, State, take
+from harness.claims import Observer, Owner, take
 from harness.index import stand
 from harness.launch import Launcher
 from harness.plan import Plan
 from harness.planfile import SavedPlan
 from harness.presence import present
 from harness.rounds import CANCELLED
+from harness.states import State
 from harness.store import Store, write_whole
 from harness.words import count
 
@@ -39,9 +40,11 @@ def cancel(asked: SavedPlan, whole: Plan, store: Store, launcher: Launcher | Non
     mine = {owner.processes[0] for owner in owners}
     for worker in list(present(store, asked.plan.name)):
         if worker.here and not worker.owner.job and (not part or worker.owner.processes[0] in mine):
+            ended += 1
+            if worker.about.get("trial"):  # it reads the mark; ended by a signal, Ray would call it crashed
+                continue
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.owner.processes[0].pid, signal.SIGTERM)
-                ended += 1
     said = f"{count(ended, 'worker')} asked to save and leave"
     return f"{said}, {count(barred, 'stage')} cancelled; --retry cancelled lifts that" if part else said
 

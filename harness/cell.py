@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from harness.names import DENSE, Choice, Names
 from harness.protocol import Protocol, as_fields
 from harness.recipes import Recipe
 from harness.spec import Sweep
+from harness.tuned import Tuned, for_cell
 
 AXES = ("dataset", "arch", "mask", "sparsity", "recipe", "seed", "ticket_seed", "world", "protocol")
 USUAL = Dataset("")
@@ -33,6 +34,8 @@ class Cell:
     protocol: Protocol
     world: int
     extra: tuple[tuple[str, Any], ...]
+    tuned: Tuned | None = None
+    """Where some of its settings come from, if a search found them."""
 
     def axis(self, name: str) -> Any:
         """Return the value of an axis as a table prints it."""
@@ -83,7 +86,7 @@ def expand(sweep: Sweep) -> tuple[list[Cell], int]:
     cells: dict[tuple[Any, ...], Cell] = {}
     total = 0
     for point in sweep.points():
-        cell = _cell(sweep, point)
+        cell = cell_of(sweep, point)
         if cell is None:
             continue
         total += 1
@@ -92,7 +95,8 @@ def expand(sweep: Sweep) -> tuple[list[Cell], int]:
     return list(cells.values()), total - len(cells)
 
 
-def _cell(sweep: Sweep, point: dict[str, Any]) -> Cell | None:
+def cell_of(sweep: Sweep, point: dict[str, Any]) -> Cell | None:
+    """Return the cell of one point of the grid, after the sweep's rules; None where one excludes it."""
     try:
         for index, (condition, changes) in enumerate(sweep.rules):
             path: tuple[str | int, ...] = ("when", index)
@@ -109,7 +113,9 @@ def _cell(sweep: Sweep, point: dict[str, Any]) -> Cell | None:
     mask, sparsity = point["mask"], point["sparsity"]
     if mask.name == DENSE or sparsity.share == 0:
         mask, sparsity = Choice(DENSE), Sparsity()
-    recipe, used = _with_knobs(point["recipe"], point, sweep.names)
+    tuned = _tuned(sweep, point, mask, sparsity, protocol)
+    settings = dict(tuned.settings) if tuned else {}
+    recipe, used = _with_knobs(point["recipe"], {**point, **settings}, sweep.names, quiet=settings)
     extra = tuple((k, v) for k, v in point.items() if k in Protocol.model_fields or k in used)
     return Cell(
         point["dataset"],
@@ -119,10 +125,27 @@ def _cell(sweep: Sweep, point: dict[str, Any]) -> Cell | None:
         recipe,
         point["seed"],
         point.get("ticket_seed", point["seed"]),
-        protocol,
+        _protocol(sweep, {**point, **settings}) if settings else protocol,
         point.get("world", 1),
         extra,
+        tuned,
     )
+
+
+def _tuned(
+    sweep: Sweep, point: Mapping[str, Any], mask: Choice, sparsity: Sparsity, protocol: Protocol
+) -> Tuned | None:
+    """Return the settings that a search found for a point."""
+    here = {**point, "mask": mask, "sparsity": sparsity}
+
+    def label(axis: str) -> Any:
+        value = here.get(axis, getattr(protocol, axis, ""))
+        return getattr(value, "label", value)
+
+    try:
+        return for_cell(sweep.tuned, label, point)
+    except ValueError as error:
+        raise FileError([Fault(sweep.document.mark(("tuned",)), f"tuned: {error}")]) from None
 
 
 def _protocol(sweep: Sweep, point: Mapping[str, Any]) -> Protocol:
@@ -131,8 +154,13 @@ def _protocol(sweep: Sweep, point: Mapping[str, Any]) -> Protocol:
     return sweep.protocol(preset, {**sweep.overrides, **more, **fields})
 
 
-def _with_knobs(recipe: Recipe, point: Mapping[str, Any], names: Names) -> tuple[Recipe, set[str]]:
-    """Lay axes such as `gsw.b1` over a recipe; one whose part the recipe lacks has no effect on the cell."""
+def _with_knobs(
+    recipe: Recipe, point: Mapping[str, Any], names: Names, quiet: Iterable[str] = ()
+) -> tuple[Recipe, set[str]]:
+    """Lay axes such as `gsw.b1` over a recipe; one whose part the recipe lacks has no effect on the cell.
+
+    The recipe's label does not show those that are `quiet`.
+    """
     axes = [axis for axis in point if "." in axis]
     used: set[str] = set()
     parts = []
@@ -146,4 +174,5 @@ def _with_knobs(recipe: Recipe, point: Mapping[str, Any], names: Names) -> tuple
                 if point[axis] == names.entry("part", name).knobs[knob].default:
                     del given[knob]
         parts.append(replace(part, given=tuple(sorted(given.items()))))
-    return (replace(recipe, parts=tuple(parts)), used) if used else (recipe, used)
+    hidden = frozenset(quiet) & used
+    return (replace(recipe, parts=tuple(parts), quiet=hidden), used - hidden) if used else (recipe, used)

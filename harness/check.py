@@ -9,17 +9,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from harness.axes import read_sparsity, read_whole, spread
-from harness.catalog import DATASETS, PRESETS
+from harness.axes import read_number, read_sparsity, read_whole, read_world, spread
+from harness.catalog import DATASETS
 from harness.errors import Fault, FileError, UserError, short, usable_path
 from harness.expressions import Condition, parse_condition
 from harness.form import SweepFile, When, form_fault
 from harness.names import DENSE, SPECIAL, Names, read_choice
 from harness.plugins import find_plugin
-from harness.protocol import ALONE, Protocol, as_fields, make_protocol, matched_recipe
+from harness.protocol import ALONE, Protocol, make_protocol, matched_recipe, split_preset
 from harness.reading import Document, Path_, merge, read_document
 from harness.recipes import read_recipe, recipe_set
+from harness.search import read_search
 from harness.spec import Axes, Sweep, complaints
+from harness.tuned import read_tuned
 from tost.catalog import MASKS, MODELS, PARTS, RECIPES, nearest
 
 MOST_BASES = 16
@@ -71,7 +73,7 @@ class _Check:
             "recipe": lambda v: read_recipe(v, self.names),
             "seed": read_whole,
             "ticket_seed": read_whole,
-            "world": _world,
+            "world": read_world,
             "protocol": self.protocol,
         }
 
@@ -80,7 +82,7 @@ class _Check:
         preset: str = "tost"
         overrides: dict[str, Any] = {}
         try:
-            preset, overrides = _split_preset(self.file.protocol)
+            preset, overrides = split_preset(self.file.protocol)
             make_protocol(preset, overrides)
             if recipe := overrides.get("match_cost"):
                 read_recipe(recipe, self.names)
@@ -101,9 +103,13 @@ class _Check:
         rules = [self.rule(when, index) for index, when in enumerate(self.file.when)]
         excludes = [self.condition(text, ("exclude", i)) for i, text in enumerate(self.file.exclude)]
         self.tables()
+        search = (
+            read_search(self.file, self.names, self.document, self.reader, self.faults) if self.file.search else None
+        )
         if self.faults:
             raise FileError(self.faults)
-        return Sweep(self.file, self.document, self.names, preset, overrides, blocks, rules, excludes)
+        tuned = read_tuned(self.file.tuned, self.document, self.names.folder, self.reader)
+        return Sweep(self.file, self.document, self.names, preset, overrides, blocks, rules, excludes, search, tuned)
 
     def fault(self, path: Path_, message: str) -> None:
         """Note one fault; after a hundred, give up."""
@@ -156,7 +162,7 @@ class _Check:
 
     def protocol(self, value: object) -> tuple[str, dict[str, Any]]:
         """Read a value of the axis `protocol`: a preset, or one with overrides."""
-        preset, overrides = _split_preset({"preset": value} if isinstance(value, str) else value)
+        preset, overrides = split_preset({"preset": value} if isinstance(value, str) else value)
         try:
             make_protocol(preset, overrides)
         except ValidationError as error:
@@ -234,8 +240,8 @@ class _Check:
             "arch": lambda v: read_choice("arch", v, self.names).name,
             "mask": lambda v: read_choice("mask", v, self.names).name,
             "recipe": lambda v: read_recipe(v, self.names).label,
-            "sparsity": lambda v: read_sparsity(v).share if isinstance(v, str) else _number(v),
-            **dict.fromkeys(("seed", "ticket_seed", "world"), _number),
+            "sparsity": lambda v: read_sparsity(v).share if isinstance(v, str) else read_number(v),
+            **dict.fromkeys(("seed", "ticket_seed", "world"), read_number),
             **{name: _field_reader(self, name) for name in Protocol.model_fields},
         }
         try:
@@ -271,26 +277,3 @@ class _Check:
 
 def _field_reader(check: _Check, name: str) -> Callable[[Any], Any]:
     return lambda value: check.field(name, value)
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{short(value)} is not a number")
-    return value
-
-
-def _world(value: object) -> int:
-    if type(value) is not int or not 1 <= value <= 4096:
-        raise ValueError(f"{short(value)} is not allowed; write the number of processes a cell trains with")
-    return value
-
-
-def _split_preset(value: object) -> tuple[str, dict[str, Any]]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{short(value)} is not allowed; write a preset's name or {{preset: NAME, field: value}}")
-    preset = value.get("preset", "tost")
-    if not isinstance(preset, str) or preset not in PRESETS:
-        raise ValueError(
-            f"{short(preset)} is no preset; choose from {', '.join(PRESETS)}{nearest(str(preset), PRESETS)}"
-        )
-    return preset, as_fields({k: v for k, v in value.items() if k != "preset"})

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,6 @@ from harness.store import Folder, publish, read_json, write_whole
 LEASE = 180.0
 """Seconds without a heartbeat after which a claim is lost."""
 BEATS_PER_LEASE = 6
-GIVE_UP_AFTER = 3
-"""Attempts in a row that died without getting further, after which a stage counts as failed."""
-GIVE_UP_UNEXPLAINED = 10
-"""The same for attempts whose whole worker vanished, which is mostly the machine's doing and not the stage's."""
 
 
 @dataclass(frozen=True)
@@ -135,101 +130,6 @@ class Observer:
             since = now
         self._seen[claim] = (size, since, now)
         return now - since > max(self.lease, owner.lease if owner else 0.0)
-
-
-@dataclass(frozen=True)
-class State:
-    """What a stage's files say at one moment."""
-
-    name: str
-    """todo, running, lost, failed, stopped, diverged or done."""
-    generation: int
-    detail: str = ""
-    cause: str = ""
-    """Of a failure: code, input, oom, died or device."""
-    memory: int = 0
-    """Where memory ran out: the bytes that were not enough, and whether the machine's (ram) or its GPU's (gpu)."""
-    resource: str = "ram"
-    lost: float = 0.0
-    """The most seconds that an attempt was given which was stopped."""
-    host: str = ""
-    """A host whose device failed on it, to be avoided where there is another."""
-
-    @property
-    def claimable(self) -> bool:
-        """Return whether a worker may take the stage."""
-        return self.name in ("todo", "lost", "stopped")
-
-
-def state_of(folder: Folder, observer: Observer) -> State:
-    """Derive the state of a stage that has no usable result."""
-    generation = folder.generation
-    if generation == 0:
-        return State("todo", 0)
-    end = folder.end(generation)
-    if end is None:
-        if not observer.lost(folder.claim_path(generation)):
-            return State("running", generation)
-        tries = fruitless(folder, vanished=True)
-        if tries >= GIVE_UP_UNEXPLAINED:
-            detail = f"its worker vanished {tries} times in a row before the first checkpoint"
-            return State("failed", generation, detail, cause="died")
-        return State("lost", generation)
-    return _ended(folder, generation, end)
-
-
-def _ended(folder: Folder, generation: int, end: Mapping[str, Any]) -> State:
-    outcome, detail = str(end.get("outcome")), str(end.get("message", ""))
-    if outcome == "died" and (tries := fruitless(folder, vanished=False)) >= GIVE_UP_AFTER:
-        return State("failed", generation, f"{detail} ({tries} times in a row)", cause="died")
-    if outcome == "fault":
-        if (tries := faults_in_a_row(folder)) >= GIVE_UP_AFTER:
-            return State("failed", generation, f"{detail} ({tries} times in a row)", cause="device")
-        return State("stopped", generation, detail, host=str(end.get("host", "")))
-    if outcome in ("failed", "diverged"):
-        cause = str(end.get("cause", outcome))
-        return State(
-            outcome,
-            generation,
-            detail,
-            cause=cause,
-            memory=int(end.get("memory", 0)),
-            resource=str(end.get("resource", "ram")),
-        )
-    ends = [folder.end(n) or {} for n in range(1, generation + 1)]
-    if short := _short_of_memory(ends):
-        return State("failed", generation, detail, "oom", int(short["memory"]), str(short.get("resource", "ram")))
-    lost = max((float(e.get("seconds", 0.0)) for e in ends if e.get("outcome") == "stopped"), default=0.0)
-    return State("stopped", generation, detail, lost=lost)
-
-
-def _short_of_memory(ends: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return the newest end for want of memory that nobody has lifted since: who has no more need not try again."""
-    since = itertools.takewhile(lambda end: not end.get("released"), reversed(ends))
-    return next((end for end in since if end.get("cause") == "oom" and end.get("memory")), {})
-
-
-def faults_in_a_row(folder: Folder) -> int:
-    """Count the newest attempts in a row in which a device failed."""
-    ends = (folder.end(generation) for generation in range(folder.generation, 0, -1))
-    return sum(1 for _ in itertools.takewhile(lambda end: end is not None and end.get("outcome") == "fault", ends))
-
-
-def fruitless(folder: Folder, vanished: bool) -> int:
-    """Count the newest attempts in a row, without a checkpoint of their own, that died; or those that vanished.
-
-    The others of the two are passed over: a machine that is switched off says nothing about a crash.
-    """
-    count = 0
-    for generation in range(folder.generation, 0, -1):
-        end = folder.end(generation)
-        attempt = folder.attempt(generation)
-        if (end is not None and end.get("outcome") != "died") or (
-            attempt.is_dir() and any(attempt.glob("checkpoint-*"))
-        ):
-            break
-        count += (end is None) == vanished
-    return count
 
 
 @dataclass(frozen=True)

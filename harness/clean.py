@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.claims import Observer, state_of
+from harness.claims import Observer
 from harness.errors import UserError
 from harness.plan import Plan
 from harness.planfile import earlier_plans, plans_in_force, read_plan, sweep_names
 from harness.publication import KEPT
+from harness.states import state_of
 from harness.store import KINDS, Folder, Store, forget_index, remove_dead_drafts
 
 TRASH = "trash"

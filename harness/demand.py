@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from harness.claims import State
 from harness.index import Standing
 from harness.launch import Size
 from harness.plan import Plan
+from harness.states import State
 
 StepFor = Callable[[int, str], int | None]
 
@@ -47,6 +47,6 @@ def demand(plan: Plan, standing: Standing, step_for: StepFor, sizes: Mapping[str
 
 def _step(state: State, step_for: StepFor) -> int | None:
     """Return the step of memory that a stage needs; None where no worker can take it."""
-    if state.name not in ("failed", "diverged"):
+    if not state.over:
         return 0
     return step_for(state.memory, state.resource) if state.cause == "oom" else None

@@ -30,8 +30,8 @@ def console() -> Console:
 class Display:
     """Shows stages done, failures, and what each worker does: cell, epoch, loss, images a second, time left."""
 
-    def __init__(self, done: int, total: int, workers: int) -> None:
-        self.done, self.total, self.failed = done, total, 0
+    def __init__(self, done: int, total: int, workers: int, what: str = "stages") -> None:
+        self.done, self.total, self.failed, self.what = done, total, 0, what
         self.out = console()
         self.rich = self.out.is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self.lines: dict[int, str] = dict.fromkeys(range(workers), "starting")
@@ -39,7 +39,7 @@ class Display:
         self.notes: set[str] = set()
         self.last_plain = time.monotonic()
         self.bar = Progress(
-            TextColumn("stages"),
+            TextColumn(what),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[failed]}"),
@@ -55,7 +55,7 @@ class Display:
     def shown(self) -> Iterator[None]:
         """Show progress while the block runs."""
         if not self.rich:
-            self.out.print(f"{self.done} of {self.total} stages done, {len(self.lines)} workers", soft_wrap=True)
+            self.out.print(f"{self.done} of {self.total} {self.what} done, {len(self.lines)} workers", soft_wrap=True)
             yield
             return
         with Live(self._render(), console=self.out, refresh_per_second=4, transient=True) as self.live:
@@ -69,7 +69,7 @@ class Display:
     def stages(self, done: int) -> None:
         """Take in how many stages are done."""
         if done != self.done and not self.rich:
-            self.out.print(f"{done} of {self.total} stages done", soft_wrap=True)
+            self.out.print(f"{done} of {self.total} {self.what} done", soft_wrap=True)
         self.done = done
         self.bar.update(self.task, completed=done)
 
@@ -119,7 +119,7 @@ class Display:
         if not self.rich and (now - self.last_plain > PLAIN_EVERY or self.done == self.total):
             self.last_plain = now
             failed = f", {self.failed} failed" if self.failed else ""
-            self.out.print(f"{self.done} of {self.total} stages done{failed}", soft_wrap=True)
+            self.out.print(f"{self.done} of {self.total} {self.what} done{failed}", soft_wrap=True)
 
     def _render(self) -> Group:
         width = max(20, self.out.width - 1)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -17,53 +18,32 @@ from harness.clean import orphans
 from harness.closing import report
 from harness.demand import demand
 from harness.display import ask
+from harness.dropped import ask_about_dropped
 from harness.errors import UserError, printable
 from harness.frontier import Frontier
 from harness.index import stand
 from harness.launch.local import Machine, this_machine
 from harness.launch.slurm import Slurm
 from harness.launching import HERE, Crew, launcher_for, refuse_login_node, run_elsewhere, run_in_this_process
-from harness.miniature import own_store
+from harness.miniature import TOGETHER, own_store
 from harness.only import cell_filter
+from harness.options import CAUSES, Options
 from harness.outlook import Outlook, by_axis, data_stages, describe
 from harness.plan import Plan
-from harness.planfile import NEWEST, as_saved, read_plan, save_plan
+from harness.planfile import as_saved, save_plan
 from harness.planner import data_folder, make_plan
-from harness.presence import present
 from harness.retry import release
+from harness.rounds import CANCELLED
 from harness.spec import MOST_CELLS, Sweep
 from harness.store import Store
 from harness.supervisor import Setup
 from harness.words import count
 from tost.catalog import nearest
 
+if TYPE_CHECKING:
+    from harness.ray_run import Share
+
 MANY_CELLS = 1_000_000
-CAUSES = ("all", "cancelled", "code", "input", "oom", "device", "died", "diverged")
-
-
-@dataclass(frozen=True)
-class Options:
-    """How one call wants its stages run; what is None is the sweep file's to say."""
-
-    via: str | None
-    workers: int | None
-    threads: int | None
-    device: str | None
-    retry: str
-    checkpoint_every: float
-    lease: float
-    scratch: str = ""
-    until: str = ""
-    discard_weights: bool = False
-    detach: bool = False
-
-    @property
-    def argv(self) -> list[str]:
-        """Return what every worker is told."""
-        argv = ["--checkpoint-every", str(self.checkpoint_every), "--lease", str(self.lease)]
-        argv += ["--scratch", self.scratch] if self.scratch else []
-        argv += ["--until", self.until] if self.until else []
-        return [*argv, "--discard-weights"] if self.discard_weights else argv
 
 
 class Driver:
@@ -83,7 +63,7 @@ class Driver:
         self.file, self.data, self.yes, self.miniature = file, data, yes, miniature
         self.store = Store(own_store(store) if miniature else store)
 
-    def load(self, only: str, limit: int | None) -> None:
+    def load(self, options: Options, only: str, limit: int | None) -> None:
         """Read the file and make the plan of the wanted cells."""
         self.sweep = load_sweep(self.file)
         points = self.sweep.size()
@@ -91,7 +71,8 @@ class Driver:
             raise UserError(f"{self.file}: the grid has {points:,} points; at most {MOST_CELLS:,} are allowed")
         if points > MANY_CELLS and not self.yes and not (sys.stdin.isatty() and ask(f"{points:,} grid points. Go on?")):
             raise UserError(f"{self.file}: not started; the grid has {points:,} points. If that is meant: --yes")
-        self.whole = make_plan(self.sweep, self.store, data_folder(self.sweep, self.data), self.miniature)
+        together = 0 if self.via(options) in HERE else TOGETHER
+        self.whole = make_plan(self.sweep, self.store, data_folder(self.sweep, self.data), self.miniature, together)
         cells = self.whole.cells
         if only:
             wanted = cell_filter(only, self.whole)
@@ -99,6 +80,8 @@ class Driver:
         self.choose(cells[:limit] if only or limit else None)
         if not self.plan.cells:
             raise UserError(f"{self.file}: no cell is left after exclude")
+        if self.sweep.search:
+            self._refuse_for_search(options)
 
     def choose(self, cells: list[tuple[Cell, str]] | None) -> None:
         """Take some of the cells, or all of them."""
@@ -126,6 +109,12 @@ class Driver:
 
     def print_plan(self, options: Options, pilot: bool, budget: str) -> None:
         """Print cells, stages and sharing, and what the rest will cost."""
+        if self.sweep.search:
+            from harness.searching import campaign_of, describe_search
+
+            campaign = campaign_of(self.sweep, self.store, data_folder(self.sweep, self.data))
+            print(printable("\n".join(describe_search(campaign)), 20_000))  # noqa: T201 - the result of the command
+            return
         if pilot and not self.plan.missing():
             self._pilot(options)
         survey = self.frontier.survey()
@@ -169,6 +158,8 @@ class Driver:
             raise UserError(f"--retry {options.retry}: choose from {', '.join(CAUSES)}{nearest(options.retry, CAUSES)}")
         if self.lacks():
             return 2
+        if self.sweep.search:
+            return self._search(options)
         via = self.via(options)
         if not (self.miniature or options.via or self.sweep.file.launch.model_fields_set & {"via"}):
             refuse_login_node()
@@ -192,7 +183,7 @@ class Driver:
             typer.echo(f"{count(released, 'failed stage')} released for another try", err=True)
         survey = self.frontier.survey()
         if not self.chosen:
-            self._ask_about_dropped()
+            ask_about_dropped(self.plan, self.store, self.file, self.yes)
         saved = save_plan(self.plan, self.store, self.sweep, whole=not self.chosen)
         if not survey.todo:
             return report(self.sweep, self.frontier, self.chosen, interrupted=False)
@@ -214,36 +205,45 @@ class Driver:
             typer.echo(said, err=True)
         return report(self.sweep, self.frontier, self.chosen, stopped)
 
-    def _ask_about_dropped(self) -> None:
-        """Ask before workers at work are kept from cells that an edited file has no longer. Raises UserError."""
-        if not (at_work := list(present(self.store, self.plan.name))) or self.yes:
-            return
-        try:
-            before = read_plan(self.store.sweep(self.plan.name) / NEWEST).plan
-        except UserError:
-            return
-        dropped = [key for key in before.leaves if key not in self.plan.stages and not self._done(before, key)]
-        question = (
-            f"{count(len(dropped), 'unfinished cell')} of the sweep as it was run before, such as "
-            f"{before.stages[dropped[0]].label}, would be started no more by {count(len(at_work), 'worker')} at work"
-            if dropped
-            else ""
-        )
-        if dropped and not (sys.stdin.isatty() and ask(f"{question}. Go on?")):
-            raise UserError(f"{self.file}: not started: {question}. If that is meant: --yes")
-
-    def _done(self, plan: Plan, key: str) -> bool:
-        return self.store.folder(plan.stages[key].kind, key).result() is not None
-
     def _with_ray(self, saved: Path, options: Options, machine: Machine) -> bool:
         """Run what is missing as trials of Ray Tune; return whether that was stopped."""
-        from harness.ray_run import Share, run_with_ray
+        from harness.ray_run import run_with_ray
 
-        launch = self.sweep.file.launch
-        gpus = launch.gpus if launch.gpus is not None else float(bool(machine.gpus))
-        share = Share(options.threads or launch.threads or 1, gpus, launch.address or "")
-        setup = self._setup("cuda" if gpus else "cpu", share.cpus, options)
-        return run_with_ray(self.plan, saved, self.store, setup, share)
+        share, setup = self._trials(options, machine)
+        mark = self.store.sweep(self.plan.name) / CANCELLED
+        mark.unlink(missing_ok=True)
+        most = options.workers or self.sweep.file.launch.workers
+        return run_with_ray(self.plan, saved, self.store, setup, share, most, mark)
+
+    def _trials(self, options: Options, machine: Machine) -> tuple[Share, Setup]:
+        """Return what a trial of Ray Tune is given."""
+        from harness.ray_run import Share
+
+        share = Share.of(self.sweep.file.launch, options.threads, bool(machine.gpus))
+        return share, self._setup("cuda" if share.gpus else "cpu", share.cpus, options)
+
+    def _search(self, options: Options) -> int:
+        """Run the file's search; return the exit code."""
+        from harness.searching import run_search
+
+        share, setup = self._trials(options, self.machine(options))
+        most = options.workers or self.sweep.file.launch.workers
+        data = data_folder(self.sweep, self.data)
+        return run_search(self.sweep, self.store, data, replace(setup, discard_weights=True), share, most)
+
+    def _refuse_for_search(self, options: Options) -> None:
+        """Raise UserError for what a search does not do."""
+        refused = {
+            "--only and --limit": self.chosen,
+            "--miniature": self.miniature,
+            "--detach": options.detach,
+            f"--via {self.via(options)}": self.via(options) not in ("local", "ray"),
+        }
+        for what in [what for what, given in refused.items() if given]:
+            raise UserError(
+                f"{self.file}: {what} is not for a file with `search:`, which runs under Ray Tune, here or on the "
+                "cluster of `launch: {via: ray, address: ...}`"
+            )
 
     @staticmethod
     def _setup(device: str, threads: int, options: Options) -> Setup:

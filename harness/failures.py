@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from harness.conditions import Condition, smallest_condition
 from harness.index import Standing
 from harness.planfile import SavedPlan
+from harness.states import FAILED
 from harness.store import Store
 
 REMEDIES = {
@@ -50,7 +51,7 @@ def group_failures(saved: SavedPlan, store: Store, standing: Standing) -> list[G
     groups: dict[tuple[str, str], Group] = {}
     of_stage: dict[str, Group] = {}
     for key, state in standing.states.items():
-        if state.name not in ("failed", "diverged"):
+        if state.name not in FAILED:
             continue
         cause = state.cause or state.name
         name = (cause, normalised(state.detail))
@@ -61,7 +62,7 @@ def group_failures(saved: SavedPlan, store: Store, standing: Standing) -> list[G
         groups[name].stages.append(key)
         of_stage[key] = groups[name]
     for place, (_, key) in enumerate(saved.cells):
-        if key in blocked:
+        if blocked.get(key) in of_stage:
             of_stage[blocked[key]].cells.append(place)
     if groups:
         cells = [cell for cell, _ in saved.places()]

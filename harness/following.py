@@ -12,6 +12,7 @@ from harness.display import Display
 from harness.launch import Job, Launcher
 from harness.planfile import SavedPlan
 from harness.rounds import Round, go_round
+from harness.states import FAILED
 from harness.store import Store
 from harness.words import count
 
@@ -81,7 +82,7 @@ class Following:
         for sentence in seen.submitted:
             self._say(display, f"submitted {sentence}")
         for key, state in standing.states.items():
-            if state.name in ("failed", "diverged"):
+            if state.name in FAILED:
                 self._say(display, f"{state.name}: {plan.stages[key].label}: {state.detail}")
         waiting = [job for job in seen.jobs if job.state == "pending"]
         for job in waiting:

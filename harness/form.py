@@ -13,6 +13,7 @@ from harness.protocol import Protocol
 from harness.reading import Document, Path_
 from tost.catalog import nearest
 
+MOST_TRIALS = 100_000
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
@@ -97,6 +98,61 @@ class Wandb(Form, strict=True):
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
 
 
+class Asha(Form, strict=True):
+    """Asynchronous successive halving (Li et al., 2020): who is behind after `grace` epochs, and after every
+    `reduction` times as many, is stopped.
+    """
+
+    grace: int = Field(1, ge=1)
+    reduction: float = Field(4, gt=1, le=1000)
+
+
+class Search(Form):
+    """A search for the best settings of every place of the grid, judged on the dev split alone."""
+
+    metric: Literal["dev_accuracy", "dev_loss"] = "dev_accuracy"
+    mode: Literal["max", "min"] | None = None
+    space: dict[str, Any] = Field(min_length=1)
+    samples: int | dict[str, int]
+    """Trials of every place, or by recipe."""
+    baseline: str = "default"
+    """The recipe that is tuned too, in the grid or not; `none` leaves it out."""
+    scheduler: Literal["asha", "none"] | Asha = "asha"
+    searcher: Literal["random", "optuna"] = "random"
+    seed: int = Field(0, ge=0, lt=2**31)
+    write: str | None = None
+    """Where the best settings go, relative to the sweep file; else beside the sweep's plan in the store."""
+
+    @field_validator("samples")
+    @classmethod
+    def _samples(cls, value: int | dict[str, int]) -> int | dict[str, int]:
+        for number in value.values() if isinstance(value, dict) else [value]:
+            if not 1 <= number <= MOST_TRIALS:
+                raise ValueError(f"{number} is not allowed; write the number of trials, from 1 to {MOST_TRIALS:,}")
+        return value
+
+    @field_validator("scheduler", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        return value["asha"] or {} if isinstance(value, dict) and list(value) == ["asha"] else value
+
+    @model_validator(mode="after")
+    def _right_way(self) -> Search:
+        if self.mode not in (None, self.best):
+            raise ValueError(f"mode {self.mode}: {self.metric} is better the other way; write {self.best}")
+        return self
+
+    @property
+    def best(self) -> str:
+        """Return which way the metric is better."""
+        return "max" if self.metric == "dev_accuracy" else "min"
+
+    @property
+    def asha(self) -> Asha | None:
+        """Return the settings of the scheduler, where there is one."""
+        return Asha() if self.scheduler == "asha" else None if self.scheduler == "none" else self.scheduler
+
+
 class SweepFile(Form):
     """A sweep: the grid of cells, how they are trained, and the tables that come of it."""
 
@@ -112,6 +168,8 @@ class SweepFile(Form):
     tables: list[Table] = Field(default_factory=list)
     launch: Launch = Field(default_factory=lambda: Launch())
     wandb: Wandb | None = None
+    search: Search | None = None
+    tuned: str | list[str] = Field(default_factory=list)
 
     @field_validator("protocol", mode="before")
     @classmethod
@@ -172,7 +230,13 @@ def form_fault(document: Document, error: Any) -> Fault:
 
 
 def _model_at(location: Path_) -> type[BaseModel]:
-    models: dict[str | int, type[BaseModel]] = {"launch": Launch, "wandb": Wandb, "when": When, "tables": Table}
+    models: dict[str | int, type[BaseModel]] = {
+        "launch": Launch,
+        "wandb": Wandb,
+        "when": When,
+        "tables": Table,
+        "search": Search,
+    }
     return models.get(location[0], SweepFile) if location else SweepFile
 
 

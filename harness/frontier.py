@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from harness.claims import Observer, State, state_of
+from harness.claims import Observer
 from harness.memory import MORE
 from harness.plan import Plan, Stage
+from harness.states import State, state_of
 from harness.store import Result, Store
 
 
@@ -104,7 +105,7 @@ class Frontier:
         """Return the stages that cannot run because one above them failed, with that one's key."""
         cause: dict[str, str] = {}
         for key, state in survey.todo.items():
-            if state.name in ("failed", "diverged"):
+            if state.over:
                 cause[key] = key
                 continue
             above = [cause[p] for p in self.plan.stages[key].parents.values() if p in cause]

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.claims import Observer, Owner, State, state_of
+from harness.claims import Observer, Owner
 from harness.plan import Plan, Stage
+from harness.states import State, state_of
 from harness.store import Artifact, Folder, Result, Store, read_json, write_whole
 
 INDEX_VERSION = 1
@@ -75,7 +76,7 @@ class Standing:
         """Return the stages that failed or wait for one that did, with that one's key."""
         cause: dict[str, str] = {}
         for key, state in self.states.items():
-            if state.name in ("failed", "diverged"):
+            if state.over:
                 cause[key] = key
             elif above := [cause[p] for p in plan.stages[key].parents.values() if p in cause]:
                 cause[key] = above[0]

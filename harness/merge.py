@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.bless import copy_artifact
-from harness.claims import Observer, Owner, state_of, take
+from harness.claims import Observer, Owner, take
+from harness.states import state_of
 from harness.store import KINDS, Folder, Result, Store, digest, publish, read_json, write_whole
 
 ALONG = ("metrics.jsonl", "log")

@@ -16,6 +16,7 @@ from harness.names import DENSE, SPECIAL, Choice, Names
 from harness.plugins import Plugin
 from harness.protocol import Protocol
 from harness.recipes import Recipe
+from harness.specs import Specs
 from tost.catalog import Model
 
 FOLDER = "miniature"
@@ -25,6 +26,8 @@ EPOCHS = 2
 TRAIN, DEV, TEST, CLASSES = 6, 2, 4, 4
 LR = 1e-3
 """The most that a learning rate is: a deep network's first steps on noise diverge with more."""
+TOGETHER = 3
+"""Cells of those that ask for several processes that are trained by two; the others are trained by one."""
 STEPS = {"steps": 3, "iterations": 2, "per_class": 1}
 """The most that a knob of such a name is given."""
 SIZE, LARGER = 16, 32
@@ -47,8 +50,8 @@ def own_store(root: Path) -> Path:
 class Shrink:
     """Turns a sweep's cells into their miniature."""
 
-    def __init__(self, names: Names) -> None:
-        self.names = names
+    def __init__(self, names: Names, together: int = 0) -> None:
+        self.names, self.together = names, together
         self.protocols: dict[int, Protocol] = {}
 
     def cells(self, cells: list[Cell]) -> tuple[list[Cell], list[Cell]]:
@@ -65,13 +68,13 @@ class Shrink:
             small = self.cell(cell)
             sort = (small.dataset, small.arch, small.mask, small.recipe, id(small.protocol), small.extra)
             if sort not in trained:
-                trained[sort] = small
+                trained[sort] = replace(small, world=self.world(cell))
             elif small.sparsity != trained[sort].sparsity:
                 others.setdefault((*sort[:3], id(small.protocol), small.sparsity), small)
         return list(trained.values()), list(others.values())
 
     def cell(self, cell: Cell) -> Cell:
-        """Return a cell with few steps of everything, in one process."""
+        """Return a cell with few steps of everything."""
         return replace(
             cell,
             protocol=self.protocol(cell.protocol),
@@ -80,6 +83,13 @@ class Shrink:
             recipe=self.recipe(cell.recipe),
             world=1,
         )
+
+    def world(self, cell: Cell) -> int:
+        """Return 2 for the first few cells that ask for several processes and whose ticket needs no training."""
+        if cell.world == 1 or not self.together or Specs(self.names).at(cell.mask) in ("trained", "chain"):
+            return 1
+        self.together -= 1
+        return 2
 
     def protocol(self, protocol: Protocol) -> Protocol:
         """Return a protocol of two epochs, a step each; what else it says stays."""

@@ -100,6 +100,11 @@ class Plan:
             trainings[stage.key] = frozenset(own.union(*(trainings[p] for p in stage.parents.values())))
         return sum(len(trainings[key]) for _, key in self.cells)
 
+    def part(self, key: str) -> Plan:
+        """Return the plan of one stage."""
+        needed = self.ancestors(key)
+        return Plan(self.name, {k: stage for k, stage in self.stages.items() if k in needed}, beside=[key])
+
     def keep(self, cells: Iterable[tuple[Cell, str]]) -> Plan:
         """Return the plan of some of the cells."""
         chosen = list(cells)

@@ -77,6 +77,22 @@ def save_plan(plan: Plan, store: Store, sweep: Sweep, whole: bool) -> Path:
     A plan's file is named by its content, so that calls with other cells, or an edited file, leave it alone;
     `plan.json` is the newest plan of the `whole` sweep, for workers started by hand.
     """
+    folder = _keep_sources(plan, store, sweep)
+    data = dump(as_saved(plan, sweep))
+    path = folder / f"plan-{hashlib.sha256(data).hexdigest()[:12]}.json"
+    write_whole(path, data)
+    if whole:
+        write_whole(folder / NEWEST, data)
+    return path
+
+
+def save_growing(plan: Plan, store: Store, sweep: Sweep) -> None:
+    """Write a plan that is written anew with every trial of a search: the newest alone is kept."""
+    write_whole(_keep_sources(plan, store, sweep) / NEWEST, dump(as_saved(plan, sweep)))
+
+
+def _keep_sources(plan: Plan, store: Store, sweep: Sweep) -> Path:
+    """Write what workers read beside a plan; return the sweep's folder."""
     folder = store.sweep(plan.name)
     folder.mkdir(parents=True, exist_ok=True)
     for plugin in plan.plugins:
@@ -86,12 +102,7 @@ def save_plan(plan: Plan, store: Store, sweep: Sweep, whole: bool) -> Path:
             copy.parent.mkdir(parents=True, exist_ok=True)
             write_whole(copy, path.read_bytes())
     write_whole(folder / "sweep.yaml", Path(sweep.document.file).read_bytes())
-    data = dump(as_saved(plan, sweep))
-    path = folder / f"plan-{hashlib.sha256(data).hexdigest()[:12]}.json"
-    write_whole(path, data)
-    if whole:
-        write_whole(folder / NEWEST, data)
-    return path
+    return folder
 
 
 def dump(saved: SavedPlan) -> bytes:

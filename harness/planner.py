@@ -40,18 +40,19 @@ def data_folder(sweep: Sweep, given: Path | None) -> Path:
     return given or Path(os.environ.get("HARNESS_DATA", "data"))
 
 
-def make_plan(sweep: Sweep, store: Store, data: Path, miniature: bool = False) -> Plan:
+def make_plan(sweep: Sweep, store: Store, data: Path, miniature: bool = False, together: int = 0) -> Plan:
     """Expand a sweep into cells and their stages. Reads the data sets' files to hash them; runs nothing.
 
-    A miniature has the same graph with few steps of everything, and reads no data set.
+    A miniature has the same graph with few steps of everything, and reads no data set; in it, `together` cells of those
+    that ask for several processes are trained by two.
     """
     cells, united = expand(sweep)
-    planner = _Planner(sweep, store, data, miniature)
+    planner = Planner(sweep, store, data, miniature)
     plan = planner.plan
     plan.united = united
     masks_only: list[Cell] = []
     if miniature:
-        cells, masks_only = Shrink(sweep.names).cells(cells)
+        cells, masks_only = Shrink(sweep.names, together).cells(cells)
     by_key: dict[str, Cell] = {}
     worlds: dict[str, int] = {}
     for cell in cells:
@@ -69,11 +70,12 @@ def make_plan(sweep: Sweep, store: Store, data: Path, miniature: bool = False) -
     return plan
 
 
-class _Planner:
+class Planner:
     """Turns cells into stages; every part of a spec is made once and shared."""
 
     def __init__(self, sweep: Sweep, store: Store, data: Path, miniature: bool = False) -> None:
         self.sweep, self.store, self.data, self.miniature = sweep, store, data, miniature
+        self.blind = {"blind": True} if sweep.search else {}
         self.plan = Plan(sweep.name)
         self.sources: dict[Choice, Source] = {}
         self.memo: dict[tuple[Any, ...], str] = {}
@@ -193,6 +195,7 @@ class _Planner:
             "protocol": cell.protocol.training,
             **self.specs.views(cell),
             **self.specs.augment(cell),
+            **self.blind,
             **more,
         }
         return self.add("train", spec, parents, label)

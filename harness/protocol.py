@@ -150,3 +150,15 @@ def make_protocol(preset: str, overrides: Mapping[str, Any]) -> Protocol:
         fields["milestones"] = tuple(m * epochs / usual.epochs for m in usual.milestones)
         fields["warmup"] = usual.warmup * epochs / usual.epochs
     return Protocol(**{**fields, **overrides})
+
+
+def split_preset(value: object) -> tuple[str, dict[str, Any]]:
+    """Return a preset's name and the fields that a value of the axis `protocol` lays over it. Raises ValueError."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{short(value)} is not allowed; write a preset's name or {{preset: NAME, field: value}}")
+    preset = value.get("preset", "tost")
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise ValueError(
+            f"{short(preset)} is no preset; choose from {', '.join(PRESETS)}{nearest(str(preset), PRESETS)}"
+        )
+    return preset, as_fields({k: v for k, v in value.items() if k != "preset"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from typing import Any
 from harness.claims import Observer
 from harness.display import Display
 from harness.errors import UserError
+from harness.form import Launch
 from harness.frontier import Frontier
 from harness.plan import Plan
 from harness.ray_trial import run_trial
+from harness.states import FAILED
 from harness.store import Store
 from harness.supervisor import Setup
 from harness.words import count
@@ -30,7 +32,12 @@ class Share:
     cpus: int = 1
     gpus: float = 0.0
     address: str = ""
-    memory: int = 0
+
+    @classmethod
+    def of(cls, launch: Launch, threads: int | None, has_gpus: bool) -> Share:
+        """Return a rank's share as a sweep file and the command line want it: a GPU where there is any."""
+        gpus = launch.gpus if launch.gpus is not None else float(has_gpus)
+        return cls(threads or launch.threads or 1, gpus, launch.address or "")
 
 
 @dataclass
@@ -43,6 +50,7 @@ class Ready:
     """Trial -> the key of its stage."""
     trouble: str = ""
     todo: list[str] = field(default_factory=list)
+    cancelled: Callable[[], bool] = lambda: False
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be nothing in Tune's snapshots, which are never read."""
@@ -60,6 +68,8 @@ class Ready:
 
     def next(self, trial: str) -> str | None:
         """Return a stage that can start now, for a trial; None where there is none at the moment."""
+        if self.cancelled():
+            return None
         under_way = set(self.trials.values())
         left = set(self.todo)
         for key in self.todo:
@@ -73,52 +83,78 @@ class Ready:
     @property
     def over(self) -> bool:
         """Return whether no trial can come any more."""
-        return bool(self.trouble) or (not self.todo and not self.trials)
+        return bool(self.trouble) or (not self.trials and (not self.todo or self.cancelled()))
 
     def ended(self, trial: str, outcome: str) -> None:
         """Take in how a trial ended; what it left behind is looked up in the store."""
         key = self.trials.pop(trial, "")
         if outcome.startswith("trouble"):
             self.trouble = outcome
-        if outcome in ("failed", "diverged") and key:
+        if outcome in FAILED and key:
             self.display.say(f"{outcome}: {self.frontier.plan.stages[key].label}")
         self.look()
 
 
-def run_with_ray(plan: Plan, path: Path, store: Store, setup: Setup, share: Share) -> bool:
-    """Run what a plan lacks as trials of Ray Tune; return whether it was stopped. Raises UserError."""
+def start_ray(share: Share) -> list[dict[str, Any]]:
+    """Join a Ray cluster, or start one of this machine; return its nodes as Ray describes them. Raises UserError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune's own would make a stop look like an end
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own report of a run of thousands of trials
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
-    from ray import tune
 
     if not ray.is_initialized():
-        ray.init(address=share.address or "local", include_dashboard=False, log_to_driver=False, logging_level=40)
-    _fits(plan, share, ray.nodes())  # type: ignore[no-untyped-call]
-    ready = Ready(Frontier(plan, store, Observer(setup.lease)), Display(0, len(plan.stages), 0))
-    ready.look()
-    alike = len({plan.stages[key].world for key in ready.todo}) == 1  # kept actors of one size would starve another's
-    orders = {
-        "plan": str(path.absolute()),
-        "store": str(store.root.absolute()),
-        "gpus": share.gpus,
-        "setup": {name: value for name, value in asdict(setup).items() if name != "world"},
-    }
-    with tempfile.TemporaryDirectory(prefix="ray-tune-") as folder, ready.display.shown():
+        try:
+            ray.init(address=share.address or "local", include_dashboard=False, log_to_driver=False, logging_level=40)
+        except (ConnectionError, ValueError) as error:
+            raise UserError(f"launch.address {share.address}: no Ray cluster there ({error})") from None
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return nodes
+
+
+def dispatch(trial: Callable[..., None], searcher: Any, share: Share, alike: bool, most: int | None) -> bool:
+    """Run trials as a searcher of Tune's suggests them, at most so many at once; return whether that was stopped.
+
+    `alike`: whether all trials ask for the same resources, so that one's process can serve the next.
+    """
+    from ray import tune
+
+    with tempfile.TemporaryDirectory(prefix="ray-tune-") as folder:
+        chosen = {"search_alg": searcher, "num_samples": TRIALS, "reuse_actors": alike, "max_concurrent_trials": most}
         tuner = tune.Tuner(
-            tune.with_resources(_trial, lambda config: _bundle(config["world"], share)),
-            tune_config=tune.TuneConfig(search_alg=_searcher(ready, orders), num_samples=TRIALS, reuse_actors=alike),
+            tune.with_resources(trial, lambda config: _bundle(config["world"], share)),
+            tune_config=tune.TuneConfig(**chosen),
             run_config=tune.RunConfig(storage_path=folder, verbose=0),
         )
         try:
             tuner.fit()
         except KeyboardInterrupt:
             return True
+    return False
+
+
+def run_with_ray(
+    plan: Plan, path: Path, store: Store, setup: Setup, share: Share, most: int | None, cancelled: Path
+) -> bool:
+    """Run what a plan lacks as trials of Ray Tune; return whether it was stopped. Raises UserError."""
+    nodes = start_ray(share)
+    fits(max(stage.world for stage in plan.stages.values()), share, nodes)
+    ready = Ready(Frontier(plan, store, Observer(setup.lease)), Display(0, len(plan.stages), 0))
+    ready.look()
+    alike = len({plan.stages[key].world for key in ready.todo}) == 1  # kept actors of one size would starve another's
+    orders = {
+        "plan": str(path.absolute()),
+        "store": str(store.root.absolute()),
+        "cancelled": str(cancelled.absolute()),
+        "gpus": share.gpus,
+        "setup": {name: value for name, value in asdict(setup).items() if name != "world"},
+    }
+    ready.cancelled = cancelled.exists
+    with ready.display.shown():
+        stopped = dispatch(_trial, _searcher(ready, orders), share, alike, most)
     if ready.trouble:
         ready.display.say(ready.trouble)
-    return False
+    return stopped
 
 
 def _trial(config: Mapping[str, Any]) -> None:
@@ -170,9 +206,8 @@ def _searcher(ready: Ready, orders: Mapping[str, Any]) -> Any:
     return Stages()
 
 
-def _fits(plan: Plan, share: Share, nodes: list[dict[str, Any]]) -> None:
-    """Raise UserError where no node of the cluster can hold what a stage asks for."""
-    world = max(stage.world for stage in plan.stages.values())
+def fits(world: int, share: Share, nodes: list[dict[str, Any]]) -> None:
+    """Raise UserError where no node of the cluster can hold as many processes."""
     needed = _bundle(world, share).required_resources
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     if not any(all(node.get(name, 0) >= amount for name, amount in needed.items()) for node in alive):

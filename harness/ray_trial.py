@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,14 @@ from harness.nodes import Lead, Shape
 from harness.planfile import read_plan
 from harness.presence import Presence
 from harness.shift import about, presence_owner
+from harness.states import SEARCH
 from harness.store import Store
+from harness.study import rows_of, value_of
 from harness.supervisor import Setup, Supervisor
 from harness.trainer import Trainer
+
+WAIT = 0.5
+"""Seconds between two looks at what another process runs."""
 
 
 @dataclass
@@ -54,6 +60,68 @@ def run_trial(order: Mapping[str, Any]) -> str:
         return f"trouble: {type(error).__name__}: {error}"
 
 
+def run_search_trial(order: Mapping[str, Any], report: Callable[[int, float], None]) -> str:
+    """Run what a trial of a search lacks, its training last; return `over`, or `trouble` and why.
+
+    Every epoch is reported, with what the trial is judged by; the answer may be a file that says to stop there.
+    """
+    if not order["gpus"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    store, stop, cancelled = Store(Path(order["store"])), Path(order["stop"]), Path(order["cancelled"])
+    try:
+        kept = _worker(order, store)
+        supervisor, whole = kept.supervisor, kept.supervisor.frontier
+        if order["key"] not in whole.plan.stages:  # the plan grows with every trial
+            whole = Frontier(read_plan(Path(order["plan"])).plan, store, whole.observer)
+        supervisor.use(Frontier(whole.plan.part(order["key"]), store, whole.observer))
+        rows = rows_of(store.folder("train", order["key"]))
+
+        def hear(**event: Any) -> None:
+            if event["event"] != "epoch" or event["key"] != order["key"]:
+                in_words(**event)
+                return
+            rows[event["row"]["epoch"] - 1 :] = [event["row"]]
+            report(event["row"]["epoch"], value_of(rows, order["metric"], order["report"]))
+
+        supervisor.tell = hear
+        supervisor.stopping = lambda: stop.exists() or cancelled.exists()
+        supervisor.because = lambda: _behind(stop)
+        while _advance(supervisor) and not cancelled.exists():
+            pass
+    except Exception as error:  # told to the driver, as above
+        _kept.clear()
+        in_words(event="trouble", message=str(error))
+        return f"trouble: {type(error).__name__}: {error}"
+    return "over"
+
+
+def _behind(stop: Path) -> dict[str, Any]:
+    """Return how a trial ends that the search has stopped; nothing where it was another who did."""
+    try:
+        return {"cause": SEARCH, "epoch": int(stop.read_text()), "message": "it was behind"}
+    except FileNotFoundError:
+        return {}
+
+
+def _advance(supervisor: Supervisor) -> bool:
+    """Run one missing stage of the plan, or wait for who runs it; return whether there may be another."""
+    frontier = supervisor.frontier
+    frontier.forget()
+    survey = frontier.survey()
+    if not survey.todo or frontier.blocked(survey):
+        return False
+    for key, state in survey.todo.items():
+        stage = frontier.plan.stages[key]
+        if not state.claimable or any(parent in survey.todo for parent in stage.parents.values()):
+            continue
+        folder = frontier.store.folder(stage.kind, key)
+        if (claim := take(folder, folder.generation, supervisor.owner())) is not None:
+            supervisor.run(stage, claim)
+            return True
+    time.sleep(WAIT)
+    return True
+
+
 def _worker(order: Mapping[str, Any], store: Store) -> Kept:
     """Return this process's supervisor for a plan and a number of ranks, made where there is none."""
     world = int(order["world"])
@@ -62,12 +130,12 @@ def _worker(order: Mapping[str, Any], store: Store) -> Kept:
         plan = read_plan(Path(order["plan"])).plan
         setup = Setup(**order["setup"], world=world)
         lead = Lead(Shape(world), Path(), Trainer, threading.Event())
-        presence = Presence(store, plan.name, presence_owner(setup), **about(setup))
+        presence = Presence(store, plan.name, presence_owner(setup), trial=True, **about(setup))
         supervisor = Supervisor(
             Frontier(plan, store, Observer(setup.lease)),
             setup,
             in_words,
-            lambda: False,
+            Path(order["cancelled"]).exists,
             lead.team if world > 1 else Trainer,
         )
         supervisor.beside = presence.beat

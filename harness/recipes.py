@@ -22,11 +22,14 @@ class Recipe:
 
     text: str
     parts: tuple[Choice, ...] = ()
+    quiet: frozenset[str] = frozenset()
+    """Knobs, as `part.knob`, that the label leaves out: those that a search has set."""
 
     @cached_property
     def label(self) -> str:
         """Return the recipe as a table prints it."""
-        given = [f"{p.name}.{k}={v}" if len(self.parts) > 1 else f"{k}={v}" for p in self.parts for k, v in p.given]
+        shown = [(p.name, k, v) for p in self.parts for k, v in p.given if f"{p.name}.{k}" not in self.quiet]
+        given = [f"{part}.{k}={v}" if len(self.parts) > 1 else f"{k}={v}" for part, k, v in shown]
         return self.text + (f"({', '.join(given)})" if given else "")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from harness.claims import Owner, take
 from harness.frontier import Frontier
+from harness.states import FAILED
 
 
 def release(frontier: Frontier, cause: str) -> int:
@@ -13,7 +14,7 @@ def release(frontier: Frontier, cause: str) -> int:
     """
     released = 0
     for key, state in frontier.survey().todo.items():
-        if state.name not in ("failed", "diverged"):
+        if state.name not in FAILED:
             continue
         stage = frontier.plan.stages[key]
         folder = frontier.store.folder(stage.kind, key)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.claims import Claim, Observer, Owner, State, take
+from harness.claims import Claim, Observer, Owner, take
 from harness.costs import Costs, Place
 from harness.frontier import Frontier
 from harness.inline import Inline
@@ -23,6 +23,7 @@ from harness.planfile import SavedPlan, read_plan
 from harness.presence import Presence, crowded, present
 from harness.provenance import provenance, source_digest
 from harness.records import tell_loss
+from harness.states import State
 from harness.store import Store
 from harness.supervisor import Setup, Supervisor
 from harness.team import Team
@@ -144,7 +145,7 @@ class Worker:
                 continue
             seen.add(stage.key)
             state = self._explained(stage, found)
-            if state.name in ("failed", "diverged"):
+            if state.over:
                 self.broken.add(stage.key)
             elif state.claimable and not self._fits(stage, state):
                 others = others or self._served(stage)

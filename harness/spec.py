@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,8 @@ from harness.form import SweepFile, sentence
 from harness.names import Names
 from harness.protocol import Protocol, make_protocol
 from harness.reading import Document
+from harness.search import Hunt
+from harness.tuned import Tuned
 
 MOST_CELLS = 20_000_000
 
@@ -35,6 +37,8 @@ class Sweep:
     blocks: list[Axes]
     rules: list[tuple[Condition, dict[str, Any]]]
     excludes: list[Condition]
+    search: Hunt | None = None
+    tuned: Sequence[Tuned] = ()
     _protocols: dict[Any, Protocol] = field(default_factory=dict)
 
     @property

@@ -8,7 +8,7 @@ import json
 import statistics
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +24,14 @@ from harness.hosts import MOST_FAULTS, avoided
 from harness.index import Standing, stand
 from harness.planfile import SavedPlan, as_saved, find_plan, read_plan
 from harness.presence import Present, present
+from harness.states import EARLY, FAILED
 from harness.store import KINDS, Store
 from harness.words import span
 
 if TYPE_CHECKING:
     from rich.console import Group as Renderable
 
-STATES = ("todo", "running", "lost", "stopped", "failed", "diverged", "done")
+STATES = ("todo", "running", "lost", "stopped", EARLY, *FAILED, "done")
 REFRESH = 2.0
 """Seconds between two looks of --watch."""
 SLOWEST = 3
@@ -188,6 +189,9 @@ def _pace(status: Status) -> str:
     said = [f"{status.hour:,} stages finished in the last hour"]
     if status.left is not None and status.standing.states:
         said.append(f"about {span(status.left)} of work left")
+    early = Counter(state.label for state in status.standing.states.values() if state.name == EARLY)
+    if early:
+        said.append("by a search: " + ", ".join(f"{label} ({number})" for label, number in sorted(early.items())))
     silent = sum(time.time() - changed > LEASE for _, _, changed in status.standing.owners.values())
     if silent:
         said.append(f"{silent:,} running without a heartbeat for {span(LEASE)} by file times: lost, or a clock is off")

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from harness.memory import forget_peak, oom_kills, peak
 from harness.plan import Stage
 from harness.provenance import source_digest
 from harness.publication import publish_made
+from harness.states import FAILED
 from harness.store import file_sha256, write_whole
 from harness.team import Team
 from harness.trainer import STARTING, Trainer
@@ -76,6 +77,8 @@ class Supervisor:
         self.use(frontier)
         self.beside: Callable[[], None] = lambda: None
         """Called at every heartbeat, beside the claim's own."""
+        self.because: Callable[[], Mapping[str, Any]] = dict
+        """Why it was asked to stop, in an end's terms."""
         self._next_beat = 0.0
         self._killed = oom_kills()
         self._heed()
@@ -155,7 +158,7 @@ class Supervisor:
         except ValueError as error:  # such as a metric that JSON cannot hold: this stage's fault, not the worker's
             claim.end("failed", cause="code", message=f"its result cannot be written: {error}")
             end, outcome = {"outcome": "failed", "message": str(error)}, "failed"
-        shown = str(end.get("message", "")) if outcome in ("failed", "diverged", "died", "fault") else ""
+        shown = str(end.get("message", "")) if outcome in (*FAILED, "died", "fault") else ""
         self.tell(
             event="end",
             label=stage.label,
@@ -225,8 +228,8 @@ class Supervisor:
                     return {**message, "peak_memory": sum(map(peak, self.trainer.pids))}
                 if message["at"] == "died":
                     return {"outcome": "died", "message": message["message"], "signal": message.get("signal", "")}
-                if message["at"] == "step":
-                    self.tell(event="step", **{k: v for k, v in message.items() if k != "at"})
+                if message["at"] in ("step", "epoch"):
+                    self.tell(event=message.pop("at"), key=stage.key, **message)
             if now >= next_beat:
                 next_beat = now + every
                 self.beat()
@@ -261,6 +264,7 @@ class Supervisor:
         if outcome in ("trouble", "lost"):
             outcome = "stopped"
         details = {k: v for k, v in end.items() if k not in ("at", "outcome")}
+        details |= self.because() if end["outcome"] == "stopped" else {}
         if outcome == "fault":
             record_fault(self.frontier.store, self.setup.device, str(end["message"]), stage.key)
             details["host"] = self.owner().host

@@ -79,7 +79,8 @@ def main(
         if file == Path("-"):
             raise UserError("name a sweep file, for example: python -m harness.sweep sweeps/quickstart.yaml")
         from harness.closing import clean_up
-        from harness.driver import Driver, Options
+        from harness.driver import Driver
+        from harness.options import Options
 
         if until:
             given_span("--until", until)
@@ -88,7 +89,7 @@ def main(
             via, workers, threads, device, retry, checkpoint_every, lease, scratch, until, discard, detach
         )
         driver = Driver(file, store, data, yes, miniature)
-        driver.load(only, limit)
+        driver.load(options, only, limit)
         if gc:
             code = 2 if driver.lacks() else clean_up(driver.store, driver.whole, yes)
         elif cancel:

@@ -46,7 +46,7 @@ def caption(table: Table, lines: Sequence[Line]) -> str:
     ]
     if any(line.cell.mask.name == DENSE for line in lines) and "sparsity" in table.columns:
         sentences.append("The dense network is the same under every sparsity.")
-    sentences += [*_warnings(lines), *_origins(lines)]
+    sentences += [*_tuned(lines), *_warnings(lines), *_origins(lines)]
     causes = sorted({f"{line.reason}: {line.cause}" for line in lines if line.cause})
     if causes:
         sentences.append("Holes: " + "; ".join(short(cause, 120) for cause in causes[:3]) + ".")
@@ -66,6 +66,19 @@ def _epochs(line: Line) -> str:
         return str(protocol.epochs)
     trained = line.result.metrics.get("epochs") if line.result else "?"
     return f"{trained} (as {protocol.match_cost} costs)"
+
+
+def _tuned(lines: Sequence[Line]) -> Iterator[str]:
+    """Say how many trials each recipe's settings took to find, where any were searched for."""
+    trials: dict[str, set[int]] = {}
+    for line in lines:
+        trials.setdefault(line.cell.recipe.label, set()).add(line.cell.tuned.trials if line.cell.tuned else 0)
+    if not any(any(spent) for spent in trials.values()):
+        return
+    shown = ", ".join(f"{recipe} {' or '.join(map(str, sorted(spent)))}" for recipe, spent in trials.items())
+    metrics = _several(line.cell.tuned.metric for line in lines if line.cell.tuned)
+    alike = len({tuple(sorted(spent)) for spent in trials.values()}) == 1
+    yield f"{'Settings tuned' if alike else 'Not tuned alike:'} by {metrics} on the dev split, trials each: {shown}."
 
 
 def _warnings(lines: Sequence[Line]) -> list[str]:

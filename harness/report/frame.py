@@ -10,6 +10,7 @@ from harness.catalog import METRICS
 from harness.cell import AXES, Cell
 from harness.frontier import Frontier, Survey
 from harness.plan import Plan
+from harness.states import FAILED
 from harness.store import Result
 
 
@@ -74,7 +75,7 @@ def failures(plan: Plan, frontier: Frontier, survey: Survey) -> list[tuple[str, 
     blocked = frontier.blocked(survey)
     found = []
     for key, state in survey.todo.items():
-        if state.name in ("failed", "diverged"):
+        if state.name in FAILED:
             held = sum(blocked.get(leaf) == key for _, leaf in plan.cells)
             stage = plan.stages[key]
             log = frontier.store.folder(stage.kind, key).attempt(state.generation) / "log"
@@ -93,12 +94,15 @@ def _plain(value: Any) -> Any:
 def tidy(frame: Frame) -> list[dict[str, Any]]:
     """Return one flat record a cell: axes, both test columns, the reason of a hole, and the key."""
     records = []
+    tuned = any(line.cell.tuned for line in frame.lines)
     for line in frame.lines:
+        trials = {"tuning_trials": line.cell.tuned.trials if line.cell.tuned else 0} if tuned else {}
         axes = {name: line.cell.axis(name) for name in (*AXES[:-1], *(n for n, _ in line.cell.extra))}
         metrics = line.result.metrics if line.result else {}
         records.append(
             {
                 **axes,
+                **trials,
                 "reported": line.cell.protocol.report,
                 "test@last": metrics.get("test@last"),
                 "test@best-dev": metrics.get("test@best-dev"),

@@ -70,6 +70,8 @@ class Training:
     precision: str
     until: int
     """The epoch to stop after: the last one, but of a training that others are rewound to."""
+    blind: bool = False
+    """Whether the test images are left alone: what is tuned must not have seen them."""
     settled: int = 0
     """Steps after which the masks change no more."""
     flops: Callable[[Masks], int] | None = None
@@ -220,7 +222,7 @@ def _row(run: Training) -> dict[str, Any]:
         row["best"] = row["dev_accuracy"] > best and lasting
     else:
         row["best"] = False
-    if row["best"] or at.epoch + 1 == run.until:
+    if not run.blind and (row["best"] or at.epoch + 1 == run.until):
         row["test_loss"], row["test_accuracy"] = evaluate(run, run.images.test)
     for name, value in row.items():
         if isinstance(value, float) and not math.isfinite(value):

@@ -23,18 +23,18 @@ LOOKED_AT = 512
 
 
 def accuracies(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the numbers of the last epoch and of the best one."""
-    last = rows[-1]
+    """Return the numbers of the last epoch and of the best one; of a blind training, none of the test images."""
+    last, bests = rows[-1], [row for row in rows if row["best"]]
     found: dict[str, Any] = {
-        "test@last": last["test_accuracy"],
-        "test_loss": last["test_loss"],
         "train_loss": last["train_loss"],
         "dev_accuracy": last.get("dev_accuracy"),
         "epochs": last["epoch"],
     }
-    bests = [row for row in rows if row["best"]]
+    if "test_accuracy" in last:
+        found |= {"test@last": last["test_accuracy"], "test_loss": last["test_loss"]}
     if bests:
-        found |= {"test@best-dev": bests[-1]["test_accuracy"], "best_epoch": bests[-1]["epoch"]}
+        found["best_epoch"] = bests[-1]["epoch"]
+        found |= {"test@best-dev": bests[-1]["test_accuracy"]} if "test_accuracy" in bests[-1] else {}
     return found
 
 

@@ -97,6 +97,7 @@ def prepare(order: Order) -> Training:
         batch=protocol.batch,
         precision=protocol.precision,
         until=until,
+        blind=spec.get("blind", False),
         settled=pruning.last if pruning else 0,
         flops=(lambda worn: sparse_flops(layers(model, images.shape, worn))) if pruning else None,
         extra={"ghost_operations": len(images.train) * sum(overhead[first:until]), "rescale_operations": spent},

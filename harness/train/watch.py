@@ -98,6 +98,7 @@ class Watch:
             return
         with open(self.attempt / "metrics.jsonl", "a") as file:
             file.write(_line(training.position.rows[-1]))
+        self.control.tell(at="epoch", row=training.position.rows[-1])
 
     def save(self, training: Training) -> None:
         """Write a checkpoint."""

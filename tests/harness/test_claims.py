@@ -13,18 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.claims import (
-    GIVE_UP_AFTER,
-    GIVE_UP_UNEXPLAINED,
-    Claim,
-    Observer,
-    Owner,
-    Process,
-    State,
-    start_time,
-    state_of,
-    take,
-)
+from harness.claims import Claim, Observer, Owner, Process, start_time, take
+from harness.states import GIVE_UP_AFTER, GIVE_UP_UNEXPLAINED, State, state_of
 from harness.store import Folder, Store
 
 KEY = "ab" * 16

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from harness.allocation import job, nodes, seconds_left
-from harness.claims import LEASE, Observer, Owner, Process, State, state_of, take
+from harness.claims import LEASE, Observer, Owner, Process, take
 from harness.demand import demand
 from harness.errors import FileError, UserError
 from harness.index import Standing
@@ -28,6 +28,7 @@ from harness.plan import Plan, Stage
 from harness.records import Fate, fate, tell_loss
 from harness.rounds import Turn
 from harness.soundness import look
+from harness.states import State, state_of
 from harness.store import Store
 from harness.team import Team
 

@@ -91,7 +91,7 @@ def lose() -> None:
 
 
 threading.Thread(target=lose, daemon=True).start()
-run_with_ray(saved.plan, saved.path, store, Setup(lease=5.0), Share(1, 0.0, cluster.address))
+run_with_ray(saved.plan, saved.path, store, Setup(lease=5.0), Share(1, 0.0, cluster.address), None, Path("cancelled"))
 ray.shutdown()
 cluster.shutdown()
 """

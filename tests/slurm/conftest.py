@@ -80,7 +80,7 @@ def _empty(cluster: Cluster) -> Iterator[None]:
     """Leave no job to the next test."""
     yield
     cluster.ask("scancel", "--user", "root")
-    until(lambda: not cluster.jobs(), 60, every=0.5)
+    until(lambda: not cluster.jobs(), 120, every=0.5)
 
 
 @pytest.fixture

@@ -1,0 +1,181 @@
+"""The trials of a search under Ray Tune: suggested, judged after every epoch, stopped, and counted, from the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.claims import Observer
+from harness.frontier import Frontier
+from harness.plan import Plan
+from harness.planfile import NEWEST, save_growing
+from harness.planner import Planner
+from harness.searchers import Halving, Suggester, suggester
+from harness.spec import Sweep
+from harness.states import EARLY
+from harness.store import Store, publish
+from harness.study import Study, Trial, rows_of, value_of
+
+OPEN, DONE, STOPPED, FAILED = "open", "done", "stopped", "failed"
+
+
+@dataclass
+class Standing:
+    """How a trial stands in the store."""
+
+    name: str
+    """open, done, stopped or failed."""
+    value: float | None = None
+    """After the epochs it was given; None where it failed."""
+    epoch: int = 0
+    reason: str = ""
+
+
+@dataclass
+class Tried:
+    """A study with its trials' keys and standings, and who suggests and stops."""
+
+    study: Study
+    suggester: Suggester
+    halving: Halving
+    keys: dict[int, str] = field(default_factory=dict)
+    ended: dict[int, Standing] = field(default_factory=dict)
+    waiting: list[Trial] = field(default_factory=list)
+    """Begun in an earlier call, or cut off: they go first."""
+    exhausted: bool = False
+
+    @property
+    def left(self) -> int:
+        """Return how many trials can still be begun."""
+        return 0 if self.exhausted else max(0, self.study.samples - len(self.study.trials))
+
+    def best(self, mode: str) -> tuple[int, Standing] | None:
+        """Return the best of the trials that ran to their end, the earliest of equals: its number and standing."""
+        sign = 1 if mode == "max" else -1
+        whole = [(sign * end.value, -number) for number, end in self.ended.items() if end.name == DONE and end.value]
+        return (number := -max(whole)[1], self.ended[number]) if whole else None
+
+    def settings(self, number: int) -> dict[str, Any]:
+        """Return the settings of a trial."""
+        return dict(next(trial.settings for trial in self.study.trials if trial.number == number))
+
+    def name(self, trial: Trial) -> str:
+        """Return what a trial is called by those who judge it."""
+        return f"{self.study.folder.name}/{trial.number}"
+
+
+class Campaign:
+    """All studies of a search, as the store has them; and the plan of their trials, which grows."""
+
+    def __init__(self, sweep: Sweep, store: Store, studies: list[Study], planner: Planner) -> None:
+        assert sweep.search is not None  # who calls has looked # noqa: S101
+        self.sweep, self.store, self.form, self.planner = sweep, store, sweep.search.form, planner
+        self.plan = Plan(sweep.name, planner.plan.stages, [], planner.plan.absent, planner.plan.plugins)
+        self.observer = Observer()
+        self.tried: list[Tried] = []
+        for study in studies:
+            tried = Tried(study, suggester(study, self.form), Halving(self.form, study.cell.protocol.epochs))
+            self.tried.append(tried)
+            for trial in study.trials:
+                self.add(tried, trial)
+                self.learn(tried, trial)
+
+    @property
+    def unfinished(self) -> bool:
+        """Return whether trials are to be run."""
+        return any(tried.waiting or tried.left for tried in self.tried)
+
+    @property
+    def path(self) -> Path:
+        """Return the file of the plan that workers read."""
+        return self.store.sweep(self.sweep.name) / NEWEST
+
+    def add(self, tried: Tried, trial: Trial) -> None:
+        """Plan a trial's stages."""
+        cell = tried.study.cell_for(self.sweep, trial)
+        key = tried.keys[trial.number] = self.planner.cell(cell)
+        cells = [*self.plan.cells, (cell, key)]
+        self.plan = Plan(self.sweep.name, self.planner.plan.stages, cells, {}, self.planner.plan.plugins)
+        self.plan.imports = self.planner.plan.imports
+        self.plan.give_worlds({key: cell.world})
+
+    def learn(self, tried: Tried, trial: Trial) -> None:
+        """Feed those who judge with what the store has of a trial that was begun before."""
+        for epoch, value in self.values(tried, trial):
+            tried.halving.behind(tried.name(trial), epoch, value)
+        self.close(tried, trial)
+
+    def close(self, tried: Tried, trial: Trial) -> None:
+        """Take in how a trial stands; one that was cut off is to be run again."""
+        standing = self.standing(tried, trial)
+        if standing.name == OPEN:
+            tried.waiting.append(trial)
+            return
+        tried.ended[trial.number] = standing
+        tried.suggester.tell(trial.settings, standing.value)
+
+    def values(self, tried: Tried, trial: Trial) -> Iterator[tuple[int, float]]:
+        """Yield epoch and value of every row that a trial has left in the store."""
+        rows = rows_of(self.store.folder("train", tried.keys[trial.number]))
+        for count in range(1, len(rows) + 1):
+            yield rows[count - 1]["epoch"], self.value(tried, rows[:count])
+
+    def value(self, tried: Tried, rows: list[dict[str, Any]]) -> float:
+        """Return what a trial is judged by after some epochs."""
+        return value_of(rows, self.form.metric, tried.study.cell.protocol.report)
+
+    def standing(self, tried: Tried, trial: Trial) -> Standing:
+        """Return how a trial stands in the store."""
+        key = tried.keys[trial.number]
+        frontier = Frontier(self.plan.part(key), self.store, self.observer)
+        survey = frontier.survey()
+        state = survey.todo.get(key)
+        if state is None or state.name == EARLY:
+            given = [pair for pair in self.values(tried, trial) if state is None or pair[0] <= state.epoch]
+            if not given:
+                return Standing(FAILED, reason="its rows are gone from the store")
+            return Standing(STOPPED if state else DONE, given[-1][1], given[-1][0])
+        if cause := frontier.blocked(survey).get(key):
+            return Standing(FAILED, reason=f"{survey.todo[cause].name}: {survey.todo[cause].detail}")
+        return Standing(OPEN)
+
+    def save(self) -> None:
+        """Write the plan as it is now."""
+        save_growing(self.plan, self.store, self.sweep)
+
+    def next(self) -> tuple[Tried, Trial] | None:
+        """Return a trial to run: one that was cut off, else a new one of the study that has begun the fewest."""
+        for tried in self.tried:
+            if tried.waiting:
+                return tried, tried.waiting.pop(0)
+        for tried in sorted(self.tried, key=lambda each: len(each.study.trials)):
+            if tried.left and (trial := self._begin(tried)):
+                return tried, trial
+        return None
+
+    def _begin(self, tried: Tried) -> Trial | None:
+        settings = tried.suggester.ask()
+        if settings is None:
+            tried.exhausted = True
+            return None
+        trial = tried.study.begin(settings)
+        self.add(tried, trial)
+        return trial
+
+    def judge(self, tried: Tried, trial: Trial, epoch: int, value: float) -> None:
+        """Take in a trial's value after an epoch; where it is behind, leave word that it is to stop."""
+        if tried.halving.behind(tried.name(trial), epoch, value):
+            publish(trial.stop, f"{epoch}\n".encode())
+
+    def order(self, tried: Tried, trial: Trial) -> Mapping[str, Any]:
+        """Return what a trial's process must know."""
+        key = tried.keys[trial.number]
+        return {
+            "key": key,
+            "world": self.plan.stages[key].world,
+            "stop": str(trial.stop.absolute()),
+            "metric": self.form.metric,
+            "report": tried.study.cell.protocol.report,
+        }

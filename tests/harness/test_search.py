@@ -1,0 +1,316 @@
+"""Searches: spaces, suggestions, who is stopped, what is written, and a real Ray Tune killed in the middle."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.cell import expand
+from harness.check import load_sweep
+from harness.claims import Observer
+from harness.errors import FileError
+from harness.form import Search
+from harness.frontier import Frontier
+from harness.planner import Planner
+from harness.report.frame import read_frame
+from harness.report.tables import build
+from harness.searchers import Halving, Modelled
+from harness.space import read_dimension
+from harness.states import State
+from harness.store import Store
+from harness.study import Study, make_studies, value_of
+from tests.conftest import kill_tree, run_sweep, until, write_project
+
+SEARCH = """
+name: hunt
+protocol: {preset: quick, epochs: 4}
+use: {thin: "./thin.py:build"}
+grid: {dataset: digits, arch: thin, mask: random, sparsity: 50%, recipe: LS}
+search:
+  space:
+    lr: loguniform(0.001, 0.5)
+    ls.alpha: uniform(0, 0.5)
+  samples: 5
+"""
+
+
+def written(folder: Path, text: str = SEARCH) -> Path:
+    write_project(folder)
+    (folder / "hunt.yaml").write_text(text.replace("LS", "ls"))
+    return folder
+
+
+def studies(folder: Path, text: str = SEARCH) -> list[Study]:
+    sweep = load_sweep(written(folder, text) / "hunt.yaml")
+    store = Store(folder / "runs")
+    return make_studies(sweep, store, Planner(sweep, store, folder))
+
+
+def form(**given: Any) -> Search:
+    return Search(space={"lr": [0.1]}, samples=1, **given)
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("uniform(0.5, 0.9)", [0.5, 0.9]),
+        ("loguniform(1e-4, .5)", [1e-4, 0.5]),
+        ("integer(1, 3)", [1, 3]),
+        ([0.1, 0.3], [0.1, 0.3]),
+    ],
+)
+def test_draws_stay_inside_their_range_and_reach_both_halves(text: object, ends: list[float]) -> None:
+    dimension = read_dimension("lr", text)
+    assert dimension.ends == ends
+    drawn = [dimension.draw(random.Random(n)) for n in range(200)]
+    assert all(ends[0] <= value <= ends[-1] for value in drawn)
+    middle = (ends[0] * ends[1]) ** 0.5 if "log" in str(text) else sum(ends) / 2
+    assert 60 < sum(value < middle for value in drawn) + sum(value == middle for value in drawn) / 2 < 140
+    assert all(value == float(f"{value:.4g}") for value in drawn)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("loguniform(0.001, 0.5)", "loguniform(0, 0.5)", "begins above 0"),
+        ("loguniform(0.001, 0.5)", "uniform(0.5, 0.1)", "is empty"),
+        ("loguniform(0.001, 0.5)", "normal(0, 1)", "write uniform(a, b), loguniform(a, b), integer(a, b), or a list"),
+        ("loguniform(0.001, 0.5)", "[0.1, fast]", "'fast' is not allowed"),
+        ("ls.alpha: uniform(0, 0.5)", "epochs: [4, 8]", "only how a cell trains can be tuned"),
+        ("ls.alpha: uniform(0, 0.5)", "ls.alpa: uniform(0, 0.5)", "did you mean 'alpha'"),
+        ("ls.alpha: uniform(0, 0.5)", "recipe: [ls]", "only how a cell trains can be tuned"),
+        ("recipe: LS}", "recipe: LS, seed: 0..2}", "a search trains one seed"),
+        ("recipe: LS}", "recipe: LS, lr: [0.1, 0.2]}", "it is an axis of the grid too"),
+        ("samples: 5", "samples: {ls: 5}", "says nothing of default"),
+        ("samples: 5", "samples: {ls: 5, default: 5, gsw: 5}", "gsw: no such recipe"),
+        ("samples: 5", "samples: 0", "from 1 to"),
+        ("samples: 5", "samples: 5\n  mode: min", "better the other way"),
+        ("samples: 5", "samples: 5\n  searcher: grid", "searcher"),
+        ("epochs: 4}", "epochs: 4, dev: none}", "the protocol's dev is none"),
+    ],
+)
+def test_a_mistake_in_a_search_is_told_with_what_is_allowed(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in SEARCH
+    with pytest.raises(FileError) as error:
+        load_sweep(written(tmp_path, SEARCH.replace(old, new)) / "hunt.yaml")
+    assert said in str(error.value)
+    assert "hunt.yaml:" in str(error.value)
+
+
+def test_the_baseline_is_tuned_as_often_over_what_it_has(tmp_path: Path) -> None:
+    ls, default = studies(tmp_path)
+    assert [(s.cell.recipe.text, s.samples) for s in (ls, default)] == [("ls", 5), ("default", 5)]
+    assert [d.axis for d in ls.space] == ["lr", "ls.alpha"]
+    assert [d.axis for d in default.space] == ["lr"]
+    alone = studies(tmp_path, SEARCH.replace("samples: 5", "samples: 5\n  baseline: none"))
+    assert [s.cell.recipe.text for s in alone] == ["ls"]
+    counted = studies(tmp_path, SEARCH.replace("samples: 5", "samples: {ls: 2, default: 7}"))
+    assert [s.samples for s in counted] == [2, 7]
+
+
+def test_draws_are_the_same_after_a_restart_and_never_come_twice(tmp_path: Path) -> None:
+    text = SEARCH.replace("loguniform(0.001, 0.5)", "[0.1, 0.2, 0.3]")
+    default = studies(tmp_path, text)[1]
+    first = [default.begin(default.draw() or {}).settings for _ in range(3)]
+    assert sorted(settings["lr"] for settings in first) == [0.1, 0.2, 0.3]
+    assert default.draw() is None
+    again = studies(tmp_path, text)[1]
+    assert [trial.settings for trial in again.trials] == first
+    assert [trial.number for trial in again.trials] == [1, 2, 3]
+    other = studies(tmp_path, text.replace("epochs: 4", "epochs: 5"))[1]
+    assert not other.trials  # trained otherwise, they do not compare
+    assert other.spent() == 3  # but they were spent
+
+
+def test_two_calls_never_take_the_same_number(tmp_path: Path) -> None:
+    one, two = studies(tmp_path)[1], studies(tmp_path)[1]
+    numbers = [study.begin({"lr": 0.1}).number for study in (one, two, one, two)]
+    assert numbers == [1, 2, 3, 4]
+
+
+def test_halving_stops_who_is_behind_and_remembers_rows_it_is_fed() -> None:
+    halving = Halving(form(scheduler={"asha": {"grace": 1, "reduction": 2}}), epochs=8)
+    assert not halving.behind("a", 1, 50.0)  # the first cannot be behind
+    assert not halving.behind("b", 1, 60.0)
+    assert halving.behind("c", 1, 40.0)
+    assert not halving.behind("b", 2, 70.0)
+    assert halving.behind("a", 2, 65.0)
+    assert not halving.behind("b", 8, 1.0)  # at its end nobody is stopped
+    least = Halving(form(metric="dev_loss", scheduler={"asha": {"grace": 1, "reduction": 2}}), epochs=8)
+    assert [least.behind(name, 1, loss) for name, loss in (("a", 1.0), ("b", 0.5), ("c", 2.0))] == [False, False, True]
+    never = Halving(form(scheduler="none"), epochs=8)
+    assert not any(never.behind(str(n), 1, -n) for n in range(9))
+
+
+def test_what_a_trial_is_judged_by_is_what_its_table_will_report() -> None:
+    rows = [
+        {"epoch": 1, "best": False, "dev_accuracy": 90.0},  # ghosts live
+        {"epoch": 2, "best": True, "dev_accuracy": 80.0},
+        {"epoch": 3, "best": False, "dev_accuracy": 70.0},
+    ]
+    assert value_of(rows, "dev_accuracy", "test@last") == 70.0
+    assert value_of(rows, "dev_accuracy", "test@best-dev") == 80.0
+    assert value_of(rows[:1], "dev_accuracy", "test@best-dev") == 90.0
+
+
+def test_optunas_sampler_learns_from_trials_of_earlier_calls(tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="the extra `search` is not installed")
+    study = studies(tmp_path)[1]
+    sampler = Modelled(study, "max")
+    for value in range(30):  # good where lr is near 0.01
+        lr = 0.001 * 1.23**value
+        sampler.tell({"lr": min(lr, 0.5)}, -abs(value - 11.0))
+    drawn = [(sampler.ask() or {})["lr"] for _ in range(12)]
+    assert sum(0.003 < lr < 0.04 for lr in drawn) > 7, drawn
+    sampler.tell({"lr": drawn[0]}, 1.0)
+    sampler.tell({"lr": drawn[1]}, None)
+
+
+TUNED = """
+search: hunt
+metric: dev_accuracy
+mode: max
+searcher: random
+scheduler: asha
+seed: 0
+space: {lr: "loguniform(0.001, 0.5)"}
+tuned:
+  - {at: {arch: thin, recipe: default}, set: {lr: 0.02}, trials: 20, value: 90.0, trial: 3}
+  - {at: {arch: thin, recipe: ls}, set: {lr: 0.3, ls.alpha: 0.2}, trials: 20, value: 91.0, trial: 5}
+"""
+USES = """
+name: uses
+protocol: {preset: quick, epochs: 2}
+use: {thin: "./thin.py:build"}
+tuned: tuned.yaml
+grid: {dataset: digits, arch: thin, mask: random, sparsity: 50%, recipe: [default, ls]}
+tables: [any-mask]
+"""
+
+
+def uses(folder: Path, tuned: str = TUNED, text: str = USES) -> Path:
+    write_project(folder)
+    (folder / "tuned.yaml").write_text(tuned)
+    (folder / "uses.yaml").write_text(text)
+    return folder / "uses.yaml"
+
+
+def test_tuned_settings_reach_their_cells_and_make_no_axis(tmp_path: Path) -> None:
+    sweep = load_sweep(uses(tmp_path))
+    cells = expand(sweep)[0]
+    assert [cell.protocol.lr for cell in cells] == [0.02, 0.3]
+    assert [dict(part.given) for cell in cells for part in cell.recipe.parts] == [{"alpha": 0.2}]
+    assert [cell.label for cell in cells] == [f"digits thin random 50% {name} seed 0" for name in ("default", "ls")]
+    store = Store(tmp_path / "runs")
+    planner = Planner(sweep, store, tmp_path)
+    plan = planner.plan
+    plan.cells = [(cell, planner.cell(cell)) for cell in cells]
+    frontier = Frontier(plan, store, Observer())
+    grids = build(sweep.file.tables[0], read_frame(plan, frontier, frontier.survey()))
+    assert len(grids) == 1
+    assert "Settings tuned by dev_accuracy on the dev split, trials each: default 20, ls 20." in grids[0].caption
+
+
+def test_a_table_says_where_recipes_were_not_tuned_alike(tmp_path: Path) -> None:
+    sweep = load_sweep(uses(tmp_path, TUNED.replace("set: {lr: 0.02}, trials: 20", "set: {lr: 0.02}, trials: 3")))
+    store = Store(tmp_path / "runs")
+    planner = Planner(sweep, store, tmp_path)
+    planner.plan.cells = [(cell, planner.cell(cell)) for cell in expand(sweep)[0]]
+    frontier = Frontier(planner.plan, store, Observer())
+    caption = build(sweep.file.tables[0], read_frame(planner.plan, frontier, frontier.survey()))[0].caption
+    assert "Not tuned alike: by dev_accuracy on the dev split, trials each: default 3, ls 20." in caption
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("lr: 0.02}", "lr: fast}", "'fast' is not allowed"),
+        ("recipe: ls}", "recipe: default}", "two entries are for the same cell"),
+        ("arch: thin, recipe: default", "arc: thin, recipe: default", "'arc' is no axis"),
+        ("trials: 20", "trials: 0", "greater than or equal to 1"),
+    ],
+)
+def test_a_mistake_in_a_tuned_file_is_told(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in TUNED
+    with pytest.raises(FileError) as error:
+        expand(load_sweep(uses(tmp_path, TUNED.replace(old, new, 1))))
+    assert said in str(error.value)
+    with pytest.raises(FileError, match="is no file"):
+        load_sweep(uses(tmp_path, text=USES.replace("tuned.yaml", "gone.yaml")))
+    with pytest.raises(FileError, match="lr is tuned and an axis"):
+        expand(load_sweep(uses(tmp_path, text=USES.replace("recipe: [", "lr: 0.1, recipe: ["))))
+
+
+def test_a_training_that_was_stopped_early_is_over_and_no_failure() -> None:
+    state = State("stopped early", 1, epoch=9)
+    assert (state.label, state.over, state.claimable) == ("stopped@9", True, False)
+
+
+def test_a_search_refuses_what_it_does_not_do(tmp_path: Path) -> None:
+    written(tmp_path)
+    for option in (["--via", "debug"], ["--detach"], ["--limit", "1"], ["--miniature"]):
+        done = run_sweep(tmp_path, "hunt.yaml", *option)
+        assert done.returncode == 2
+        assert "is not for a file with `search:`" in done.stderr
+    done = run_sweep(tmp_path, "hunt.yaml", "--plan")
+    assert done.returncode == 0
+    assert "digits thin random 50% default: 5 trials of 4 epochs: lr: loguniform(0.001, 0.5)" in done.stdout
+
+
+def tuned_file(folder: Path) -> str:
+    return (folder / "runs/sweeps/hunt/tuned.yaml").read_text()
+
+
+def trained(folder: Path) -> list[Path]:
+    return list(folder.glob("runs/stages/train/*/*/result-*.json"))
+
+
+@pytest.mark.slow
+def test_a_search_killed_in_the_middle_and_run_again_finds_the_same(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, start: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    text = SEARCH.replace("samples: 5", "samples: 5\n  scheduler: none")
+    calm = written(tmp_path_factory.mktemp("calm"), text)
+    done = run_sweep(calm, "hunt.yaml", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    written(project, text)
+    process = start("harness.sweep", "hunt.yaml", "--threads", "1")
+    until(lambda: len(trained(project)) > 2)
+    kill_tree(process.pid)
+    process.wait()
+    assert len(trained(project)) < 10
+    done = run_sweep(project, "hunt.yaml", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    assert tuned_file(project) == tuned_file(calm)
+    assert len(trained(project)) == 10
+    for rows in project.glob("runs/stages/train/*/*/attempt-*/metrics.jsonl"):
+        assert "test" not in rows.read_text()
+    assert not any("test@last" in json.loads(path.read_text())["metrics"] for path in trained(project))
+
+
+@pytest.mark.slow
+def test_who_is_behind_is_stopped_and_its_settings_are_used(project: Path) -> None:
+    text = SEARCH.replace("samples: 5", "samples: 9\n  scheduler: {asha: {grace: 1, reduction: 2}}\n  write: best.yaml")
+    written(project, text)
+    done = run_sweep(project, "hunt.yaml", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    ends = [json.loads(path.read_text()) for path in project.glob("runs/stages/train/*/*/attempt-*/end.json")]
+    early = [end for end in ends if end.get("cause") == "search"]
+    assert early
+    assert all(end["epoch"] in (1, 2) for end in early)
+    assert len(early) + len(trained(project)) == 18
+    again = run_sweep(project, "hunt.yaml", "--threads", "1")
+    assert "trials done" not in again.stderr  # Ray was not even started
+    assert again.stdout == done.stdout
+    (project / "uses.yaml").write_text(USES.replace("tuned.yaml", "best.yaml"))
+    done = run_sweep(project, "uses.yaml", "--via", "local")
+    assert done.returncode == 0, done.stderr
+    with (project / "runs/sweeps/uses/report/cells.csv").open() as file:
+        assert [cell["tuning_trials"] for cell in csv.DictReader(file)] == ["9", "9"]
