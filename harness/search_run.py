@@ -72,7 +72,7 @@ class Campaign:
     def __init__(self, sweep: Sweep, store: Store, studies: list[Study], planner: Planner) -> None:
         assert sweep.search is not None  # who calls has looked # noqa: S101
         self.sweep, self.store, self.form, self.planner = sweep, store, sweep.search.form, planner
-        self.plan = Plan(sweep.name, planner.plan.stages, [], planner.plan.absent, planner.plan.plugins)
+        self.plan = Plan(sweep.name, planner.plan.stages)
         self.observer = Observer()
         self.tried: list[Tried] = []
         for study in studies:
@@ -96,9 +96,9 @@ class Campaign:
         """Plan a trial's stages."""
         cell = tried.study.cell_for(self.sweep, trial)
         key = tried.keys[trial.number] = self.planner.cell(cell)
-        cells = [*self.plan.cells, (cell, key)]
-        self.plan = Plan(self.sweep.name, self.planner.plan.stages, cells, {}, self.planner.plan.plugins)
-        self.plan.imports = self.planner.plan.imports
+        made = self.planner.plan
+        cells, plugins = [*self.plan.cells, (cell, key)], list(self.sweep.names.plugins.values())
+        self.plan = Plan(self.sweep.name, made.stages, cells, plugins=plugins, imports=made.imports)
         self.plan.give_worlds({key: cell.world})
 
     def learn(self, tried: Tried, trial: Trial) -> None:

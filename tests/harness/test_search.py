@@ -292,7 +292,7 @@ def test_a_search_killed_in_the_middle_and_run_again_finds_the_same(
     assert len(trained(project)) == 10
     for rows in project.glob("runs/stages/train/*/*/attempt-*/metrics.jsonl"):
         assert "test" not in rows.read_text()
-    assert not any("test@last" in json.loads(path.read_text())["metrics"] for path in trained(project))
+    assert not any("test@last" in path.read_text() for path in trained(project))
 
 
 @pytest.mark.slow
