@@ -1,4 +1,4 @@
-"""Fetch data sets, on a machine with network; nothing else ever downloads."""
+"""Data sets and stores on this machine: fetched where there is network, made ready for where there is none."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from harness.catalog import DATASETS
+from harness.errors import UserError, printable
+from harness.words import count
 from tost.catalog import nearest, resolve
 
 app = typer.Typer(no_args_is_help=True, help="Data sets on this machine.")
@@ -44,6 +46,42 @@ def fetch(
         )
         raise typer.Exit(3) from None
     typer.echo(f"{name} is in {data}")
+
+
+@app.command("stage")
+def stage(
+    file: Annotated[Path, typer.Argument(help="A sweep file.")],
+    store: Annotated[Path, typer.Option(help="The store's folder.")] = Path("runs"),
+    data: Annotated[Path | None, typer.Option(help="The folder of data sets.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Copy the data sets' files to this folder instead.")] = None,
+    via: Annotated[str, typer.Option(help="A cluster profile, whose `stage:` is copied too.")] = "",
+) -> None:
+    """Make a sweep's data sets in the store, so that nodes need neither network nor the files they are made from."""
+    from harness.driver import Driver
+    from harness.launch.profiles import find_profile, load_profile
+    from harness.options import Options
+    from harness.planner import data_folder
+    from harness.staging import copy_files, copy_named
+
+    try:
+        said = copy_named(load_profile(find_profile(via, file.absolute().parent))[0]) if via else []
+        driver, options = Driver(file, store, data, yes=True), Options(via="local")
+        driver.load(options, "", None)
+        if driver.lacks():
+            raise typer.Exit(2)
+        if to is not None:
+            names = [cell.dataset.name for cell, _ in driver.plan.cells]
+            said += copy_files(names, data_folder(driver.sweep, data), to)
+        elif not driver.make_data(options):
+            raise UserError("not all data sets could be made; the same command goes on, and shows what failed")
+        else:
+            made = sum(stage.kind == "data" for stage in driver.plan.stages.values())
+            said.append(f"{count(made, 'data set')} of {driver.plan.name} in {store}; workers need no other files")
+    except (UserError, OSError) as error:
+        typer.echo(printable(str(error), 20_000), err=True)
+        raise typer.Exit(2) from None
+    for sentence in said:
+        typer.echo(sentence)
 
 
 @app.command("merge")

@@ -141,14 +141,21 @@ class Driver:
             lines += [f"  {count(number, 'worker')} of {count(size.world, 'process')}:", launcher.text(size, number)]
         return lines
 
-    def _pilot(self, options: Options) -> None:
-        """Make the data sets, and try out some steps of everything that no record tells of."""
+    def make_data(self, options: Options) -> bool:
+        """Make the data sets here, in the store, where workers anywhere read them; return whether all are made."""
         asked, self.plan = self.plan, data_stages(self.plan)
         self.frontier = Frontier(self.plan, self.store, Observer(options.lease))
         if (survey := self.frontier.survey()).todo:
             saved = save_plan(self.plan, self.store, self.sweep, whole=False)
             Crew(self.frontier, self._argv(saved, options), self.machine(options)).run(survey)
+        self.frontier.forget()
+        made = not self.frontier.survey().todo
         self.plan, self.frontier = asked, Frontier(asked, self.store, Observer(options.lease))
+        return made
+
+    def _pilot(self, options: Options) -> None:
+        """Make the data sets, and try out some steps of everything that no record tells of."""
+        self.make_data(options)
         outlook = Outlook(self.frontier, self.frontier.survey(), self.machine(options))
         outlook.pilot(lambda sentence: typer.echo(printable(sentence), err=True))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from harness.claims import LEASE
+
 CAUSES = ("all", "cancelled", "code", "input", "oom", "device", "died", "diverged")
 
 
@@ -11,13 +13,13 @@ CAUSES = ("all", "cancelled", "code", "input", "oom", "device", "died", "diverge
 class Options:
     """How one call wants its stages run; what is None is the sweep file's to say."""
 
-    via: str | None
-    workers: int | None
-    threads: int | None
-    device: str | None
-    retry: str
-    checkpoint_every: float
-    lease: float
+    via: str | None = None
+    workers: int | None = None
+    threads: int | None = None
+    device: str | None = None
+    retry: str = ""
+    checkpoint_every: float = 300.0
+    lease: float = LEASE
     scratch: str = ""
     until: str = ""
     discard_weights: bool = False

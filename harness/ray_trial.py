@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.caches import point_caches
 from harness.claims import Observer, take
 from harness.events import in_words
 from harness.frontier import Frontier
@@ -129,6 +130,7 @@ def _worker(order: Mapping[str, Any], store: Store) -> Kept:
     if name not in _kept:
         plan = read_plan(Path(order["plan"])).plan
         setup = Setup(**order["setup"], world=world)
+        point_caches(setup.scratch)
         lead = Lead(Shape(world), Path(), Trainer, threading.Event())
         presence = Presence(store, plan.name, presence_owner(setup), trial=True, **about(setup))
         supervisor = Supervisor(

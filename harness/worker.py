@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.allocation import job, nodes, seconds_left
+from harness.caches import point_caches
 from harness.claims import LEASE, Observer
 from harness.errors import UserError
 from harness.events import Events, in_words
@@ -167,6 +168,7 @@ def main(
             "memory": int(memory * 2**30) or here.memory,
             "gpu_memory": int(gpu_memory * 2**30) or here.gpu_memory,
         }
+        point_caches(os.path.expandvars(scratch))
         setup = Setup(here.device, here.threads, checkpoint_every, lease, **amounts, world=world, as_one=as_one)
         setup = replace(setup, discard_weights=discard_weights, scratch=os.path.expandvars(scratch), large=large)
         _run(saved, place, setup, limits, stop, tell)

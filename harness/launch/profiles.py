@@ -106,10 +106,34 @@ class Profile(Request):
     container: str | None = None
     """A command before python, such as `apptainer exec --nv image.sif`."""
     python: str | None = None
+    stage: dict[str, str] = Field(default_factory=dict)
+    """Files and folders to copy beforehand, and where to; a target such as $TMPDIR/image.sif is filled by every job."""
     scratch: str | None = None
     """A folder on the node's own disk; the node's variables may stand in it."""
     larger: list[Request] = Field(default_factory=list)
     """What replaces the request for stages that ran out of memory, smallest first."""
+
+    @field_validator("stage")
+    @classmethod
+    def _copies(cls, copies: dict[str, str]) -> dict[str, str]:
+        for path in (*copies, *copies.values()):
+            if not re.fullmatch(r"[\w$@%+=:,./{}~ -]+", path):
+                raise ValueError(f"{short(path)} is no path that a shell reads as it stands")
+        return copies
+
+    @property
+    def lines(self) -> list[str]:
+        """Return what a job's shell runs first: modules, copies to its nodes' own disks, the set-up lines."""
+        copies = [(source, target) for source, target in self.stage.items() if "$" in target]
+        return [
+            *(f"module load {module}" for module in self.modules),
+            *(
+                "srun --ntasks-per-node=1 sh -c "
+                f"""'mkdir -p "$(dirname "{to}")" && cp -rLu -- "{Path(source).expanduser()}" "{to}"' || exit 1"""
+                for source, to in copies
+            ),
+            *self.setup,
+        ]
 
     @field_validator("idle")
     @classmethod

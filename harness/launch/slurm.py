@@ -116,7 +116,7 @@ class Slurm:
             "mem": f"{asked.bytes * here // 2**20}M",
             "signal_delay_s": min(MOST_NOTICE, max(LEAST_NOTICE, asked.minutes * 60 // 20)),
             "array_parallelism": self.profile.workers,
-            "setup": [*(f"module load {module}" for module in self.profile.modules), *self.profile.setup] or None,
+            "setup": self.profile.lines or None,
             "srun_args": ["--kill-on-bad-exit=1"],
             "stderr_to_stdout": True,
             "additional_parameters": more | {k.replace("_", "-"): v for k, v in asked.sbatch.items()},
