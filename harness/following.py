@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 from types import FrameType
 
 from harness.claims import Observer
+from harness.demand import demand
 from harness.display import Display
-from harness.launch import Job, Launcher
+from harness.index import stand
+from harness.launch import Job, Launcher, Size
 from harness.planfile import SavedPlan
 from harness.rounds import Round, go_round
 from harness.states import FAILED
 from harness.store import Store
 from harness.words import count
 
-LOOK = 10.0
-"""Seconds between two questions to the scheduler while something changes; they become `SELDOM` when nothing does."""
+LOOK = 15.0
+"""Seconds between two questions to the scheduler while jobs are submitted or wait; else they become `SELDOM`."""
 SELDOM = 60.0
 
 
@@ -33,7 +36,6 @@ class Following:
     trouble: list[str] = field(default_factory=list)
     """What keeps workers from starting, for good."""
     _said: set[str] = field(default_factory=set)
-    _progress: tuple[int, int] = (0, 0)
 
     def run(self, display: Display) -> bool:
         """Follow until all is done, or cannot be; return whether a person ended it before."""
@@ -44,12 +46,12 @@ class Following:
                 while not self.stop.is_set():
                     seen = go_round(self.saved, self.store, self.launcher, self.observer, by_hand)
                     by_hand = False
-                    moved = self._show(seen, display)
+                    waiting = self._show(seen, display)
                     if self._over(seen):
                         self._send_home()
                         return False
-                    pause = LOOK if moved or seen.submitted else min(SELDOM, 1.3 * pause)
-                    self._wait(pause, display)
+                    pause = LOOK if waiting or seen.submitted else min(SELDOM, 1.5 * pause)
+                    self._wait(pause, seen.wanted, display)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -58,16 +60,16 @@ class Following:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.stop.set()
 
-    def _wait(self, seconds: float, display: Display) -> None:
-        """Wait for the next question; end early where the store alone shows that all is done."""
-        from harness.index import stand
-
-        for _ in range(int(seconds // 2)):
+    def _wait(self, seconds: float, wanted: Counter[Size], display: Display) -> None:
+        """Wait for the next question; end early where the store shows that all is done, or more could be done."""
+        plan = self.saved.plan
+        for seconds_passed in range(2, int(seconds) + 1, 2):
             if self.stop.wait(2.0):
                 return
-            standing = stand(self.saved.plan, self.store, self.observer)
-            display.stages(len(self.saved.plan.stages) - len(standing.states))
-            if not standing.states:
+            standing = stand(plan, self.store, self.observer)
+            display.stages(len(plan.stages) - len(standing.states))
+            more = seconds_passed >= LOOK and demand(plan, standing, self.launcher.step_for) - wanted
+            if not standing.states or more:
                 return
 
     def _send_home(self) -> None:
@@ -76,7 +78,7 @@ class Following:
             self.launcher.cancel(waiting)
 
     def _show(self, seen: Round, display: Display) -> bool:
-        """Say what is new; return whether anything moved."""
+        """Say what is new; return whether jobs wait for their turn."""
         plan, standing = self.saved.plan, seen.standing
         display.stages(len(plan.stages) - len(standing.states))
         for sentence in seen.submitted:
@@ -91,10 +93,7 @@ class Following:
         running = count(sum(job.state == "running" for job in seen.jobs), "worker")
         reasons = ", ".join(sorted({job.reason for job in waiting if job.reason and job.reason != "None"}))
         display.line(0, f"{running} running, {len(waiting)} waiting{f' ({reasons})' if reasons else ''}")
-        generations = sum(state.generation for state in standing.states.values())
-        progress = (len(standing.states), generations)
-        moved, self._progress = progress != self._progress, progress
-        return moved
+        return bool(waiting)
 
     def _say(self, display: Display, sentence: str) -> None:
         if sentence not in self._said:

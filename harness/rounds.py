@@ -28,7 +28,7 @@ CANCELLED = "cancelled"
 """A file that keeps ticks and leaving workers from submitting; the sweep command removes it."""
 LEAVING = "leaving"
 """What the files of workers that leave begin with, each with the number of its job."""
-APART = 10.0
+APART = 15.0
 """Seconds between two rounds of workers that leave."""
 STALE = 300.0
 """Seconds after which a round that another began counts as broken off: more than sbatch ever takes."""

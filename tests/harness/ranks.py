@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 
 from harness.train.group import joined
 from harness.train.loop import Training, train
@@ -54,6 +56,7 @@ def main(steps: str, dtype: str, out: str) -> None:
         sys.stdout.flush()
 
     run, watch = prepare(order), Losses(int(steps))
+    ticket = sha256(save({**run.model.state_dict(), **{f"mask/{n}": mask for n, mask in run.masks(0).items()}}))
     run.model.to(getattr(torch, dtype))
     images = run.images
     images.mean, images.std = (value.to(getattr(torch, dtype)) for value in (images.mean, images.std))
@@ -65,22 +68,35 @@ def main(steps: str, dtype: str, out: str) -> None:
         except StopIteration:
             group.check(run.model)
         group.gather()
-    torch.save({"losses": watch.sums, "state": run.model.state_dict(), "rows": run.position.rows}, out)
+    found = {"losses": watch.sums, "state": run.model.state_dict(), "rows": run.position.rows}
+    torch.save({**found, "ticket": ticket.hexdigest()}, out)
 
 
-def trained(order: Order, world: int, steps: int, dtype: str, folder: Path) -> list[dict[str, Any]]:
-    """Train an order by several processes; return what each of them has at the end."""
-    command = [sys.executable, "-m", "tests.harness.ranks", str(steps), dtype]
-    message: dict[str, Any] = {**order.__dict__, "world": world, "meet": "127.0.0.1"}
+def trained(
+    order: Order,
+    world: int,
+    steps: int,
+    dtype: str,
+    folder: Path,
+    place: Callable[[int], Sequence[str]] = lambda rank: (),
+    meet: str = "127.0.0.1",
+) -> list[dict[str, Any]]:
+    """Train an order by several processes; return what each of them has at the end.
+
+    `place`: what stands before a rank's command, such as srun; `meet`: the first one's host as the others call it.
+    """
     files = [folder / f"{world}-{dtype}-{rank}.pt" for rank in range(world)]
-    first = _start([*command, str(files[0])], message)
+
+    def command(rank: int) -> list[str]:
+        return [*place(rank), sys.executable, "-m", "tests.harness.ranks", str(steps), dtype, str(files[rank])]
+
+    message: dict[str, Any] = {**order.__dict__, "world": world, "meet": meet}
+    first = _start(command(0), message)
     running = [first]
     if world > 1:
         assert first.stdout is not None
         meet = json.loads(first.stdout.readline())["address"]
-        running += [
-            _start([*command, str(files[rank])], {**message, "rank": rank, "meet": meet}) for rank in range(1, world)
-        ]
+        running += [_start(command(rank), {**message, "rank": rank, "meet": meet}) for rank in range(1, world)]
     _ended(running)
     return [torch.load(file) for file in files]
 

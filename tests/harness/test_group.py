@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,12 @@ def order(orders: Callable[..., dict[str, Order]]) -> Order:  # noqa: F811
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-4)])
 def test_four_processes_train_as_one_does(order: Order, tmp_path: Path, dtype: str, tolerance: float) -> None:
     (alone,) = trained(order, 1, STEPS, dtype, tmp_path)
-    ranks = trained(order, 4, STEPS, dtype, tmp_path)
+    assert_alike(trained(order, 4, STEPS, dtype, tmp_path), alone, dtype, tolerance)
+
+
+def assert_alike(ranks: list[dict[str, Any]], alone: dict[str, Any], dtype: str, tolerance: float) -> None:
+    """Fail unless the ranks have one ticket, one network, and the losses and weights of one process alone."""
+    assert {rank["ticket"] for rank in ranks} == {alone["ticket"]}
     assert_close(ranks[0]["losses"], alone["losses"], rtol=tolerance, atol=tolerance)
     if dtype == "float64":
         for name, value in alone["state"].items():

@@ -96,6 +96,8 @@ def test_jobs_that_never_come_to_their_work_are_not_submitted_for_ever(cluster: 
     [
         (("partition: main", "partition: gpu"), "partition: gpu: the scheduler refuses"),
         (("memory: 1500M", "memory: 900G"), "memory: 900G: the scheduler refuses"),
+        (("cpus: 1", "cpus: 1\nqos: nope"), "qos: nope: the scheduler refuses"),
+        (("cpus: 1", "cpus: 1\naccount: nobody"), "account: nobody: the scheduler refuses"),
         (("cpus: 1", "cpus: 1\nconstraint: a100"), "constraint: a100: the scheduler refuses"),
         (("cpus: 1", "cpu: 1"), "cpu: unknown key; allowed are "),
         (("time: 30", "time: soon"), "is no time"),
