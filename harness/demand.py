@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from harness.index import Standing
-from harness.launch import Size
+from harness.launch import Launcher, Size
 from harness.plan import Plan
 from harness.states import State
 
-StepFor = Callable[[int, str], int | None]
 
-
-def demand(plan: Plan, standing: Standing, step_for: StepFor, sizes: Mapping[str, Size] | None = None) -> Counter[Size]:
+def demand(
+    plan: Plan, standing: Standing, launcher: Launcher, sizes: Mapping[str, Size] | None = None
+) -> Counter[Size]:
     """Count by size the stages that run, that are ready, or that wait for nothing but masks, scales and data.
 
     A stage below an unfinished training is not counted: a worker submitted for it would wait for hours. Nor is one
     that failed, unless for want of memory that a larger worker has. `sizes`: of the workers that run, by job number; a
-    stage that runs counts for the size that runs it.
+    stage that runs counts for the size that runs it. What others than the launcher's workers run is theirs, but keeps
+    one worker watching, who goes on with it should they die.
     """
     wanted: Counter[Size] = Counter()
     short: Counter[Size] = Counter()
-    late: set[str] = set()
+    late, others = set[str](), False
     """Stages below an unfinished training, or below one that failed."""
     for key, state in standing.states.items():
         stage = plan.stages[key]
@@ -30,23 +31,25 @@ def demand(plan: Plan, standing: Standing, step_for: StepFor, sizes: Mapping[str
         if any(parent in late or plan.stages[parent].kind == "train" for parent in above):
             late.add(key)
             continue
-        step = _step(state, step_for)
+        step = _step(state, launcher)
         if step is None:
             late.add(key)
+        elif key in standing.owners and not launcher.serves(standing.owners[key][0]):
+            others = True
         elif key in standing.owners and (size := (sizes or {}).get(standing.owners[key][0].job.partition(".")[0])):
             wanted[size] += 1
         elif stage.kind == "train":
-            wanted[Size(stage.world, step)] += 1
+            wanted[launcher.size_for(stage.world, step)] += 1
         else:
-            short[Size(1, step)] += 1
+            short[launcher.size_for(1, step)] += 1
     for size, number in short.items():  # they take seconds, and any worker of that memory runs them
         if not any(other.step == size.step for other in wanted):
             wanted[size] = number
-    return wanted
+    return wanted or Counter({launcher.size_for(1, 0): int(others)} if others else {})
 
 
-def _step(state: State, step_for: StepFor) -> int | None:
+def _step(state: State, launcher: Launcher) -> int | None:
     """Return the step of memory that a stage needs; None where no worker can take it."""
     if not state.over:
         return 0
-    return step_for(state.memory, state.resource) if state.cause == "oom" else None
+    return launcher.step_for(state.memory, state.resource) if state.cause == "oom" else None

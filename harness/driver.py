@@ -17,11 +17,13 @@ from harness.claims import Observer
 from harness.clean import orphans
 from harness.closing import report
 from harness.demand import demand
+from harness.detached import Detached
 from harness.display import ask
 from harness.dropped import ask_about_dropped
 from harness.errors import UserError, printable
 from harness.frontier import Frontier
 from harness.index import stand
+from harness.launch import Launcher
 from harness.launch.local import Machine, this_machine
 from harness.launch.slurm import Slurm
 from harness.launching import HERE, Crew, launcher_for, refuse_login_node, run_elsewhere, run_in_this_process
@@ -95,10 +97,9 @@ class Driver:
 
     def lacks(self) -> list[str]:
         """Return what keeps the sweep from running, printed too."""
-        found = self.plan.missing()
-        for sentence in found:
+        for sentence in self.plan.missing():
             typer.echo(printable(sentence), err=True)
-        return found
+        return self.plan.missing()
 
     def machine(self, options: Options) -> Machine:
         """Return how this machine is used: as the command line says, then as the file does."""
@@ -133,8 +134,8 @@ class Driver:
 
     def _texts(self, via: str, options: Options) -> list[str]:
         """Return what would be submitted, one sbatch file a size of worker."""
-        launcher = self.launcher(via, options)
-        wanted = demand(self.plan, stand(self.plan, self.store, Observer(options.lease)), launcher.step_for)
+        launcher = self.slurm(via, options)
+        wanted = demand(self.plan, stand(self.plan, self.store, Observer(options.lease)), launcher)
         lines = []
         for size, number in sorted(wanted.items()):
             number = min(number, launcher.most)
@@ -194,8 +195,10 @@ class Driver:
         saved = save_plan(self.plan, self.store, self.sweep, whole=not self.chosen)
         if not survey.todo:
             return report(self.sweep, self.frontier, self.chosen, interrupted=False)
-        if via not in HERE:
+        if via not in HERE or (via == "local" and options.detach):
             return self._elsewhere(via, saved, options)
+        if options.detach:
+            raise UserError(f"--detach: the workers of {via} live and die with this command; use local or a profile")
         machine = self.machine(options)
         outlook, began = Outlook(self.frontier, survey, machine), time.monotonic()
         outlook.keep(saved.parent)
@@ -263,25 +266,28 @@ class Driver:
         observer = Observer(options.lease)
         left = run_elsewhere(as_saved(self.plan, self.sweep), self.store, launcher, observer, options.detach)
         if left or options.detach:
-            typer.echo(
-                f"the workers go on; `harness status {self.plan.name}` shows them, the same command follows them, "
-                "--cancel ends them",
-                err=True,
-            )
+            follows = "" if via == "local" else "the same command follows them, "
+            said = f"the workers go on; `harness status {self.plan.name}` shows them, {follows}--cancel ends them"
+            typer.echo(said, err=True)
             return 130 if left else 0
         return report(self.sweep, self.frontier, self.chosen, interrupted=False)
 
-    def launcher(self, via: str, options: Options, plan: str = "") -> Slurm:
-        """Return the launcher of a profile; its workers read the sweep's newest plan, or the one named."""
+    def launcher(self, via: str, options: Options, plan: str = "") -> Launcher:
+        """Return the launcher of workers that outlive this command; they read the sweep's newest plan, or one named."""
+        if via == "local":
+            bound = ["--plan", plan] if plan else []
+            return Detached(self.machine(options), self.store, self.plan.name, [*bound, *options.argv])
+        return self.slurm(via, options, plan)
+
+    def slurm(self, via: str, options: Options, plan: str = "") -> Slurm:
+        """Return the launcher of a profile."""
         argv = [self.plan.name, "--store", str(self.store.root.absolute()), *options.argv]
-        launcher = launcher_for(via, self.file.absolute().parent, self.store, self.plan.name, argv)
-        launcher.plan = plan
-        return launcher
+        return launcher_for(via, self.file.absolute().parent, self.store, self.plan.name, argv, plan)
 
     def cancel(self, options: Options) -> int:
         """End the sweep's workers; return the exit code."""
         via = self.via(options)
-        launcher = None if via in HERE else self.launcher(via, options)
+        launcher = None if via in HERE else self.slurm(via, options)
         if launcher is not None:
             launcher.every = True
         typer.echo(cancel(as_saved(self.plan, self.sweep), self.whole, self.store, launcher, self.chosen), err=True)

@@ -68,7 +68,7 @@ class Following:
                 return
             standing = stand(plan, self.store, self.observer)
             display.stages(len(plan.stages) - len(standing.states))
-            more = seconds_passed >= LOOK and demand(plan, standing, self.launcher.step_for) - wanted
+            more = seconds_passed >= LOOK and demand(plan, standing, self.launcher) - wanted
             if not standing.states or more:
                 return
 

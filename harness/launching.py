@@ -23,7 +23,7 @@ from harness.events import in_words
 from harness.following import Following
 from harness.frontier import Frontier, Survey
 from harness.inline import Inline
-from harness.launch.kept import keep
+from harness.launch import Launcher
 from harness.launch.local import Machine, Workers, slots, this_machine
 from harness.launch.profiles import find_profile, load_profile
 from harness.launch.slurm import Slurm
@@ -98,26 +98,21 @@ def run_in_this_process(path: Path, store: Store, setup: Setup) -> bool:
     return False
 
 
-def launcher_for(via: str, beside: Path, store: Store, name: str, argv: Sequence[str]) -> Slurm:
+def launcher_for(via: str, beside: Path, store: Store, name: str, argv: Sequence[str], plan: str) -> Slurm:
     """Return the launcher of a cluster profile. Raises UserError where there is none of that name."""
     profile, document = load_profile(find_profile(via, beside))
-    return Slurm(profile, store, name, argv, document)
+    return Slurm(profile, store, name, argv, document, plan=plan)
 
 
-def run_elsewhere(saved: SavedPlan, store: Store, launcher: Slurm, observer: Observer, detach: bool) -> bool:
+def run_elsewhere(saved: SavedPlan, store: Store, launcher: Launcher, observer: Observer, detach: bool) -> bool:
     """Submit workers; follow them, unless asked not to. Return whether somebody ended the following early."""
-    if launcher.document is not None:
-        keep(store, saved.plan.name, Path(launcher.document.file), launcher.argv, launcher.plan)
+    launcher.begin()
     if detach:
         seen = go_round(saved, store, launcher, observer, by_hand=True)
         for sentence in seen.submitted or ["nothing: all that can be used is there"]:
             typer.echo(f"submitted {sentence}", err=True)
-        if not launcher.profile.nodes_submit:
-            typer.echo(
-                "workers leave at their time limit, and what becomes ready later needs others: follow the sweep, or "
-                f"let cron run `*/10 * * * * cd {Path.cwd()} && harness tick {saved.plan.name} --store {store.root}`",
-                err=True,
-            )
+        if said := launcher.later():
+            typer.echo(said, err=True)
         return False
     following = Following(saved, store, launcher, observer)
     standing_total = len(saved.plan.stages)

@@ -57,7 +57,7 @@ def go_round(saved: SavedPlan, store: Store, launcher: Launcher, observer: Obser
     if by_hand:
         (folder / CANCELLED).unlink(missing_ok=True)
     seen = Round(stand(saved.plan, store, observer))
-    seen.wanted = demand(saved.plan, seen.standing, launcher.step_for)
+    seen.wanted = demand(saved.plan, seen.standing, launcher)
     seen.cancelled = (folder / CANCELLED).exists()
     if not seen.wanted:
         return seen
@@ -77,7 +77,7 @@ def _submit(seen: Round, saved: SavedPlan, launcher: Launcher, turn: Turn, by_ha
         launcher.cancel(useless)
     seen.jobs = [each for each in jobs if each not in useless]
     sizes = {each.inner or each.number: each.size for each in seen.jobs}
-    seen.wanted = demand(saved.plan, seen.standing, launcher.step_for, sizes)
+    seen.wanted = demand(saved.plan, seen.standing, launcher, sizes)
     leaving = {path.name.split("-")[1] for path in turn.path.parent.glob(f"{LEAVING}-*")}
     leaving.add(job().partition(".")[0])  # a worker that leaves is no longer one to count on
     there = Counter(each.size for each in seen.jobs if each.state != "leaving" and each.inner not in leaving)
@@ -104,7 +104,7 @@ def leaving_round(
     name, own = saved.plan.name, f"{LEAVING}-{job().partition('.')[0]}-{uuid.uuid4().hex[:8]}"
     began = _now(store, name, own)
     try:
-        while demand(saved.plan, stand(saved.plan, store, observer), launcher().step_for):
+        while demand(saved.plan, stand(saved.plan, store, observer), launcher()):
             try:
                 last = (store.sweep(name) / LAST).stat().st_mtime
             except FileNotFoundError:

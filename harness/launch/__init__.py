@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from harness.claims import Owner
+
 
 @dataclass(frozen=True, order=True)
 class Size:
@@ -59,3 +61,15 @@ class Launcher(Protocol):
 
     def step_for(self, memory: int, resource: str) -> int | None:
         """Return the step that has clearly more memory than was not enough; None where there is none."""
+
+    def size_for(self, world: int, step: int) -> Size:
+        """Return the size of the workers that train with so many processes, on a step of memory."""
+
+    def serves(self, owner: Owner) -> bool:
+        """Return whether who runs a stage now may be one of this launcher's workers."""
+
+    def begin(self) -> None:
+        """Write down what a later look needs, of this process or another, to submit workers as this one does."""
+
+    def later(self) -> str:
+        """Say who submits the workers of what becomes ready later, where nobody follows; empty: none are needed."""

@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
-
 from harness.errors import UserError
 from harness.launch.profiles import load_profile
-from harness.launch.slurm import Slurm
-from harness.store import Store, read_json, write_whole
-
-PROFILE, ARGV = "profile.yaml", "launch.json"
-
-
-def keep(store: Store, name: str, profile: Path, argv: Sequence[str], plan: str) -> None:
-    """Keep a profile, as it is now, and what its workers are told; that of a part only where nothing was kept."""
-    if plan and (store.sweep(name) / ARGV).exists():
-        return
-    folder = store.sweep(name)
-    write_whole(folder / PROFILE, profile.read_bytes())
-    write_whole(folder / ARGV, json.dumps({"argv": list(argv)}).encode())
+from harness.launch.slurm import ARGV, PROFILE, Slurm
+from harness.store import Store, read_json
 
 
 def kept(store: Store, name: str) -> Slurm:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import shlex
@@ -22,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.allocation import Shell, shell
+from harness.claims import Owner
 from harness.errors import UserError
 from harness.launch import Job, Size
 from harness.launch.profiles import Profile
 from harness.launch.remedies import explain, hopeless
 from harness.reading import Document
-from harness.store import Store, digest
+from harness.store import Store, digest, write_whole
 from harness.words import count
 
 MOST_ARRAY = 1000
@@ -47,6 +49,8 @@ BECOME = "import os, signal, sys; signal.pthread_sigmask(0, {10, 12, 15}); os.ex
 """Holds SIGUSR1, SIGUSR2 and SIGTERM back until the worker listens to them: before, one would be lost, or fatal."""
 KEPT = {"SLURM_CONF", "SLURM_CLUSTERS"}
 """Variables that say where Slurm is, not which job this is."""
+PROFILE, ARGV = "profile.yaml", "launch.json"
+"""Files that say how a sweep's workers were last submitted."""
 CAME = "came"
 """A file that the first worker of a submission makes when it begins its work."""
 IN_VAIN = 3
@@ -77,6 +81,31 @@ class Slurm:
     def most(self) -> int:
         """Return the profile's most workers of a size."""
         return self.profile.workers
+
+    def size_for(self, world: int, step: int) -> Size:
+        """Return a size of its own for every number of processes and step of memory."""
+        return Size(world, step)
+
+    def serves(self, owner: Owner) -> bool:
+        """Return True: a job may be anywhere."""
+        return True
+
+    def begin(self) -> None:
+        """Keep the profile as it is now, and what workers are told; those of a part only where nothing was kept."""
+        folder = self.store.sweep(self.name)
+        if self.document is None or (self.plan and (folder / ARGV).exists()):
+            return
+        write_whole(folder / PROFILE, Path(self.document.file).read_bytes())
+        write_whole(folder / ARGV, json.dumps({"argv": list(self.argv)}).encode())
+
+    def later(self) -> str:
+        """Say that somebody must look again, where jobs may not submit jobs."""
+        if self.profile.nodes_submit:
+            return ""
+        return (
+            "workers leave at their time limit, and what becomes ready later needs others: follow the sweep, or "
+            f"let cron run `*/10 * * * * cd {Path.cwd()} && harness tick {self.name} --store {self.store.root}`"
+        )
 
     @cached_property
     def mark(self) -> str:

@@ -21,7 +21,7 @@ from harness.errors import FileError, UserError
 from harness.index import Standing
 from harness.launch import Size
 from harness.launch.local import Machine, slots
-from harness.launch.profiles import FOLDER, find_profile, load_profile
+from harness.launch.profiles import FOLDER, Profile, find_profile, load_profile
 from harness.launch.remedies import explain, hopeless
 from harness.launch.slurm import Slurm
 from harness.plan import Plan, Stage
@@ -211,8 +211,8 @@ def wanted(states: dict[str, State], **sizes: Size) -> dict[Size, int]:
     for key, state in states.items():
         if state.name == "running":
             standing.owners[key] = (Owner("h", "b", "s", (Process(1, 1),), f"job{key}.0"), 0, 0.0)
-    found = demand(chain(), standing, lambda memory, resource: 1 if memory < 50 else None, sizes)
-    return dict(found)
+    profile = Profile(memory="40", larger=[{"memory": "55"}])
+    return dict(demand(chain(), standing, Slurm(profile, Store(Path()), "p", []), sizes))
 
 
 TODO = State("todo", 0)
@@ -227,9 +227,9 @@ def test_a_worker_for_each_training_that_waits_for_no_other() -> None:
 
 
 def test_what_ran_out_of_memory_wants_a_larger_worker_where_there_is_one() -> None:
-    short = State("failed", 1, cause="oom", memory=40)
+    short = State("failed", 1, cause="oom", memory=40 * 2**20)
     assert wanted({"dense": short, "cut": TODO}) == {Size(1, 1): 1}
-    assert wanted({"dense": State("failed", 1, cause="oom", memory=60), "cut": TODO}) == {}
+    assert wanted({"dense": State("failed", 1, cause="oom", memory=60 * 2**20), "cut": TODO}) == {}
     assert wanted({"dense": State("failed", 1, cause="code"), "wide": TODO}) == {Size(4): 1}
 
 

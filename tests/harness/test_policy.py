@@ -247,16 +247,33 @@ def test_a_tick_starts_what_is_missing_and_a_second_one_nothing(project: Path) -
     plan_only(project)
     first = harness(project, "tick", "tiny.yaml", "--workers", "2", "--threads", "1")
     assert first.returncode == 0, first.stderr
-    assert "1 started" in first.stdout, "one stage can be taken now"
+    assert "started 2 workers here" in first.stdout, "a data set, then six trainings can be taken"
     second = harness(project, "tick", "tiny", "--workers", "2", "--threads", "1")
     assert second.returncode == 0
     store = Store(project / "runs")
     until(lambda: json.loads(harness(project, "status", "tiny", "--json").stdout)["cells_done"] == 6)
     until(lambda: not list(present(store, "tiny")), 60)
     assert all(len(editions) == 1 for editions in results(store.root).values())
-    assert "0 stages ready, 0 running, 0 to do in all" in harness(project, "tick", "tiny").stdout
+    assert "tiny: 0 stages to do, 0 could be run now" in harness(project, "tick", "tiny").stdout
     log = next((project / "runs" / "sweeps" / "tiny" / "workers").glob("log-*")).read_text()
     assert "start  digits thin random 50% default seed 0" in log
+
+
+def test_detached_workers_outlive_the_command_and_are_not_started_twice(project: Path, sweep: Run) -> None:
+    command = ("tiny.yaml", "--only", "mask=random", "--via", "local", "--detach", "--workers", "2", "--threads", "1")
+    first = sweep(*command)
+    assert first.returncode == 0, first.stderr
+    assert "submitted 2 workers here" in first.stderr
+    store = Store(project / "runs")
+    until(lambda: len(list(present(store, "tiny"))) == 2)
+    again = sweep(*command)
+    assert again.returncode == 0
+    assert "submitted nothing" in again.stderr or "4 of 4 cells done" in again.stderr
+    until(lambda: not list(present(store, "tiny")), 90)
+    done = sweep(*command)
+    assert done.returncode == 0
+    assert "4 of 4 cells done" in done.stderr
+    assert sweep("tiny.yaml", "--via", "debug", "--detach").returncode == 2
 
 
 def test_no_more_workers_stay_than_asked_for(tmp_path: Path) -> None:
