@@ -64,7 +64,8 @@ class Detached:
 
     def poll(self) -> list[Job]:
         """Return this sweep's workers that have signed in here."""
-        return [Job(str(worker.owner.processes[0].pid), Size(), "running") for worker in self._here()]
+        pids = [worker.owner.processes[0].pid for worker in self._here()]
+        return [Job(str(pid), Size(), "running", inner=f"process {pid}") for pid in pids]
 
     def in_vain(self, size: Size) -> str:
         """Return nothing: what keeps a worker from starting here stands in its log."""
