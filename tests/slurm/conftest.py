@@ -62,6 +62,10 @@ class Cluster:
         )
 
 
+ONCE = pytest.mark.parametrize("cluster", ["linuxproc"], indirect=True)
+"""For tests to which the way of tracking makes no difference."""
+
+
 @pytest.fixture(scope="module", params=["linuxproc", "cgroup"])
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Start a cluster, or skip with the reason why it cannot be."""

@@ -12,11 +12,12 @@ from harness.train.order import Order
 from tests.harness.ranks import trained
 from tests.harness.test_group import STEPS, assert_alike, order  # noqa: F401 - a fixture
 from tests.harness.test_training import orders  # noqa: F401 - a fixture
-from tests.slurm.conftest import Cluster
+from tests.slurm.conftest import ONCE, Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
+@ONCE
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-4)])
 def test_four_processes_on_two_nodes_train_as_one_does(
     cluster: Cluster,

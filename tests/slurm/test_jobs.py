@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import THIN, results, until, write_project
-from tests.slurm.conftest import Cluster, write_profile
+from tests.slurm.conftest import ONCE, Cluster, write_profile
 
 pytestmark = pytest.mark.slurm
 DENSE = ("--only", "mask=dense,seed=0")
@@ -65,6 +65,7 @@ def test_a_cancelled_sweep_stays_so_until_it_is_run_again(
     assert cluster.jobs()
 
 
+@ONCE
 def test_a_profile_mended_replaces_the_jobs_that_waited_in_vain(cluster: Cluster, project: Path) -> None:
     profile = write_profile(project)
     profile.write_text(profile.read_text().replace("partition: main", "partition: short"))  # 30 minutes; it allows 2
@@ -74,15 +75,16 @@ def test_a_profile_mended_replaces_the_jobs_that_waited_in_vain(cluster: Cluster
     assert "nothing that was submitted can ever start" in done.stderr
     assert f"{profile.name}:" in done.stderr
     assert "time: 30: its time is over the partition's limit" in done.stderr
-    assert not cluster.jobs(), "they are taken back"
+    until(lambda: not cluster.jobs(), 60, every=0.5)  # they are taken back
     assert cluster.sweep(project, *command, "--detach").returncode == 0
     assert len(cluster.jobs("PENDING")) == 1
     profile.write_text(profile.read_text().replace("time: 30", "time: 2"))
     done = cluster.sweep(project, *command)
     assert done.returncode == 0, done.stderr
-    assert not cluster.jobs()
+    until(lambda: not cluster.jobs(), 60, every=0.5)
 
 
+@ONCE
 def test_jobs_that_never_come_to_their_work_are_not_submitted_for_ever(cluster: Cluster, project: Path) -> None:
     write_profile(project, more="setup: ['echo this node is not fit; exit 7']\n")
     done = cluster.sweep(project, "tiny.yaml", *DENSE, "--via", "dev.yaml")
@@ -91,6 +93,7 @@ def test_jobs_that_never_come_to_their_work_are_not_submitted_for_ever(cluster: 
     assert "this node is not fit" in done.stderr
 
 
+@ONCE
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -115,6 +118,7 @@ def test_a_fault_of_the_profile_is_told_with_its_line(
     assert "dev.yaml:" in done.stderr
 
 
+@ONCE
 def test_a_job_that_no_node_can_hold_is_reported_and_taken_back(cluster: Cluster, project: Path) -> None:
     profile = write_profile(project)
     profile.write_text(profile.read_text().replace("cpus: 1", "cpus: 100"))
@@ -122,7 +126,7 @@ def test_a_job_that_no_node_can_hold_is_reported_and_taken_back(cluster: Cluster
     assert done.returncode in (1, 2)
     assert "dev.yaml:" in done.stderr
     assert "so many cpus" in done.stderr or "lower cpus" in done.stderr
-    assert not cluster.jobs()
+    until(lambda: not cluster.jobs(), 60, every=0.5)
 
 
 def test_the_doctor_looks_from_inside_a_job(cluster: Cluster, project: Path) -> None:
@@ -136,6 +140,7 @@ def test_the_doctor_looks_from_inside_a_job(cluster: Cluster, project: Path) -> 
     assert "accounting answers (sacct)" in done.stdout
 
 
+@ONCE
 def test_no_more_jobs_than_one_person_may_have(cluster: Cluster, project: Path) -> None:
     write_profile(project, more="submit: 2\n")
     done = cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--detach")
@@ -143,6 +148,7 @@ def test_no_more_jobs_than_one_person_may_have(cluster: Cluster, project: Path) 
     assert len(cluster.jobs()) == 2
 
 
+@ONCE
 def test_arrays_are_cut_where_the_cluster_wants_it(cluster: Cluster, project: Path) -> None:
     write_profile(project, workers=5, more="array: 2\n")
     done = cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--detach")
@@ -151,6 +157,7 @@ def test_arrays_are_cut_where_the_cluster_wants_it(cluster: Cluster, project: Pa
     assert [line.split(": ")[1] for line in submitted] == ["2 workers", "2 workers", "1 worker"]
 
 
+@ONCE
 def test_the_plan_prints_what_would_be_submitted_and_touches_nothing(cluster: Cluster, project: Path) -> None:
     write_profile(project)
     done = cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--plan")
@@ -161,6 +168,7 @@ def test_the_plan_prints_what_would_be_submitted_and_touches_nothing(cluster: Cl
     assert not (project / "runs" / "sweeps" / "tiny" / "slurm").exists()
 
 
+@ONCE
 def test_without_slurm_the_message_says_so(cluster: Cluster, project: Path) -> None:
     write_profile(project)
     path = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if not (Path(p) / "squeue").exists())
@@ -174,9 +182,11 @@ def test_without_slurm_the_message_says_so(cluster: Cluster, project: Path) -> N
 def test_ranks_over_two_nodes_find_one_another(cluster: Cluster, project: Path) -> None:
     text = (project / "tiny.yaml").read_text().replace("  seed: 0..1", "  seed: 0\n  world: 4")
     (project / "tiny.yaml").write_text(text)
-    profile = write_profile(project)
+    own = f'stage: {{"{project}/thin.py": "{project}/own/$SLURMD_NODENAME/thin.py"}}\n'
+    profile = write_profile(project, more=own)
     profile.write_text(profile.read_text().replace("per_node: 1", "per_node: 2"))
     done = cluster.sweep(project, "tiny.yaml", *DENSE, "--via", "dev.yaml")
     assert done.returncode == 0, done.stderr
+    assert len(list(project.glob("own/n?/thin.py"))) == 2, "every node was given its copy"
     (trained,) = [r for (r,) in results(project / "runs").values() if "epochs" in r["metrics"]]
     assert trained["stamp"]["world"] == 4
