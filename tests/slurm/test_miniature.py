@@ -45,5 +45,5 @@ def test_the_whole_grids_miniature_fills_its_tables(
     assert list(report.glob("any-mask*.md"))
     assert list(report.glob("generality*.md"))
     results = (tmp_path / "runs/miniature/stages/train").glob("*/*/result-*.json")
-    together = [path for path in results if json.loads(path.read_text())["stamp"]["world"] == 2]
+    together = [path for path in results if json.loads(path.read_text())["result"]["stamp"]["world"] == 2]
     assert len(together) == 3
