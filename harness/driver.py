@@ -16,17 +16,15 @@ from harness.check import load_sweep
 from harness.claims import Observer
 from harness.clean import orphans
 from harness.closing import report
-from harness.demand import demand
 from harness.detached import Detached
 from harness.display import ask
 from harness.dropped import ask_about_dropped
 from harness.errors import UserError, printable
 from harness.frontier import Frontier
-from harness.index import stand
 from harness.launch import Launcher
 from harness.launch.local import Machine, this_machine
 from harness.launch.slurm import Slurm
-from harness.launching import HERE, Crew, launcher_for, refuse_login_node, run_elsewhere, run_in_this_process
+from harness.launching import HERE, Crew, launcher_for, refuse_login_node, run_elsewhere, run_in_this_process, texts
 from harness.miniature import TOGETHER, own_store
 from harness.only import cell_filter
 from harness.options import CAUSES, Options
@@ -129,18 +127,8 @@ class Driver:
             shown = "; ".join(left[:3]) + (" ..." if len(left) > 3 else "")
             lines.append(f"  kept though no longer in the file: {count(len(left), 'finished cell')}: {shown}")
         if (via := self.via(options)) not in HERE:
-            lines += self._texts(via, options)
+            lines += texts(self.slurm(via, options), self.plan, Observer(options.lease))
         print(printable("\n".join(lines), 20_000))  # noqa: T201 - the result of the command
-
-    def _texts(self, via: str, options: Options) -> list[str]:
-        """Return what would be submitted, one sbatch file a size of worker."""
-        launcher = self.slurm(via, options)
-        wanted = demand(self.plan, stand(self.plan, self.store, Observer(options.lease)), launcher)
-        lines = []
-        for size, number in sorted(wanted.items()):
-            number = min(number, launcher.most)
-            lines += [f"  {count(number, 'worker')} of {count(size.world, 'process')}:", launcher.text(size, number)]
-        return lines
 
     def make_data(self, options: Options) -> bool:
         """Make the data sets here, in the store, where workers anywhere read them; return whether all are made."""
@@ -178,13 +166,7 @@ class Driver:
         if self.plan.united:
             typer.echo(f"{self.plan.united} duplicate cells united", err=True)
         if budget:
-            self.choose(Outlook(self.frontier, self.frontier.survey(), self.machine(options)).within(budget))
-            if not self.plan.cells:
-                raise UserError(
-                    f"--budget {budget}: no cell fits, at the upper end of its estimate; "
-                    "--plan --pilot tries out what nothing is known of"
-                )
-            typer.echo(f"within {budget}: {count(len(self.plan.cells), 'cell')}", err=True)
+            self._keep_to(budget, options)
         self.frontier = Frontier(self.plan, self.store, Observer(options.lease))
         if options.retry:
             released = release(self.frontier, options.retry)
@@ -214,6 +196,16 @@ class Driver:
         if said := outlook.outcome(saved.parent, time.monotonic() - began):
             typer.echo(said, err=True)
         return report(self.sweep, self.frontier, self.chosen, stopped)
+
+    def _keep_to(self, budget: str, options: Options) -> None:
+        """Leave out the cells that a budget does not cover. Raises UserError where that is all of them."""
+        self.choose(Outlook(self.frontier, self.frontier.survey(), self.machine(options)).within(budget))
+        if not self.plan.cells:
+            raise UserError(
+                f"--budget {budget}: no cell fits, at the upper end of its estimate; "
+                "--plan --pilot tries out what nothing is known of"
+            )
+        typer.echo(f"within {budget}: {count(len(self.plan.cells), 'cell')}", err=True)
 
     def _with_ray(self, saved: Path, options: Options, machine: Machine) -> bool:
         """Run what is missing as trials of Ray Tune; return whether that was stopped."""
@@ -283,6 +275,14 @@ class Driver:
         """Return the launcher of a profile."""
         argv = [self.plan.name, "--store", str(self.store.root.absolute()), *options.argv]
         return launcher_for(via, self.file.absolute().parent, self.store, self.plan.name, argv, plan)
+
+    def standing_for(self) -> Plan:
+        """Return the plan whose stages the file stands for: of a search, that of all its trials."""
+        if not self.sweep.search:
+            return self.whole
+        from harness.searching import campaign_of
+
+        return campaign_of(self.sweep, self.store, data_folder(self.sweep, self.data)).plan
 
     def cancel(self, options: Options) -> int:
         """End the sweep's workers; return the exit code."""

@@ -17,16 +17,19 @@ import typer
 
 from harness.allocation import shell
 from harness.claims import Observer
+from harness.demand import demand
 from harness.display import Display
 from harness.errors import UserError
 from harness.events import in_words
 from harness.following import Following
 from harness.frontier import Frontier, Survey
+from harness.index import stand
 from harness.inline import Inline
 from harness.launch import Launcher
 from harness.launch.local import Machine, Workers, slots, this_machine
 from harness.launch.profiles import find_profile, load_profile
 from harness.launch.slurm import Slurm
+from harness.plan import Plan
 from harness.planfile import SavedPlan, read_plan
 from harness.rounds import go_round
 from harness.shift import Limits, work
@@ -102,6 +105,15 @@ def launcher_for(via: str, beside: Path, store: Store, name: str, argv: Sequence
     """Return the launcher of a cluster profile. Raises UserError where there is none of that name."""
     profile, document = load_profile(find_profile(via, beside))
     return Slurm(profile, store, name, argv, document, plan=plan)
+
+
+def texts(launcher: Slurm, plan: Plan, observer: Observer) -> list[str]:
+    """Return what would be submitted, one sbatch file a size of worker."""
+    lines = []
+    for size, number in sorted(demand(plan, stand(plan, launcher.store, observer), launcher).items()):
+        number = min(number, launcher.most)
+        lines += [f"  {count(number, 'worker')} of {count(size.world, 'process')}:", launcher.text(size, number)]
+    return lines
 
 
 def run_elsewhere(saved: SavedPlan, store: Store, launcher: Launcher, observer: Observer, detach: bool) -> bool:

@@ -76,8 +76,11 @@ def run_search_trial(order: Mapping[str, Any], report: Callable[[int, float], No
             whole = Frontier(read_plan(Path(order["plan"])).plan, store, whole.observer)
         supervisor.use(Frontier(whole.plan.part(order["key"]), store, whole.observer))
         rows = rows_of(store.folder("train", order["key"]))
+        at_work = [""]
 
         def hear(**event: Any) -> None:
+            if event["event"] == "start":
+                at_work[0] = event["key"]
             if event["event"] != "epoch" or event["key"] != order["key"]:
                 in_words(**event)
                 return
@@ -85,8 +88,8 @@ def run_search_trial(order: Mapping[str, Any], report: Callable[[int, float], No
             report(event["row"]["epoch"], value_of(rows, order["metric"], order["report"]))
 
         supervisor.tell = hear
-        supervisor.stopping = lambda: stop.exists() or cancelled.exists()
-        supervisor.because = lambda: _behind(stop)
+        supervisor.stopping = lambda: cancelled.exists() or (at_work[0] == order["key"] and stop.exists())
+        supervisor.because = lambda: _behind(stop) if at_work[0] == order["key"] else {}
         while _advance(supervisor) and not cancelled.exists():
             pass
     except Exception as error:  # told to the driver, as above

@@ -91,7 +91,8 @@ def _dimension(file: SweepFile, axis: str, reader: Read, fault: Callable[[Path_,
 def _recipes(file: SweepFile, names: Names) -> set[str]:
     """Return the recipes that a sweep file names."""
     found = set[str]()
-    for block in (file.grid, *file.also):
+    rules = [when.set for when in file.when if "recipe" in when.set]
+    for block in (file.grid, *file.also, *rules):
         value = block.get("recipe", "default")
         for item in value if isinstance(value, list) else [value]:
             members = recipe_set(item, names) if isinstance(item, str) else [item]

@@ -91,7 +91,7 @@ def main(
         driver = Driver(file, store, data, yes, miniature)
         driver.load(options, only, limit)
         if gc:
-            code = 2 if driver.lacks() else clean_up(driver.store, driver.whole, yes)
+            code = 2 if driver.lacks() else clean_up(driver.store, driver.standing_for(), yes)
         elif cancel:
             code = driver.cancel(options)
         elif plan:

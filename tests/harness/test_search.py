@@ -314,3 +314,14 @@ def test_who_is_behind_is_stopped_and_its_settings_are_used(project: Path) -> No
     assert done.returncode == 0, done.stderr
     with (project / "runs/sweeps/uses/report/cells.csv").open() as file:
         assert [cell["tuning_trials"] for cell in csv.DictReader(file)] == ["9", "9"]
+
+
+@pytest.mark.slow
+def test_what_a_search_has_tried_is_no_waste(project: Path) -> None:
+    written(project, SEARCH.replace("samples: 5", "samples: 2\n  baseline: none"))
+    assert run_sweep(project, "hunt.yaml", "--threads", "1").returncode == 0
+    before = trained(project)
+    done = run_sweep(project, "hunt.yaml", "--gc", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert trained(project) == before
+    assert len(before) == 2
