@@ -86,9 +86,12 @@ def save_plan(plan: Plan, store: Store, sweep: Sweep, whole: bool) -> Path:
     return path
 
 
-def save_growing(plan: Plan, store: Store, sweep: Sweep) -> None:
-    """Write a plan that is written anew with every trial of a search: the newest alone is kept."""
-    write_whole(_keep_sources(plan, store, sweep) / NEWEST, dump(as_saved(plan, sweep)))
+def save_growing(plan: Plan, store: Store, sweep: Sweep, own: Path) -> None:
+    """Write a plan that is written anew with every trial of a search: as a call's own, and as the sweep's newest."""
+    data = dump(as_saved(plan, sweep))
+    own.parent.mkdir(parents=True, exist_ok=True)
+    for path in (own, _keep_sources(plan, store, sweep) / NEWEST):
+        write_whole(path, data)
 
 
 def _keep_sources(plan: Plan, store: Store, sweep: Sweep) -> Path:

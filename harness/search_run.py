@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 from harness.claims import Observer
 from harness.frontier import Frontier
 from harness.plan import Plan
-from harness.planfile import NEWEST, save_growing
+from harness.planfile import save_growing
 from harness.planner import Planner
 from harness.searchers import Halving, Suggester, suggester
 from harness.spec import Sweep
@@ -88,9 +90,14 @@ class Campaign:
         return any(tried.waiting or tried.left for tried in self.tried)
 
     @property
+    def folder(self) -> Path:
+        """Return the sweep's folder."""
+        return self.store.sweep(self.sweep.name)
+
+    @property
     def path(self) -> Path:
-        """Return the file of the plan that workers read."""
-        return self.store.sweep(self.sweep.name) / NEWEST
+        """Return the file of the plan that this call's trials read: another call's may know other trials."""
+        return self.folder / "search" / f"plan-{platform.node()}-{os.getpid()}.json"
 
     def add(self, tried: Tried, trial: Trial) -> None:
         """Plan a trial's stages."""
@@ -142,8 +149,8 @@ class Campaign:
         return Standing(OPEN)
 
     def save(self) -> None:
-        """Write the plan as it is now."""
-        save_growing(self.plan, self.store, self.sweep)
+        """Write the plan as it is now, for this call's trials and as the sweep's newest."""
+        save_growing(self.plan, self.store, self.sweep, self.path)
 
     def next(self) -> tuple[Tried, Trial] | None:
         """Return a trial to run: one that was cut off, else a new one of the study that has begun the fewest."""
@@ -156,6 +163,9 @@ class Campaign:
         return None
 
     def _begin(self, tried: Tried) -> Trial | None:
+        tried.study.look()  # another call may have begun some
+        if not tried.left:
+            return None
         settings = tried.suggester.ask()
         if settings is None:
             tried.exhausted = True

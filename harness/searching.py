@@ -56,7 +56,11 @@ def run_search(sweep: Sweep, store: Store, data: Path, setup: Setup, share: Shar
     campaign = campaign_of(sweep, store, data)
     stopped = False
     if campaign.unfinished:
-        stopped = search_with_ray(campaign, store, setup, share, most, mark)
+        try:
+            stopped = search_with_ray(campaign, store, setup, share, most, mark)
+        finally:
+            campaign.path.unlink(missing_ok=True)
+        campaign = campaign_of(sweep, store, data)  # with what other calls have found meanwhile
     best = {id(tried): tried.best(campaign.form.best) for tried in campaign.tried}
     Console(highlight=False).print(_table(campaign, best))
     if any(best.values()):
@@ -105,7 +109,7 @@ def _write(campaign: Campaign, best: dict[int, tuple[int, Standing] | None]) -> 
     text = io.StringIO()
     text.write("# Written by a search, which never looked at the test images. Use it by `tuned:` in a sweep file.\n")
     YAML().dump(body.model_dump(mode="json"), text)
-    path = Path(sweep.document.file).parent / form.write if form.write else campaign.path.with_name(FILE)
+    path = Path(sweep.document.file).parent / form.write if form.write else campaign.folder / FILE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text.getvalue().encode())

@@ -318,10 +318,24 @@ def test_who_is_behind_is_stopped_and_its_settings_are_used(project: Path) -> No
 
 @pytest.mark.slow
 def test_what_a_search_has_tried_is_no_waste(project: Path) -> None:
-    written(project, SEARCH.replace("samples: 5", "samples: 2\n  baseline: none"))
+    written(project, SEARCH.replace("samples: 5", "samples: 2\n  baseline: none\n  scheduler: none"))
     assert run_sweep(project, "hunt.yaml", "--threads", "1").returncode == 0
     before = trained(project)
     done = run_sweep(project, "hunt.yaml", "--gc", "--yes")
     assert done.returncode == 0, done.stderr
     assert trained(project) == before
     assert len(before) == 2
+
+
+@pytest.mark.slow
+def test_two_calls_of_a_search_share_its_trials(project: Path, start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    written(project, SEARCH.replace("samples: 5", "samples: 8\n  baseline: none\n  scheduler: none"))
+    both = [start("harness.sweep", "hunt.yaml", "--threads", "1", "--workers", "1") for _ in range(2)]
+    said = [process.communicate(timeout=240)[0].decode() for process in both]
+    assert 0 in [process.returncode for process in both], said
+    assert "trouble" not in "".join(said)
+    assert len(trained(project)) == 8
+    last = run_sweep(project, "hunt.yaml")
+    assert last.returncode == 0, last.stderr
+    assert "trials: 8\n" in tuned_file(project)
+    assert not list(project.glob("runs/sweeps/hunt/search/plan-*"))
