@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.display import Display
+from harness.errors import UserError
 from harness.ray_run import Share, dispatch, fits, start_ray
 from harness.ray_trial import run_search_trial
 from harness.search_run import FAILED, Campaign, Tried
@@ -40,6 +41,8 @@ def search_with_ray(
     with display.shown():
         searcher = _searcher(campaign, common, display, cancelled.exists)
         stopped = dispatch(_trial, searcher, share, alike=len(worlds) == 1, most=most)
+    if searcher.mistake:
+        raise searcher.mistake
     if searcher.trouble:
         display.say(searcher.trouble)
     return stopped
@@ -64,9 +67,13 @@ def _searcher(campaign: Campaign, common: Mapping[str, Any], display: Display, c
             super().__init__(metric=SAID, mode="max")
             self.under_way: dict[str, tuple[Tried, Trial]] = {}
             self.trouble = ""
+            self.mistake: UserError | None = None
 
         def suggest(self, trial_id: str) -> dict[str, Any] | None:
-            found = None if self.trouble or cancelled() else campaign.next()
+            try:
+                found = None if self.trouble or self.mistake or cancelled() else campaign.next()
+            except UserError as error:  # raised again when Tune is left, which would print a traceback
+                found, self.mistake = None, error
             if found is None:
                 finished: Any = Searcher.FINISHED  # a word of its own, which its annotation forgets
                 return None if self.under_way else finished

@@ -101,7 +101,7 @@ class Campaign:
 
     def add(self, tried: Tried, trial: Trial) -> None:
         """Plan a trial's stages."""
-        cell = tried.study.cell_for(self.sweep, trial)
+        cell = tried.study.cell_for(self.sweep, trial.settings)
         key = tried.keys[trial.number] = self.planner.cell(cell)
         made = self.planner.plan
         cells, plugins = [*self.plan.cells, (cell, key)], list(self.sweep.names.plugins.values())
@@ -153,7 +153,10 @@ class Campaign:
         save_growing(self.plan, self.store, self.sweep, self.path)
 
     def next(self) -> tuple[Tried, Trial] | None:
-        """Return a trial to run: one that was cut off, else a new one of the study that has begun the fewest."""
+        """Return a trial to run: one that was cut off, else a new one of the study that has begun the fewest.
+
+        Raises UserError where its settings do not go together.
+        """
         for tried in self.tried:
             if tried.waiting:
                 return tried, tried.waiting.pop(0)
@@ -170,6 +173,7 @@ class Campaign:
         if settings is None:
             tried.exhausted = True
             return None
+        tried.study.cell_for(self.sweep, settings)  # what does not go together is refused before it counts
         trial = tried.study.begin(settings)
         self.add(tried, trial)
         return trial

@@ -90,12 +90,16 @@ class Study:
                 return settings
         return None
 
-    def cell_for(self, sweep: Sweep, trial: Trial) -> Cell:
-        """Return the cell that a trial trains. Raises FileError where its settings do not go together."""
-        cell = cell_of(sweep, {**self.point, **trial.settings})
+    def cell_for(self, sweep: Sweep, settings: Mapping[str, Any]) -> Cell:
+        """Return the cell that settings make of this place. Raises FileError where they do not go together."""
+        mark = sweep.document.mark(("search", "space"))
+        shown = ", ".join(f"{axis}={value}" for axis, value in settings.items())
+        try:
+            cell = cell_of(sweep, {**self.point, **settings})
+        except FileError as error:
+            raise FileError([Fault(mark, f"{shown}: {fault.message}") for fault in error.faults]) from None
         if cell is None:
-            mark = sweep.document.mark(("exclude",))
-            raise FileError([Fault(mark, f"exclude: leaves out trial {trial.number} of {self.label}")])
+            raise FileError([Fault(mark, f"{shown}: `exclude` leaves it out")])
         return cell
 
 

@@ -21,6 +21,7 @@ from harness.frontier import Frontier
 from harness.planner import Planner
 from harness.report.frame import read_frame
 from harness.report.tables import build
+from harness.search_run import Campaign
 from harness.searchers import Halving, Modelled
 from harness.space import read_dimension
 from harness.states import State
@@ -339,3 +340,14 @@ def test_two_calls_of_a_search_share_its_trials(project: Path, start: Callable[.
     assert last.returncode == 0, last.stderr
     assert "trials: 8\n" in tuned_file(project)
     assert not list(project.glob("runs/sweeps/hunt/search/plan-*"))
+
+
+def test_settings_that_do_not_go_together_are_refused_before_they_count(tmp_path: Path) -> None:
+    text = SEARCH.replace("ls.alpha: uniform(0, 0.5)", "momentum: [0.0]\n    nesterov: [true]")
+    sweep = load_sweep(written(tmp_path, text) / "hunt.yaml")
+    store = Store(tmp_path / "runs")
+    campaign = Campaign(sweep, store, make_studies(sweep, store, (planner := Planner(sweep, store, tmp_path))), planner)
+    with pytest.raises(FileError, match=r"hunt.yaml:\d+: lr=.*, momentum=0.0, nesterov=True: .*needs a momentum"):
+        campaign.next()
+    assert [tried.study.spent() for tried in campaign.tried] == [0, 0]
+    assert campaign.unfinished
