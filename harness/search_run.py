@@ -56,7 +56,11 @@ class Tried:
     def best(self, mode: str) -> tuple[int, Standing] | None:
         """Return the best of the trials that ran to their end, the earliest of equals: its number and standing."""
         sign = 1 if mode == "max" else -1
-        whole = [(sign * end.value, -number) for number, end in self.ended.items() if end.name == DONE and end.value]
+        whole = [
+            (sign * end.value, -number)
+            for number, end in self.ended.items()
+            if end.name == DONE and end.value is not None
+        ]
         return (number := -max(whole)[1], self.ended[number]) if whole else None
 
     def settings(self, number: int) -> dict[str, Any]:
