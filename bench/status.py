@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from harness.facts import Place
 from harness.plan import Plan, Stage
 from harness.planfile import NEWEST, SavedPlan, dump
 from harness.store import Artifact, Result, Store, digest, write_whole
@@ -35,8 +36,8 @@ def build(folder: Path, stages: int) -> None:
         mask = add("mask", {"arch": arch, "n": number}, {"data": data}, f"mask {number}")
         spec = {"arch": arch, "protocol": protocol, "recipe": [], "seed": number}
         train = add("train", spec, {"data": data, "mask": mask}, f"training {number}")
-        cells.append((("resnet20", str(number % 97), str(number)), train))
-    plan.leaves = [key for _, key in cells]
+        cells.append(Place(("resnet20", str(number % 97), str(number)), train))
+    plan.leaves = [cell.key for cell in cells]
     store.sweep("many").mkdir(parents=True)
     write_whole(store.sweep("many") / NEWEST, dump(SavedPlan(Path(), plan, ["arch", "mask", "seed"], cells)))
     for key, stage in list(plan.stages.items())[: int(DONE * stages)]:

@@ -62,6 +62,12 @@ class Cell:
         return " ".join([*shown, *(f"{k}={v}" for k, v in self.extra), f"seed {self.seed}"])
 
 
+def view(cell: Cell) -> Values:
+    """Return what a condition sees of a cell."""
+    point = {axis: getattr(cell, axis) for axis in AXES[:-1]}
+    return _View(point, cell.protocol)
+
+
 class _View(dict[str, Any]):
     """What a condition sees of a point: names and numbers; other names are protocol fields."""
 

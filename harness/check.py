@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from harness.axes import read_number, read_sparsity, read_whole, read_world, spread
 from harness.catalog import DATASETS
+from harness.check_declared import check_declared
 from harness.errors import Fault, FileError, UserError, short, usable_path
 from harness.expressions import Condition, parse_condition
 from harness.form import SweepFile, When, form_fault
@@ -102,14 +103,16 @@ class _Check:
             self.complete(blocks)
         rules = [self.rule(when, index) for index, when in enumerate(self.file.when)]
         excludes = [self.condition(text, ("exclude", i)) for i, text in enumerate(self.file.exclude)]
-        self.tables()
+        claims = check_declared(self.file, self.names.folder, self.reader, self.condition, self.fault)
         search = (
             read_search(self.file, self.names, self.document, self.reader, self.faults) if self.file.search else None
         )
         if self.faults:
             raise FileError(self.faults)
         tuned = read_tuned(self.file.tuned, self.document, self.names.folder, self.reader)
-        return Sweep(self.file, self.document, self.names, preset, overrides, blocks, rules, excludes, search, tuned)
+        return Sweep(
+            self.file, self.document, self.names, preset, overrides, blocks, rules, excludes, search, tuned, claims
+        )
 
     def fault(self, path: Path_, message: str) -> None:
         """Note one fault; after a hundred, give up."""
@@ -260,19 +263,6 @@ class _Check:
             except (ValueError, FileError) as error:
                 self.fault(("when", index, "set", axis), f"when.set.{axis}: {error}")
         return condition, found
-
-    def tables(self) -> None:
-        """Check that the tables' rows and columns are axes."""
-        for index, table in enumerate(self.file.tables):
-            for axis in (*table.rows, *table.columns):
-                try:
-                    self.reader(axis)
-                except ValueError as error:
-                    self.fault(("tables", index), f"tables: {error}")
-            try:
-                read_recipe(table.baseline, self.names)
-            except ValueError as error:
-                self.fault(("tables", index), f"tables: baseline: {error}")
 
 
 def _field_reader(check: _Check, name: str) -> Callable[[Any], Any]:

@@ -61,8 +61,9 @@ def _copies(spec: object) -> Iterator[str]:
 def find_waste(store: Store, plan: Plan, observer: Observer) -> Waste:
     """Look for what neither this plan nor any sweep's newest one refers to. Raises UserError for an unreadable plan."""
     others = [path for name in sweep_names(store) if name != plan.name for path in plans_in_force(store, name)]
-    kept = [plan, *(read_plan(path).plan for path in others)]
-    keys, copies = _referred(store, kept)
+    saved = [read_plan(path) for path in others]
+    keys, copies = _referred(store, [plan, *(one.plan for one in saved)])
+    copies |= {*plan.imports, *(sha256 for one in saved for sha256 in one.declared.baselines.values())}
     waste = Waste()
     for folder in _folders(store):
         if folder.path.name in keys:

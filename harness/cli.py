@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from harness import data, doctor, masks, status, sweep, tick, worker
+from harness.report import command as report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -13,6 +14,7 @@ app = typer.Typer(
 )
 app.command("sweep")(sweep.main)
 app.command("status")(status.main)
+app.command("report")(report.main)
 app.command("worker")(worker.main)
 app.command("tick")(tick.main)
 app.command("doctor")(doctor.main)

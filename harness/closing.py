@@ -9,52 +9,40 @@ import typer
 from harness.claims import Observer
 from harness.clean import find_waste, remove
 from harness.errors import UserError, printable
-from harness.frontier import Frontier
 from harness.plan import Plan
+from harness.planfile import SavedPlan
 from harness.presence import present
-from harness.report.frame import failures, read_frame
-from harness.report.tables import build
-from harness.report.writers import on_terminal, write_report
-from harness.spec import Sweep
+from harness.report.assemble import make_report, write_report
+from harness.report.command import print_tables, short_path
+from harness.report.frame import failures
 from harness.store import Store
 from harness.words import count, size
 
 
-def report(sweep: Sweep, frontier: Frontier, part: bool, interrupted: bool) -> int:
+def close(saved: SavedPlan, store: Store, part: bool, interrupted: bool) -> int:
     """Write and print the tables and the failures, of the whole sweep or a part of it; return the exit code."""
-    from rich.console import Console
-
-    plan, store = frontier.plan, frontier.store
-    frontier.forget()
-    survey = frontier.survey()
-    frame = read_frame(plan, frontier, survey)
-    grids = [grid for table in sweep.file.tables for grid in build(table, frame)]
-    folder = store.sweep(plan.name) / ("report.part" if part else "report")
-    done = sum(key in survey.results for _, key in plan.cells)
-    out = Console(highlight=False)
-    for grid in grids if done or not interrupted else ():
-        out.print(*on_terminal(grid, out.width), sep="\n")
-    where = f"tables in {_short(folder)}"
+    made = make_report(store, [saved], rebuild=True, whole=not part)
+    folder = store.sweep(made.name) / ("report.part" if part else "report")
+    if made.done or not interrupted:
+        print_tables(made)
+    where = f"tables in {short_path(folder)}"
     try:
-        write_report(folder, plan.name, frame, grids)
+        write_report(made, folder)
     except OSError as error:
         where = f"the report could not be written: {error.strerror}"
-    failed = failures(plan, frontier, survey)
+    (standing,) = made.standings
+    failed = failures(saved, standing, store)
     for sentence, held, log in failed[:20]:
         typer.echo(printable(f"{sentence}; {count(held, 'cell')} held back"), err=True)
         if log:
-            typer.echo(f"  log: {_short(Path(log))}", err=True)
+            typer.echo(f"  log: {short_path(Path(log))}", err=True)
     if failed:
         typer.echo(f"{count(len(failed), 'stage')} failed; --retry all runs them once more", err=True)
-    typer.echo(f"{done} of {count(len(plan.cells), 'cell')} done; {where}", err=True)
+    typer.echo(f"{made.done} of {count(len(made.frame.lines), 'cell')} done; {where}", err=True)
     if interrupted:
         typer.echo("stopped; the same command goes on from here", err=True)
         return 130
-    return 1 if survey.todo else 0
-
-
-def _short(path: Path) -> str:
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    return 1 if standing.states else 0
 
 
 def clean_up(store: Store, whole: Plan, yes: bool) -> int:

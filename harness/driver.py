@@ -15,7 +15,8 @@ from harness.cell import Cell
 from harness.check import load_sweep
 from harness.claims import Observer
 from harness.clean import orphans
-from harness.closing import report
+from harness.closing import close
+from harness.declaring import check_claims
 from harness.detached import Detached
 from harness.display import ask
 from harness.dropped import ask_about_dropped
@@ -32,8 +33,10 @@ from harness.outlook import Outlook, by_axis, data_stages, describe
 from harness.plan import Plan
 from harness.planfile import as_saved, save_plan
 from harness.planner import data_folder, make_plan
+from harness.registry import register
 from harness.retry import release
 from harness.rounds import CANCELLED
+from harness.search import refuse_for_search
 from harness.spec import MOST_CELLS, Sweep
 from harness.store import Store
 from harness.supervisor import Setup
@@ -73,6 +76,7 @@ class Driver:
             raise UserError(f"{self.file}: not started; the grid has {points:,} points. If that is meant: --yes")
         together = 0 if self.via(options) in HERE else TOGETHER
         self.whole = make_plan(self.sweep, self.store, data_folder(self.sweep, self.data), self.miniature, together)
+        check_claims(self.sweep, self.whole)
         cells = self.whole.cells
         if only:
             wanted = cell_filter(only, self.whole)
@@ -81,7 +85,7 @@ class Driver:
         if not self.plan.cells:
             raise UserError(f"{self.file}: no cell is left after exclude")
         if self.sweep.search:
-            self._refuse_for_search(options)
+            refuse_for_search(self.file, self.via(options), self.chosen, self.miniature, options.detach)
 
     def choose(self, cells: list[tuple[Cell, str]] | None) -> None:
         """Take some of the cells, or all of them."""
@@ -175,8 +179,10 @@ class Driver:
         if not self.chosen:
             ask_about_dropped(self.plan, self.store, self.file, self.yes)
         saved = save_plan(self.plan, self.store, self.sweep, whole=not self.chosen)
+        for claim in register(as_saved(self.whole, self.sweep), self.store) if self.sweep.claims else ():
+            typer.echo(f"claim {claim.claim.name} registered: {claim.hash}", err=True)
         if not survey.todo:
-            return report(self.sweep, self.frontier, self.chosen, interrupted=False)
+            return self._close(interrupted=False)
         if via not in HERE or (via == "local" and options.detach):
             return self._elsewhere(via, saved, options)
         if options.detach:
@@ -195,7 +201,10 @@ class Driver:
         self.frontier.forget()
         if said := outlook.outcome(saved.parent, time.monotonic() - began):
             typer.echo(said, err=True)
-        return report(self.sweep, self.frontier, self.chosen, stopped)
+        return self._close(stopped)
+
+    def _close(self, interrupted: bool) -> int:
+        return close(as_saved(self.plan, self.sweep), self.store, self.chosen, interrupted)
 
     def _keep_to(self, budget: str, options: Options) -> None:
         """Leave out the cells that a budget does not cover. Raises UserError where that is all of them."""
@@ -233,20 +242,6 @@ class Driver:
         data = data_folder(self.sweep, self.data)
         return run_search(self.sweep, self.store, data, replace(setup, discard_weights=True), share, most)
 
-    def _refuse_for_search(self, options: Options) -> None:
-        """Raise UserError for what a search does not do."""
-        refused = {
-            "--only and --limit": self.chosen,
-            "--miniature": self.miniature,
-            "--detach": options.detach,
-            f"--via {self.via(options)}": self.via(options) not in ("local", "ray"),
-        }
-        for what in [what for what, given in refused.items() if given]:
-            raise UserError(
-                f"{self.file}: {what} is not for a file with `search:`, which runs under Ray Tune, here or on the "
-                "cluster of `launch: {via: ray, address: ...}`"
-            )
-
     @staticmethod
     def _setup(device: str, threads: int, options: Options) -> Setup:
         every, lease, discard = options.checkpoint_every, options.lease, options.discard_weights
@@ -262,7 +257,7 @@ class Driver:
             said = f"the workers go on; `harness status {self.plan.name}` shows them, {follows}--cancel ends them"
             typer.echo(said, err=True)
             return 130 if left else 0
-        return report(self.sweep, self.frontier, self.chosen, interrupted=False)
+        return self._close(interrupted=False)
 
     def launcher(self, via: str, options: Options, plan: str = "") -> Launcher:
         """Return the launcher of workers that outlive this command; they read the sweep's newest plan, or one named."""

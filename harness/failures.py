@@ -61,9 +61,9 @@ def group_failures(saved: SavedPlan, store: Store, standing: Standing) -> list[G
             groups[name] = Group(cause, name[1], f"{stage.label}: {state.detail}", log=str(log) if log.exists() else "")
         groups[name].stages.append(key)
         of_stage[key] = groups[name]
-    for place, (_, key) in enumerate(saved.cells):
-        if blocked.get(key) in of_stage:
-            of_stage[blocked[key]].cells.append(place)
+    for place, cell in enumerate(saved.cells):
+        if blocked.get(cell.key) in of_stage:
+            of_stage[blocked[cell.key]].cells.append(place)
     if groups:
         cells = [cell for cell, _ in saved.places()]
         axes = [axis for axis in saved.axes if axis != "ticket_seed" or _own(cells)]

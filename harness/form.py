@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
-from harness.catalog import METRICS
+from harness.declared import FIGURES, NAME, Claim, Form, Table, known_figures, named_tables, once
 from harness.errors import Fault, short
 from harness.protocol import Protocol
 from harness.reading import Document, Path_
 from tost.catalog import nearest
 
 MOST_TRIALS = 100_000
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-
-
-class Form(BaseModel):
-    """A part of the sweep file; unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class When(Form):
@@ -28,53 +20,6 @@ class When(Form):
 
     condition: str = Field(alias="if")
     set: dict[str, Any] = Field(min_length=1)
-
-
-class Table(Form):
-    """A table to print: which axes make its rows and columns; other axes that vary give a block each."""
-
-    name: str = Field(pattern=f"^{NAME}$")
-    rows: tuple[str, ...] = Field(min_length=1)
-    columns: tuple[str, ...] = Field(min_length=1)
-    baseline: str = "default"
-    metrics: tuple[str, ...] = Field(("accuracy",), min_length=1)
-
-    @field_validator("metrics")
-    @classmethod
-    def _metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if name not in METRICS:
-                raise ValueError(
-                    f"{short(name)} is no metric; choose from {', '.join(METRICS)}{nearest(name, METRICS)}"
-                )
-        return tuple(dict.fromkeys(names))
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Table:
-        axes = [*self.rows, *self.columns]
-        if twice := [axis for axis in axes if axes.count(axis) > 1]:
-            raise ValueError(f"{twice[0]!r} stands twice in its rows and columns")
-        return self
-
-
-TABLES: Mapping[str, Table] = {
-    "any-mask": Table(name="any-mask", rows=("mask", "recipe"), columns=("dataset", "sparsity")),
-    "components": Table(name="components", rows=("recipe",), columns=("sparsity",)),
-    "ablation": Table(name="ablation", rows=("recipe",), columns=("mask", "sparsity")),
-    "accounting": Table(
-        name="accounting",
-        rows=("arch", "mask", "recipe"),
-        columns=("sparsity",),
-        metrics=("accuracy", "kept", "density_with_ghosts", "inference_flops", "training_flops", "ghost_operations"),
-    ),
-    "diagnostics": Table(
-        name="diagnostics",
-        rows=("arch", "mask", "recipe"),
-        columns=("sparsity",),
-        metrics=("near_zero", "silent_channels", "dead_filters", "empty_layers"),
-    ),
-    "generality": Table(name="generality", rows=("arch", "recipe"), columns=("dataset", "sparsity")),
-}
 
 
 class Launch(Form, strict=True):
@@ -166,6 +111,10 @@ class SweepFile(Form):
     use: dict[str, str] = Field(default_factory=dict)
     data: str | None = None
     tables: list[Table] = Field(default_factory=list)
+    figures: list[str] = Field(default_factory=lambda: list(FIGURES))
+    claims: list[Claim] = Field(default_factory=list)
+    baselines: list[str] = Field(default_factory=list)
+    """CSV files of numbers from elsewhere, relative to the sweep file."""
     launch: Launch = Field(default_factory=lambda: Launch())
     wandb: Wandb | None = None
     search: Search | None = None
@@ -179,22 +128,23 @@ class SweepFile(Form):
     @field_validator("tables", mode="before")
     @classmethod
     def _shapes(cls, value: object) -> object:
-        if not isinstance(value, list):
-            return value
-        for item in value:
-            if isinstance(item, str) and item not in TABLES:
-                raise ValueError(
-                    f"{short(item)} is no table shape; choose from {', '.join(TABLES)}{nearest(item, TABLES)}"
-                )
-        return [TABLES[item] if isinstance(item, str) else item for item in value]
+        return named_tables(value)
 
-    @field_validator("tables")
+    @field_validator("baselines", mode="before")
     @classmethod
-    def _named_once(cls, tables: list[Table]) -> list[Table]:
-        names = [table.name.lower() for table in tables]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"two tables are named {twice[0]!r}; they would be the same file")
-        return tables
+    def _listed(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("figures")
+    @classmethod
+    def _figures(cls, names: list[str]) -> list[str]:
+        return known_figures(names)
+
+    @field_validator("tables", "claims")
+    @classmethod
+    def _named_once(cls, items: list[Any], info: ValidationInfo) -> list[Any]:
+        once(str(info.field_name), [item.name for item in items])
+        return items
 
 
 WANTED = {
@@ -235,6 +185,7 @@ def _model_at(location: Path_) -> type[BaseModel]:
         "wandb": Wandb,
         "when": When,
         "tables": Table,
+        "claims": Claim,
         "search": Search,
     }
     return models.get(location[0], SweepFile) if location else SweepFile

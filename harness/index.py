@@ -113,9 +113,9 @@ def stand(plan: Plan, store: Store, observer: Observer, rebuild: bool = False) -
                 if result := looked[key].result():
                     standing.done[key] = Done.of(plan.stages[key], result)
                 standing.operations += 2 if result else A_LOOK + max(0, looked[key].generation - 1)
-    if standing.done != known:
+    if any(known.get(key) != found for key, found in standing.done.items()):
         standing.operations += 1
-        _write(_path(store, plan.name), standing.done)
+        _write(_path(store, plan.name), {**known, **standing.done})  # a part of a sweep forgets nothing of the rest
     for key in _needed(plan, store, standing):
         folder = looked.get(key)
         if folder is None and key in standing.done:

@@ -39,7 +39,7 @@ class Plan:
     """Data stage -> which of its files are missing, and where they go."""
     plugins: list[Plugin] = field(default_factory=list)
     imports: dict[str, Path] = field(default_factory=dict)
-    """SHA-256 -> a file of masks that workers read from a copy in the store."""
+    """SHA-256 -> a file of masks, or of foreign numbers, that is read from a copy in the store."""
     united: int = 0
     beside: list[str] = field(default_factory=list)
     """Stages that are wanted though no cell ends in them."""

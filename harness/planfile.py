@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.cell import AXES
+from harness.declared import Declared
+from harness.declaring import declare
 from harness.errors import UserError
+from harness.facts import Facts, Place, fact_reader
 from harness.plan import Plan, Stage
 from harness.plugins import freeze
 from harness.provenance import source_digest
@@ -19,7 +22,7 @@ from harness.spec import Sweep
 from harness.store import Store, canonical, write_whole
 from tost.catalog import nearest
 
-FORMAT = 3
+FORMAT = 4
 NEWEST = "plan.json"
 
 
@@ -30,24 +33,27 @@ class SavedPlan:
     path: Path
     plan: Plan
     axes: list[str]
-    cells: list[tuple[tuple[str, ...], str]] = field(default_factory=list)
-    """The labels of a cell's axes, and the key of the stage it ends in."""
+    cells: list[Place] = field(default_factory=list)
     source: str = ""
     launch: Mapping[str, Any] = field(default_factory=dict)
     """The file's `launch:` as it was."""
+    declared: Declared = field(default_factory=Declared)
+    """What the file says of its report."""
     written: int = 0
     """The time of the plan's file when it was read: another says that it was replaced, and decides no more."""
 
     def places(self) -> list[tuple[dict[str, str], str]]:
         """Return the cells as axis -> label, with their keys."""
-        return [(dict(zip(self.axes, labels, strict=True)), key) for labels, key in self.cells]
+        return [(dict(zip(self.axes, cell.labels, strict=True)), cell.key) for cell in self.cells]
 
 
 def as_saved(plan: Plan, sweep: Sweep) -> SavedPlan:
     """Return a plan just made as if it had been saved and read back."""
     axes = list(dict.fromkeys([*AXES[:-1], *(name for cell, _ in plan.cells for name, _ in cell.extra)]))
-    cells = [(tuple(str(cell.axis(axis)) for axis in axes), key) for cell, key in plan.cells]
-    return SavedPlan(Path(), plan, axes, cells, source_digest(), sweep.file.launch.model_dump(mode="json"))
+    facts = fact_reader()
+    cells = [Place(tuple(str(cell.axis(axis)) for axis in axes), key, facts(cell)) for cell, key in plan.cells]
+    launch = sweep.file.launch.model_dump(mode="json")
+    return SavedPlan(Path(), plan, axes, cells, source_digest(), launch, declare(sweep, plan))
 
 
 class _Blocks:
@@ -69,6 +75,19 @@ class _Blocks:
         if not isinstance(value, str):
             self.seen[id(value)] = (value, self.known[text])  # the value is kept, so that its id stays its own
         return self.known[text]
+
+
+class _Dumps:
+    """Facts that many cells share, each written once."""
+
+    def __init__(self, blocks: _Blocks) -> None:
+        self.blocks, self.known = blocks, dict[int, tuple[Facts, int]]()
+
+    def number(self, facts: Facts) -> int:
+        """Return the number of some facts."""
+        if id(facts) not in self.known:
+            self.known[id(facts)] = (facts, self.blocks.number(facts.dump()))
+        return self.known[id(facts)][1]
 
 
 def save_plan(plan: Plan, store: Store, sweep: Sweep, whole: bool) -> Path:
@@ -123,12 +142,17 @@ def dump(saved: SavedPlan) -> bytes:
         ]
         for stage in saved.plan.stages.values()
     ]
-    cells = [[[blocks.number(label) for label in labels], row[key]] for labels, key in saved.cells]
+    facts = _Dumps(blocks)
+    cells = [
+        [[blocks.number(label) for label in cell.labels], row[cell.key], facts.number(cell.facts)]
+        for cell in saved.cells
+    ]
     body = {
         "format": FORMAT,
         "name": saved.plan.name,
         "source": saved.source,
         "launch": dict(saved.launch),
+        "declared": saved.declared.model_dump(mode="json"),
         "blocks": blocks.values,
         "axes": saved.axes,
         "stages": stages,
@@ -148,8 +172,13 @@ def read_plan(path: Path) -> SavedPlan:
         blocks, keys = body["blocks"], [stage[0] for stage in body["stages"]]
         plan = Plan(body["name"], dict(zip(keys, _stages(body["stages"], blocks, keys), strict=True)))
         plan.leaves = [keys[number] for number in body["leaves"]]
-        cells = [(tuple(blocks[label] for label in labels), keys[number]) for labels, number in body["cells"]]
-        return SavedPlan(path, plan, body["axes"], cells, body["source"], body["launch"], written)
+        facts = {number: Facts.read(blocks[number]) for number in {row[2] for row in body["cells"]}}
+        cells = [
+            Place(tuple(blocks[label] for label in labels), keys[number], facts[known])
+            for labels, number, known in body["cells"]
+        ]
+        declared = Declared.model_validate(body["declared"])
+        return SavedPlan(path, plan, body["axes"], cells, body["source"], body["launch"], declared, written)
     except (FileNotFoundError, NotADirectoryError):
         folder = path.parent.parent
         there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []

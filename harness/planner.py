@@ -66,6 +66,7 @@ def make_plan(sweep: Sweep, store: Store, data: Path, miniature: bool = False, t
     masks = (planner.mask(cell, planner.ticket(cell)) for cell in masks_only)
     plan.beside = [mask for mask in masks if mask is not None]
     plan.give_worlds(worlds)
+    plan.imports.update((sha256, path) for _, path, sha256 in sweep.foreign_files())
     plan.plugins = list(sweep.names.plugins.values())
     return plan
 

@@ -17,10 +17,11 @@ from harness.frontier import Frontier
 from harness.nodes import Lead, Shape
 from harness.planfile import read_plan
 from harness.presence import Presence
+from harness.rows import rows_of
 from harness.shift import about, presence_owner
 from harness.states import SEARCH
 from harness.store import Store
-from harness.study import rows_of, value_of
+from harness.study import value_of
 from harness.supervisor import Setup, Supervisor
 from harness.trainer import Trainer
 

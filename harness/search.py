@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from harness.errors import Fault, FileError
+from harness.errors import Fault, FileError, UserError
 from harness.form import Search, SweepFile
 from harness.names import Names
 from harness.protocol import Protocol
@@ -106,3 +107,18 @@ def _all_named(samples: Mapping[str, int], recipes: set[str]) -> None:
         raise ValueError(f"says nothing of {', '.join(missing)}; name every recipe, the baseline too")
     if useless := sorted(set(samples) - recipes):
         raise ValueError(f"{', '.join(useless)}: no such recipe in the grid")
+
+
+def refuse_for_search(file: Path, via: str, part: bool, miniature: bool, detach: bool) -> None:
+    """Raise UserError for what a search does not do."""
+    refused = {
+        "--only and --limit": part,
+        "--miniature": miniature,
+        "--detach": detach,
+        f"--via {via}": via not in ("local", "ray"),
+    }
+    for what in [what for what, given in refused.items() if given]:
+        raise UserError(
+            f"{file}: {what} is not for a file with `search:`, which runs under Ray Tune, here or on the "
+            "cluster of `launch: {via: ray, address: ...}`"
+        )

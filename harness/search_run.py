@@ -14,11 +14,12 @@ from harness.frontier import Frontier
 from harness.plan import Plan
 from harness.planfile import save_growing
 from harness.planner import Planner
+from harness.rows import rows_of
 from harness.searchers import Halving, Suggester, suggester
 from harness.spec import Sweep
 from harness.states import EARLY
 from harness.store import Store, publish
-from harness.study import Study, Trial, rows_of, value_of
+from harness.study import Study, Trial, value_of
 
 OPEN, DONE, STOPPED, FAILED = "open", "done", "stopped", "failed"
 

@@ -6,23 +6,36 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from harness.errors import Fault, FileError
+from harness.declared import Claim
+from harness.errors import Fault, FileError, usable_path
 from harness.expressions import Condition
 from harness.form import SweepFile, sentence
 from harness.names import Names
 from harness.protocol import Protocol, make_protocol
 from harness.reading import Document
 from harness.search import Hunt
+from harness.store import file_sha256
 from harness.tuned import Tuned
 
 MOST_CELLS = 20_000_000
 
 
 Axes = dict[str, list[Any] | range]
+
+
+@dataclass(frozen=True)
+class Stated:
+    """A claim as read: the labels that it compares, the first with the second, and its condition."""
+
+    claim: Claim
+    first: str
+    second: str
+    where: Condition | None = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,14 @@ class Sweep:
     excludes: list[Condition]
     search: Hunt | None = None
     tuned: Sequence[Tuned] = ()
+    claims: Sequence[Stated] = ()
     _protocols: dict[Any, Protocol] = field(default_factory=dict)
+
+    def foreign_files(self) -> Iterator[tuple[str, Path, str]]:
+        """Yield every file of foreign numbers: as written, where it lies, and its SHA-256."""
+        for written in self.file.baselines:
+            path = usable_path(written, self.names.folder)
+            yield written, path, file_sha256(path)
 
     @property
     def name(self) -> str:

@@ -74,7 +74,7 @@ def gather(saved: SavedPlan, store: Store, observer: Observer, rebuild: bool) ->
         saved,
         standing,
         standing.counts(plan),
-        sum(key in standing.done for _, key in saved.cells),
+        sum(cell.key in standing.done for cell in saved.cells),
         list(present(store, plan.name)),
         {_who(owner): plan.stages[key].label for key, (owner, _, _) in standing.owners.items()},
         group_failures(saved, store, standing),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from harness.errors import Fault, FileError
 from harness.planner import Planner
 from harness.space import Dimension
 from harness.spec import Sweep
-from harness.store import Folder, Store, digest, publish, read_json
+from harness.store import Store, digest, publish, read_json
 
 PLACE = tuple(axis for axis in AXES if axis not in ("seed", "ticket_seed", "world", "protocol"))
 REDRAWS = 50
@@ -136,26 +136,6 @@ def make_studies(sweep: Sweep, store: Store, planner: Planner) -> list[Study]:
 
 def _folder_name(study: Study) -> str:
     return f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', study.label)[:80]}-{digest(study.label)[:8]}"
-
-
-def rows_of(folder: Folder) -> list[dict[str, Any]]:
-    """Return a training's rows, an epoch each, of the newest attempt that has any."""
-    for generation in range(folder.generation, 0, -1):
-        if rows := list(_lines(folder.attempt(generation) / "metrics.jsonl")):
-            return rows
-    return []
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        text = path.read_text()
-    except OSError:
-        return
-    for line in text.splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:  # torn by the end of its process: what follows is another attempt's
-            return
 
 
 def value_of(rows: Sequence[Mapping[str, Any]], metric: str, report: str) -> float:

@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
+from harness.declared import Form
 from harness.errors import Fault, FileError, UserError, short
-from harness.form import Form, sentence
+from harness.form import sentence
 from harness.memory import MORE
 from harness.reading import Document, read_document
 from harness.words import read_span

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 
+from harness.declared import PLAIN, Table
 from harness.errors import short
-from harness.form import Table
-from harness.names import DENSE
 from harness.report.frame import Line
-from harness.report.metrics import count
+from harness.report.grids import ALL, Grid
+from harness.report.guard import told
+from harness.report.pairing import ORDER, REBUILT
+from harness.report.remarks import devices, origins, several, tuned, warnings
 
-UNLIKE = 0.05
-"""How far the size of a small dense network may lie from the sparse one's without a word."""
+MOST = 6
+"""Items of a list that a caption shows."""
 
 UNITS = (
     "Densities and shares in percent; k, M, G, T: 10³, 10⁶, 10⁹, 10¹²; FLOPs: two a multiply-add, zeros left out, "
@@ -21,32 +22,21 @@ UNITS = (
 )
 
 
-def caption(table: Table, lines: Sequence[Line]) -> str:
+def caption(table: Table, grid: Grid) -> str:
     """Say what the numbers are and how they came about."""
-    protocols = {id(line.cell.protocol): line.cell.protocol for line in lines}.values()
-    seeds = sorted({line.cell.seed for line in lines})
-    said = {
-        "networks": _several(line.cell.arch.label for line in lines),
-        "data": _several(line.cell.dataset.label for line in lines),
-        "column": _several(p.report for p in protocols),
-        "epochs": _several(_epochs(line) for line in lines),
-        "precision": _several(p.precision for p in protocols),
-        "prunable": _several(p.prunable for p in protocols),
-        "dev": _several(line.cell.dev for line in lines),
-    }
-    devices = _several(_device(line.result.stamp) for line in lines if line.result)
+    lines = grid.lines
     sentences = [
-        *([f"Test accuracy in percent ({said['column']})."] if "accuracy" in table.metrics else []),
-        *([UNITS] if table.metrics != ("accuracy",) else []),
-        "Mean ± standard deviation (number of seeds); "
-        f"signed: mean difference to {table.baseline} with the same mask and seed.",
-        f"{said['networks']} on {said['data']}; {said['epochs']} epochs, {said['precision']}; dev split {said['dev']}; "
-        f"best epoch by dev accuracy; prunable: {said['prunable']}; seeds {_runs(seeds)}; "
-        f"devices: {devices or 'none yet'}.",
+        *_numbers(table, grid),
+        *_protocol(lines),
+        *_kept(lines),
+        *told(lines, table),
+        *tuned(lines),
+        *_pairs(grid),
+        *warnings(lines),
+        *devices(lines),
+        *origins(lines),
+        *_foreign(grid),
     ]
-    if any(line.cell.mask.name == DENSE for line in lines) and "sparsity" in table.columns:
-        sentences.append("The dense network is the same under every sparsity.")
-    sentences += [*_tuned(lines), *_warnings(lines), *_origins(lines)]
     causes = sorted({f"{line.reason}: {line.cause}" for line in lines if line.cause})
     if causes:
         sentences.append("Holes: " + "; ".join(short(cause, 120) for cause in causes[:3]) + ".")
@@ -54,80 +44,125 @@ def caption(table: Table, lines: Sequence[Line]) -> str:
     return " ".join(sentences)
 
 
-def _device(stamp: Mapping[str, Any]) -> str:
-    world = stamp.get("world", 1)
-    return f"{stamp.get('device')}" + (f" ×{world}" if world != 1 else "")
+def _numbers(table: Table, grid: Grid) -> Iterator[str]:
+    """Say what an entry is."""
+    columns = several(str(line.facts.protocol.get("report")) for line in grid.lines)
+    if "accuracy" in table.values:
+        yield f"Test accuracy in percent ({columns})."
+    if table.values != ("accuracy",):
+        yield UNITS
+    if grid.of_effects:
+        pooled = any(column[0] == ALL for column in grid.column_keys)
+        yield (
+            "Effect of a part: mean over all combinations of the other parts of the difference it makes; of two (×): "
+            "half the difference of one's effect with and without the other. In brackets the 95 % interval with seeds "
+            f"as the random unit (number of seeds){f'; {ALL}: the columns pooled, of equal weight' if pooled else ''}."
+        )
+        return
+    signed = (
+        f"; signed: mean difference to {_baseline(table)}, in brackets its 95 % t interval over seeds, cell by cell"
+    )
+    compared = any(entry.differences for entry in grid.entries.values())
+    yield f"Mean ± standard deviation (number of seeds){signed if compared else ''}."
+    if table.emphasis == "best":
+        yield "Bold: the highest mean of those compared."
+    elif table.emphasis == "significant":
+        tested = sum(entry.p is not None for entry in grid.entries.values())
+        yield f"Bold: differs from it at 5 % by the paired t test, adjusted for the table's {tested} tests (Holm)."
+    if any(line.dense for line in grid.lines) and "sparsity" in table.columns:
+        yield "The dense network is the same under every sparsity."
+
+
+def _baseline(table: Table) -> str:
+    shown = [
+        "the same mask without control" if (axis, value) == ("mask", PLAIN) else value
+        for axis, value in table.compared.items()
+    ]
+    return " and ".join(shown)
+
+
+def _protocol(lines: Sequence[Line]) -> Iterator[str]:
+    """Say how the networks were trained and judged, data set by data set where they differ."""
+    yield f"{several(line.axis('arch') for line in lines)} on {several(_data(line) for line in lines)}."
+    by_text: dict[str, dict[str, None]] = defaultdict(dict)
+    for line in lines:
+        by_text[_training(line)][line.axis("dataset")] = None
+    for text, sets in by_text.items():
+        yield f"{text[0].upper()}{text[1:]}" + (f" ({', '.join(sets)})." if len(by_text) > 1 else ".")
+    seeds = sorted({int(line.axis("seed")) for line in lines})
+    yield f"Seeds {_runs(seeds)}."
+
+
+def _data(line: Line) -> str:
+    content = line.identity.content[:8]
+    return line.axis("dataset") + (f" (files {content})" if content else "")
+
+
+def _training(line: Line) -> str:
+    protocol = line.facts.protocol
+    get = protocol.get
+    optimizer = f"{get('optimizer')}, learning rate {get('lr')}"
+    if get("optimizer") == "sgd":
+        optimizer += f", {'Nesterov ' if get('nesterov') else ''}momentum {get('momentum')}"
+    schedule = str(get("schedule"))
+    if schedule == "multistep":
+        drops = ", ".join(f"{m:g}" for m in get("milestones") or ())
+        schedule = f"×{get('gamma')} at epochs {drops}" if drops else "constant rate"
+    warmup = f", {get('warmup'):g} epochs of warm-up" if get("warmup") else ""
+    return (
+        f"{_epochs(line)} epochs in {get('precision')}, batch {get('batch')}, {optimizer}, {schedule}{warmup}, "
+        f"weight decay {get('weight_decay')}, {get('augment')} augmentation; dev split {line.facts.dev}; best epoch by "
+        f"{str(get('select')).replace('_', ' ')}; prunable: {get('prunable')}"
+    )
 
 
 def _epochs(line: Line) -> str:
     """Return how long a line trains: what its result says, where training is lengthened to match a cost."""
-    protocol = line.cell.protocol
-    if not protocol.match_cost:
-        return str(protocol.epochs)
-    trained = line.result.metrics.get("epochs") if line.result else "?"
-    return f"{trained} (as {protocol.match_cost} costs)"
+    protocol = line.facts.protocol
+    if not protocol.get("match_cost"):
+        return str(protocol.get("epochs"))
+    return f"{line.metrics.get('epochs', '?')} (as {protocol['match_cost']} costs)"
 
 
-def _tuned(lines: Sequence[Line]) -> Iterator[str]:
-    """Say how many trials each recipe's settings took to find, where any were searched for."""
-    trials: dict[str, set[int]] = {}
+def _kept(lines: Sequence[Line]) -> Iterator[str]:
+    """Say how many weights are kept, of how many."""
+    found: dict[str, dict[str, dict[int, None]]] = defaultdict(lambda: defaultdict(dict))
     for line in lines:
-        trials.setdefault(line.cell.recipe.label, set()).add(line.cell.tuned.trials if line.cell.tuned else 0)
-    if not any(any(spent) for spent in trials.values()):
+        kept, total = line.metrics.get("kept"), line.metrics.get("prunable")
+        if kept is not None and total:
+            found[f"{line.axis('arch')}, {total:,} prunable"][line.axis("sparsity")][int(kept)] = None
+    shown = [
+        f"{network}: " + ", ".join(f"{'/'.join(f'{k:,}' for k in kept)} at {sparsity}" for sparsity, kept in by.items())
+        for network, by in found.items()
+    ]
+    if shown:
+        more = f"; and {len(shown) - MOST} more" if len(shown) > MOST else ""
+        yield f"Weights kept: {'; '.join(shown[:MOST])}{more}."
+
+
+def _pairs(grid: Grid) -> Iterator[str]:
+    """Say what the compared results shared, and which were not compared."""
+    found = {(id(p.line), id(p.base)): p for entry in grid.entries.values() for p in entry.pairs}
+    if not found:
         return
-    shown = ", ".join(f"{recipe} {' or '.join(map(str, sorted(spent)))}" for recipe, spent in trials.items())
-    metrics = _several(line.cell.tuned.metric for line in lines if line.cell.tuned)
-    alike = len({tuple(sorted(spent)) for spent in trials.values()}) == 1
-    yield f"{'Settings tuned' if alike else 'Not tuned alike:'} by {metrics} on the dev split, trials each: {shown}."
+    lacks = Counter(pair.lacks for pair in found.values())
+    if lacks[""] == len(found):
+        yield "All differences are of pairs with the same mask, initial weights and order of the images."
+        return
+    for said, number in lacks.items():
+        masks = several(p.line.axis("mask") for p in found.values() if p.lacks == said)
+        if said in (ORDER, REBUILT):
+            yield f"Not compared: {number} pairs ({masks}), {said}."
+        elif said:
+            yield f"Paired by seed, {said}: {number} of {len(found)} pairs ({masks})."
+    if lacks[""]:
+        yield f"The other {lacks['']} pairs share mask, initial weights and order of the images."
 
 
-def _warnings(lines: Sequence[Line]) -> list[str]:
-    """Say where a comparison is not one of equal sizes, and where layers are empty."""
-    said = []
-    larger = {
-        f"{line.cell.recipe.label} on {line.cell.arch.label} keeps {count(ghosts)} trained ghost parameters"
-        for line in lines
-        if line.result and (ghosts := line.result.metrics.get("ghost_parameters"))
-    }
-    if larger:
-        said.append(f"Not of equal size: {'; '.join(sorted(larger))}.")
-    soft = _several(line.cell.recipe.label for line in lines if line.result and line.result.metrics.get("ghosts_stay"))
-    if soft:
-        said.append(f"Ghosts stay to the end, so that another network is tested: {soft}.")
-    unlike = {
-        f"{line.cell.arch.label} {line.cell.sparsity.label} ({count(size)} parameters, wanted {count(wanted)})"
-        for line in lines
-        if line.result
-        and (wanted := line.result.metrics.get("size_wanted"))
-        and abs((size := line.result.metrics["parameters"]) / wanted - 1) > UNLIKE
-    }
-    if unlike:
-        said.append(f"Small dense networks of another size: {'; '.join(sorted(unlike))}.")
-    empty = {
-        f"{line.cell.arch.label} {line.cell.mask.label} {line.cell.sparsity.label} ({len(layers)} empty)"
-        for line in lines
-        if line.result and (layers := line.result.metrics.get("empty_layers"))
-    }
-    if empty:
-        shown = sorted(empty)
-        more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
-        said.append(f"Layer collapse: {'; '.join(shown[:6])}{more}.")
-    return said
-
-
-def _origins(lines: Sequence[Line]) -> Iterator[str]:
-    """Say where results come from different code, or were accepted from older code."""
-    sources = Counter(str(line.result.provenance.get("source", "unknown")) for line in lines if line.result)
-    if len(sources) > 1:
-        shown = ", ".join(f"{source} ({number})" for source, number in sources.most_common())
-        yield f"Made by {len(sources)} versions of the code: {shown}."
-    accepted = [line for line in lines if line.result and "blessed" in line.result.provenance]
-    if accepted:
-        yield f"Accepted from older code: {len(accepted)} of {sum(line.result is not None for line in lines)} results."
-
-
-def _several(labels: Iterable[str]) -> str:
-    return ", ".join(dict.fromkeys(labels))
+def _foreign(grid: Grid) -> Iterator[str]:
+    sources = dict.fromkeys(e.foreign.source for e in grid.entries.values() if e.foreign)
+    if sources:
+        yield f"† Not measured here, and paired with nothing: {'; '.join(short(s, 120) for s in sources)}."
 
 
 def _runs(seeds: Sequence[int]) -> str:

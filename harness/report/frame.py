@@ -1,85 +1,180 @@
-"""The measured numbers of a sweep, one line a cell, holes kept with their reasons."""
+"""The measured numbers of sweeps, one line a cell, holes kept with their reasons."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from harness.catalog import METRICS
-from harness.cell import AXES, Cell
-from harness.frontier import Frontier, Survey
+from harness.cell import AXES
+from harness.facts import Facts
+from harness.foreign import Foreign, read_foreign
+from harness.index import Standing
+from harness.names import DENSE
 from harness.plan import Plan
+from harness.planfile import SavedPlan
+from harness.report.identity import UNKNOWN, Identity, identify
+from harness.report.measured import Measured, read_measured
 from harness.states import FAILED
-from harness.store import Result
+from harness.store import Store
+
+APART = ("seed", "ticket_seed", "world")
+"""Axes that make no table of their own: `world` means nothing to a number, seeds are what a number is over."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Line:
     """A cell with what is known of it: its result, or why there is none."""
 
-    cell: Cell
+    labels: Mapping[str, str]
+    """Axis -> label."""
+    facts: Facts
     key: str
-    result: Result | None
+    measured: Measured | None = None
+    identity: Identity = UNKNOWN
     reason: str = ""
+    """Of a hole: missing, running, failed, refused, diverged, stopped, or what it waits for."""
+    given_up: bool = False
+    """Of a hole: whether nothing will fill it by itself."""
     cause: str = ""
     """What the stage that holds the cell back died of."""
+    log: str = ""
+    """That stage's log, relative to the store."""
     note: str = ""
     """What a reader must know of the data set's splits."""
+    sweep: str = ""
+
+    def axis(self, name: str) -> str:
+        """Return the label of an axis; of a protocol field that is none, its value."""
+        return self.labels[name] if name in self.labels else str(self.facts.protocol.get(name, ""))
+
+    @property
+    def dense(self) -> bool:
+        """Return whether it is a dense network."""
+        return self.facts.mask == DENSE
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """Return the measured numbers; none of a hole."""
+        return self.measured.metrics if self.measured else {}
 
     @property
     def value(self) -> float | None:
         """Return the cell's primary number: accuracy in percent in the column its protocol reports."""
-        return None if self.result is None else self.result.metrics.get(self.cell.protocol.report)
+        value = self.metrics.get(self.facts.protocol.get("report", "test@last"))
+        return None if value is None else float(value)
+
+    @cached_property
+    def short(self) -> str:
+        """Return the cell in one line."""
+        shown = [self.axis("dataset"), self.axis("arch"), self.axis("mask")]
+        shown += [] if self.dense else [self.axis("sparsity")]
+        return " ".join([*shown, self.axis("recipe"), f"seed {self.axis('seed')}"])
 
 
 @dataclass
 class Frame:
-    """All lines of a sweep, in grid order."""
+    """All lines, in grid order, and foreign numbers beside them."""
 
     lines: Sequence[Line]
+    foreign: Sequence[Foreign] = ()
+    axes: list[str] = field(default_factory=list)
     varying: list[str] = field(default_factory=list)
-    """The axes that take more than one value, seed left out."""
+    """The axes, and protocol fields, that tell lines apart, seed left out."""
+
+    @classmethod
+    def of(cls, lines: Sequence[Line], foreign: Sequence[Foreign] = ()) -> Frame:
+        """Return the frame of some lines, the same cell of several sweeps once."""
+        first = {line.key: line for line in reversed(lines)}
+        kept = [line for line in lines if first[line.key] is line]
+        axes = list(dict.fromkeys([*AXES[:-1], *(axis for line in kept for axis in line.labels)]))
+        varying = [axis for axis in axes if axis not in APART and len({line.axis(axis) for line in kept}) > 1]
+        if any(line.axis("ticket_seed") != line.axis("seed") for line in kept):
+            varying += ["ticket_seed"] if len({line.axis("ticket_seed") for line in kept}) > 1 else []
+        return cls(kept, foreign, axes, [*varying, *_told_apart(kept, axes)])
 
 
-def read_frame(plan: Plan, frontier: Frontier, survey: Survey) -> Frame:
-    """Join a plan's cells with the store's results; the plan must be one that was expanded, with its cells."""
-    blocked = frontier.blocked(survey)
-    found = {key: frontier.any_result(key) for key, stage in plan.stages.items() if stage.kind == "data"}
-    notes = {key: str(data.metrics.get("note", "")) if data else "" for key, data in found.items()}
+def _told_apart(lines: Sequence[Line], axes: Sequence[str]) -> list[str]:
+    """Return the protocol fields in which lines differ that have the same labels, being of different sweeps."""
+    same: dict[tuple[str, ...], list[Line]] = defaultdict(list)
+    for line in lines:
+        same[tuple(line.axis(axis) for axis in axes)].append(line)
+    fields: dict[str, None] = {}
+    for members in same.values():
+        for name in members[0].facts.protocol if len(members) > 1 else ():
+            if len({str(line.facts.protocol.get(name)) for line in members}) > 1:
+                fields[name] = None
+    return [name for name in fields if name not in axes]
+
+
+def read_lines(saved: SavedPlan, standing: Standing, store: Store) -> list[Line]:
+    """Join a plan's cells with what the store has of them."""
+    plan = saved.plan
+    blocked = standing.blocked(plan)
+    found = read_measured(store, plan.name, standing.done, (cell.key for cell in saved.cells))
+    notes = {key: _note(store, key) for key, stage in plan.stages.items() if stage.kind == "data"}
     lines = []
-    for cell, key in plan.cells:
-        result = survey.results.get(key)
-        reason = "" if result else _reason(plan, key, survey, blocked)
-        cause = "" if result or key not in blocked else survey.todo[blocked[key]].detail
-        lines.append(Line(cell, key, result, reason, cause, notes[plan.stages[key].parents["data"]]))
-    names = dict.fromkeys([*AXES[:-1], *(name for cell, _ in plan.cells for name, _ in cell.extra)])
-    names.pop("seed")
-    varying = [name for name in names if len({str(cell.axis(name)) for cell, _ in plan.cells}) > 1]
-    if not any(cell.ticket_seed != cell.seed for cell, _ in plan.cells) and "ticket_seed" in varying:
-        varying.remove("ticket_seed")
-    return Frame(lines, varying)
+    for cell in saved.cells:
+        stage, measured = plan.stages[cell.key], found.get(cell.key)
+        holder = None if measured else blocked.get(cell.key)
+        lines.append(
+            Line(
+                dict(zip(saved.axes, cell.labels, strict=True)),
+                cell.facts,
+                cell.key,
+                measured,
+                identify(plan, stage, measured),
+                "" if measured else _reason(plan, cell.key, standing, holder),
+                holder is not None,
+                standing.states[holder].detail if holder else "",
+                _log(plan, store, standing, holder) if holder else "",
+                notes.get(stage.parents.get("data", ""), ""),
+                plan.name,
+            )
+        )
+    return lines
 
 
-def _reason(plan: Plan, key: str, survey: Survey, blocked: dict[str, str]) -> str:
-    state = survey.todo[key].name
-    if key in blocked and blocked[key] != key:
-        stage = plan.stages[blocked[key]]
-        what = "ticket" if stage.kind == "train" else stage.kind
-        return f"{what} {survey.todo[blocked[key]].name}"
-    return "missing" if state == "todo" else state
+def _note(store: Store, key: str) -> str:
+    result = store.folder("data", key).result()
+    return str(result.metrics.get("note", "")) if result else ""
 
 
-def failures(plan: Plan, frontier: Frontier, survey: Survey) -> list[tuple[str, int, str]]:
+def _reason(plan: Plan, key: str, standing: Standing, holder: str | None) -> str:
+    state = standing.states.get(holder or key)
+    if state is None or state.name == "todo":
+        return "missing"
+    name = "refused" if state.name == "failed" and state.cause == "input" else state.label
+    if holder is None or holder == key:
+        return name
+    stage = plan.stages[holder]
+    return f"{'ticket' if stage.kind == 'train' else stage.kind} {name}"
+
+
+def _log(plan: Plan, store: Store, standing: Standing, key: str) -> str:
+    stage = plan.stages[key]
+    path = store.path(stage.kind, key) / f"attempt-{standing.states[key].generation:04d}" / "log"
+    return str(path.relative_to(store.root)) if path.exists() else ""
+
+
+def read_foreigners(store: Store, baselines: Mapping[str, str]) -> list[Foreign]:
+    """Read the store's copies of foreign numbers: path as written -> SHA-256."""
+    files = ((path, store.imported(sha256).read_bytes()) for path, sha256 in baselines.items())
+    return [row for path, data in files for row in read_foreign(data, path)]
+
+
+def failures(saved: SavedPlan, standing: Standing, store: Store) -> list[tuple[str, int, str]]:
     """Return (what failed and why, cells that wait for it, path of its log) for every stage that failed."""
-    blocked = frontier.blocked(survey)
+    blocked = standing.blocked(saved.plan)
     found = []
-    for key, state in survey.todo.items():
+    for key, state in standing.states.items():
         if state.name in FAILED:
-            held = sum(blocked.get(leaf) == key for _, leaf in plan.cells)
-            stage = plan.stages[key]
-            log = frontier.store.folder(stage.kind, key).attempt(state.generation) / "log"
-            found.append((f"{state.name}: {stage.label}: {state.detail}", held, str(log) if log.exists() else ""))
+            held = sum(blocked.get(cell.key) == key for cell in saved.cells)
+            log = _log(saved.plan, store, standing, key)
+            sentence = f"{state.name}: {saved.plan.stages[key].label}: {state.detail}"
+            found.append((sentence, held, str(store.root / log) if log else ""))
     return found
 
 
@@ -91,24 +186,25 @@ def _plain(value: Any) -> Any:
     return len(value) if isinstance(value, list) else value
 
 
-def tidy(frame: Frame) -> list[dict[str, Any]]:
-    """Return one flat record a cell: axes, both test columns, the reason of a hole, and the key."""
+def tidy(frame: Frame, metrics: Iterable[str]) -> list[dict[str, Any]]:
+    """Return one flat record a cell: axes, both test columns, identities, the reason of a hole, and the key."""
     records = []
-    tuned = any(line.cell.tuned for line in frame.lines)
+    tuned = any(line.facts.trials is not None for line in frame.lines)
+    several = len({line.sweep for line in frame.lines}) > 1
     for line in frame.lines:
-        trials = {"tuning_trials": line.cell.tuned.trials if line.cell.tuned else 0} if tuned else {}
-        axes = {name: line.cell.axis(name) for name in (*AXES[:-1], *(n for n, _ in line.cell.extra))}
-        metrics = line.result.metrics if line.result else {}
+        trials = {"tuning_trials": line.facts.trials or 0} if tuned else {}
         records.append(
             {
-                **axes,
+                **({"sweep": line.sweep} if several else {}),
+                **{axis: line.axis(axis) for axis in frame.axes},
                 **trials,
-                "reported": line.cell.protocol.report,
-                "test@last": metrics.get("test@last"),
-                "test@best-dev": metrics.get("test@best-dev"),
-                "best_epoch": metrics.get("best_epoch"),
-                "dev_accuracy": metrics.get("dev_accuracy"),
-                **{name: _plain(metrics.get(name)) for name in METRICS if name not in TOLD},
+                "reported": line.facts.protocol.get("report"),
+                "test@last": line.metrics.get("test@last"),
+                "test@best-dev": line.metrics.get("test@best-dev"),
+                "best_epoch": line.metrics.get("best_epoch"),
+                "dev_accuracy": line.metrics.get("dev_accuracy"),
+                **{name: _plain(line.metrics.get(name)) for name in metrics if name not in TOLD},
+                **{f"{name}_id": getattr(line.identity, name) for name in ("mask", "theta0", "scales", "order")},
                 "hole": line.reason,
                 "cause": line.cause,
                 "key": line.key,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +42,7 @@ def metric(name: str) -> Metric:
     share = METRICS[name]
 
     def read(line: Line) -> float | None:
-        found: Mapping[str, Any] = line.result.metrics if line.result else {}
-        value = found.get(name)
+        value: Any = line.metrics.get(name)
         if isinstance(value, list):
             return len(value)
         return None if value is None else value * (100 if share == "share" else 1)

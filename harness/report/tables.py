@@ -3,196 +3,164 @@
 from __future__ import annotations
 
 import itertools
-import statistics
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
-from harness.form import Table
-from harness.names import DENSE
+from harness.declared import EFFECT, Table
+from harness.foreign import Foreign
 from harness.report.captions import caption
+from harness.report.effects import fill_effects
+from harness.report.emphasis import emphasise
 from harness.report.frame import Frame, Line
-from harness.report.metrics import Metric, metric, percent
+from harness.report.grids import METRIC, Entry, Grid, Labels, Placed
+from harness.report.guard import refusal
+from harness.report.metrics import Metric, metric
+from harness.report.pairing import Pair, pairs
 
-METRIC = "metric"
-"""The level of columns that a table with several metrics has."""
-
-Place = tuple[tuple[str, ...], tuple[str, ...]]
-"""A row and a column."""
-
-HEADS = {"dataset": "data set", "arch": "network", "mask": "mask", "sparsity": "sparsity", "recipe": "recipe"}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A number of a table: its values over seeds, the paired differences to the baseline, the reasons of holes."""
-
-    values: tuple[float, ...] = ()
-    differences: tuple[float, ...] = ()
-    holes: tuple[str, ...] = ()
-    planned: bool = True
-    show: Callable[[float], str] = percent
-
-    @property
-    def number(self) -> str:
-        """Return mean ± std (n)."""
-        if not self.values:
-            return ""
-        mean, n = statistics.fmean(self.values), len(self.values)
-        return (
-            f"{self.show(mean)} ± {self.show(statistics.stdev(self.values))} ({n})"
-            if n > 1
-            else f"{self.show(mean)} (1)"
-        )
-
-    @property
-    def difference(self) -> str:
-        """Return the mean paired difference to the baseline, signed."""
-        return f"{statistics.fmean(self.differences):+.2f}" if self.differences else ""
-
-    @property
-    def hole(self) -> str:
-        """Return how many seeds are missing, and why."""
-        return ", ".join(f"{count} {reason}" for reason, count in sorted(Counter(self.holes).items()))
-
-    @property
-    def text(self) -> str:
-        """Return the entry as plain text."""
-        if not self.planned:
-            return ""
-        parts = [self.number or "–"]
-        if self.difference:
-            parts.append(self.difference)
-        if self.hole:
-            parts.append(f"[{self.hole}]")
-        return " ".join(parts)
-
-
-@dataclass
-class Grid:
-    """A finished table: its entries by row and column, and what a reader must know."""
-
-    name: str
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    entries: dict[tuple[tuple[str, ...], tuple[str, ...]], Entry] = field(default_factory=dict)
-    caption: str = ""
-
-    @property
-    def row_keys(self) -> list[tuple[str, ...]]:
-        """Return the rows in order."""
-        return list(dict.fromkeys(row for row, _ in self.entries))
-
-    @property
-    def column_keys(self) -> list[tuple[str, ...]]:
-        """Return the columns in order."""
-        return list(dict.fromkeys(column for _, column in self.entries))
-
-    def entry(self, row: tuple[str, ...], column: tuple[str, ...]) -> Entry:
-        """Return an entry; one that the grid never asked for is empty."""
-        return self.entries.get((row, column), Entry(planned=False))
-
-    @property
-    def heads(self) -> list[str]:
-        """Return the names of the row axes."""
-        return [HEADS.get(axis, axis) for axis in self.rows]
+Order = Mapping[str, Mapping[str, int]]
 
 
 def build(table: Table, frame: Frame) -> list[Grid]:
-    """Lay a frame out as a table, one grid for every combination of the axes that it does not name.
-
-    How many processes train a cell means nothing to its number, and so makes no other table.
-    """
-    others = [axis for axis in frame.varying if axis not in (*table.rows, *table.columns, "world")]
-    blocks: dict[tuple[str, ...], list[Line]] = defaultdict(list)
+    """Lay a frame out as a table, one grid for every combination of the axes that it does not name."""
+    named = (*table.rows, *table.columns)
+    known = [axis for axis in table.blocks if axis in frame.varying]
+    others = known + [axis for axis in frame.varying if axis not in (*named, *known) and not _shown(axis, named)]
+    if EFFECT in table.rows:
+        others = [axis for axis in others if axis != "recipe"]
+    blocks: dict[Labels, list[Line]] = defaultdict(list)
     for line in frame.lines:
         blocks[_labels(line, others)].append(line)
     grids = []
     for labels, lines in blocks.items():
         suffix = "".join(f", {label}" for label in labels)
-        columns = table.columns if table.metrics == ("accuracy",) else (*table.columns, METRIC)
-        grid = Grid(f"{table.name}{suffix}", table.rows, columns)
-        _fill(grid, table, lines)
-        grid.caption = caption(table, lines)
+        columns = table.columns if len(table.values) == 1 else (*table.columns, METRIC)
+        grid = Grid(f"{table.name}{suffix}", table.rows, columns, lines=lines)
         grids.append(grid)
+        grid.refusal = refusal(table, lines)
+        if grid.refusal:
+            continue
+        order = _order(table, lines)
+        if EFFECT in table.rows:
+            fill_effects(grid, table, lines, lambda labels, order=order: _rank(labels, table.columns, order))  # type: ignore[misc]
+        else:
+            _fill(grid, table, lines, pairs(frame, table.compared, lines), order)
+            _add_foreign(grid, table, frame, dict(zip(others, labels, strict=True)), order)
+            emphasise(grid, table)
+        if not grid.refusal:
+            grid.caption = caption(table, grid)
     return grids
 
 
-def _labels(line: Line, axes: Iterable[str]) -> tuple[str, ...]:
-    return tuple(str(line.cell.axis(axis)) for axis in axes)
+def _shown(axis: str, named: Sequence[str]) -> bool:
+    """Return whether a part's knob is seen in the recipe's label, which the table names."""
+    return "." in axis and ("recipe" in named or EFFECT in named)
 
 
-def _fill(grid: Grid, table: Table, lines: Sequence[Line]) -> None:
-    sparse = [line for line in lines if line.cell.mask.name != DENSE]
+def _labels(line: Line, axes: Iterable[str]) -> Labels:
+    return tuple(line.axis(axis) for axis in axes)
+
+
+def _order(table: Table, lines: Sequence[Line]) -> dict[str, dict[str, int]]:
+    sparse = [line for line in lines if not line.dense]
     order = {
         axis: {label: n for n, label in enumerate(_ordered(axis, sparse or lines))}
         for axis in (*table.rows, *table.columns)
     }
-    order[METRIC] = {name: n for n, name in enumerate(table.metrics)}
-    metrics = {name: metric(name) for name in table.metrics}
-    groups: dict[Place, list[Line]] = defaultdict(list)
-    for line in lines:
-        for column in _columns(line, table, order):
-            groups[_labels(line, table.rows), column].append(line)
-    baseline = {
-        (name, place, line.cell.seed): value
-        for name, kind in metrics.items()
-        for place, members in groups.items()
-        for line in members
-        if line.cell.recipe.text == table.baseline and (value := kind.read(line)) is not None
-    }
-    rows = sorted(dict.fromkeys(row for row, _ in groups), key=lambda row: _rank(row, table.rows, order))
-    columns = sorted(dict.fromkeys(column for _, column in groups), key=lambda c: _rank(c, table.columns, order))
-    for row, column, name in itertools.product(rows, columns, metrics):
-        place = (row, (*column, name) if METRIC in grid.columns else column)
-        members = groups.get((row, column))
-        if members is None:
-            grid.entries[place] = Entry(planned=False)
-            continue
-        grid.entries[place] = _entry((row, column), members, metrics[name], baseline, table)
-
-
-def _entry(
-    place: Place, members: Sequence[Line], kind: Metric, baseline: Mapping[tuple[str, Place, int], float], table: Table
-) -> Entry:
-    """Gather one number of a table over seeds."""
-    values, differences = [], []
-    base_place = _with_recipe(*place, table)
-    for line in members:
-        value = kind.read(line)
-        if value is None:
-            continue
-        values.append(value)
-        base = baseline.get((kind.name, base_place, line.cell.seed))
-        if kind.compared and base is not None and base_place != place:
-            differences.append(value - base)
-    holes = tuple(line.reason for line in members if line.result is None)
-    return Entry(tuple(values), tuple(differences), holes, show=kind.show)
+    order[METRIC] = {name: n for n, name in enumerate(table.values)}
+    return order
 
 
 def _ordered(axis: str, lines: Sequence[Line]) -> list[str]:
     """Return an axis's labels: sparsities by size, everything else in the sweep file's order."""
     if axis == "sparsity":
-        return [s.label for s in sorted({line.cell.sparsity for line in lines}, key=lambda s: s.share)]
-    return list(dict.fromkeys(str(line.cell.axis(axis)) for line in lines))
+        return list(dict.fromkeys(line.axis(axis) for line in sorted(lines, key=lambda line: line.facts.share)))
+    return list(dict.fromkeys(line.axis(axis) for line in lines))
 
 
-def _rank(labels: tuple[str, ...], axes: Sequence[str], order: dict[str, dict[str, int]]) -> tuple[int, ...]:
+def _rank(labels: Labels, axes: Sequence[str], order: Order) -> tuple[int, ...]:
     return tuple(order[axis].get(label, -1) for axis, label in zip(axes, labels, strict=True))
 
 
-def _columns(line: Line, table: Table, order: dict[str, dict[str, int]]) -> list[tuple[str, ...]]:
+def _fill(grid: Grid, table: Table, lines: Sequence[Line], paired: Mapping[int, Pair], order: Order) -> None:
+    metrics = {name: metric(name) for name in table.values}
+    groups: dict[Placed, list[Line]] = defaultdict(list)
+    for line in lines:
+        for column in _columns(line, table, order):
+            groups[_labels(line, table.rows), column].append(line)
+    rows = sorted(dict.fromkeys(row for row, _ in groups), key=lambda row: _rank(row, table.rows, order))
+    columns = sorted(dict.fromkeys(column for _, column in groups), key=lambda c: _rank(c, table.columns, order))
+    for row, column, name in itertools.product(rows, columns, metrics):
+        place = (row, (*column, name) if METRIC in grid.columns else column)
+        members = groups.get((row, column))
+        grid.entries[place] = Entry(planned=False) if members is None else _entry(members, metrics[name], paired)
+
+
+def _entry(members: Sequence[Line], kind: Metric, paired: Mapping[int, Pair]) -> Entry:
+    """Gather one number of a table over seeds."""
+    values, found = [], []
+    for line in members:
+        value = kind.read(line)
+        if value is None:
+            continue
+        values.append(value)
+        pair = paired.get(id(line)) if kind.compared else None
+        if pair is not None and kind.read(pair.base) is not None:
+            found.append(pair)
+    used = [pair for pair in found if pair.comparable]
+    return Entry(
+        tuple(values),
+        tuple(_difference(pair, kind) for pair in used),
+        tuple(line.reason for line in members if line.measured is None),
+        show=kind.show,
+        value=kind.name,
+        lines=tuple(members),
+        pairs=tuple(found),
+    )
+
+
+def _difference(pair: Pair, kind: Metric) -> float:
+    own, base = kind.read(pair.line), kind.read(pair.base)
+    if own is None or base is None:
+        raise ValueError("a pair without its numbers")
+    return own - base
+
+
+def _columns(line: Line, table: Table, order: Order) -> list[Labels]:
     """Return the columns a line stands in; a dense network stands under every sparsity."""
-    if line.cell.mask.name != DENSE or "sparsity" not in table.columns:
+    if not line.dense or "sparsity" not in table.columns:
         return [_labels(line, table.columns)]
-    choices = [list(order[a]) if a == "sparsity" else [str(line.cell.axis(a))] for a in table.columns]
+    choices = [list(order[a]) if a == "sparsity" else [line.axis(a)] for a in table.columns]
     return [tuple(labels) for labels in itertools.product(*choices)]
 
 
-def _with_recipe(row: tuple[str, ...], column: tuple[str, ...], table: Table) -> Place:
-    """Return the place where the baseline recipe of a row and column stands."""
+def _add_foreign(grid: Grid, table: Table, frame: Frame, block: Mapping[str, str], order: Order) -> None:
+    """Put foreign numbers where their axes say; an axis that a file leaves open has the grid's only value."""
+    only = {axis: found.pop() for axis in frame.axes if len(found := {line.axis(axis) for line in grid.lines}) == 1}
+    rows, columns = grid.row_keys, grid.column_keys
+    for foreign in frame.foreign:
+        here = {**only, **foreign.labels}
+        outside = {axis: label for axis, label in only.items() if axis not in (*table.rows, *table.columns)} | dict(
+            block
+        )
+        if foreign.metric not in table.values or any(here.get(axis) != label for axis, label in outside.items()):
+            continue
+        if not all(axis in here for axis in (*table.rows, *table.columns)):
+            continue
+        row = tuple(here[axis] for axis in table.rows)
+        column = tuple(here[axis] for axis in table.columns)
+        place = (row, (*column, foreign.metric) if METRIC in grid.columns else column)
+        if place[1] not in columns:
+            continue
+        own, number = row, 1
+        while grid.entry(row, place[1]).planned:
+            row = (*own[:-1], f"{own[-1]} (foreign{f' {number}' if number > 1 else ''})")
+            number += 1
+        if row not in rows:
+            alike = [n for n, other in enumerate(rows, 1) if other[0] == row[0]]
+            rows.insert(max(alike, default=len(rows)), row)
+        grid.entries[row, place[1]] = _foreign_entry(foreign)
+    grid.entries = {place: grid.entry(*place) for place in itertools.product(rows, columns)}
 
-    def put(labels: tuple[str, ...], axes: Sequence[str]) -> tuple[str, ...]:
-        return tuple(table.baseline if axis == "recipe" else label for axis, label in zip(axes, labels, strict=True))
 
-    return put(row, table.rows), put(column, table.columns)
+def _foreign_entry(foreign: Foreign) -> Entry:
+    return Entry(show=metric(foreign.metric).show, value=foreign.metric, foreign=foreign)

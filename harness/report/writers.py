@@ -1,66 +1,62 @@
-"""Tables as files: Markdown, LaTeX, CSV and HTML, written by pandas and jinja2, and a rich table for the terminal."""
+"""Tables as files, Markdown, LaTeX, CSV and Parquet, written by pandas; and as rich tables for the terminal."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from harness.catalog import METRICS
 from harness.report.frame import Frame, tidy
-from harness.report.tables import Entry, Grid
+from harness.report.grids import Entry, Grid
+from harness.report.latex import latex, stem
 from harness.store import write_whole
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ name }}</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<style>
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .75rem; text-align: left; white-space: nowrap; }
-thead { border-bottom: 2px solid; border-top: 2px solid; } table { border-bottom: 2px solid; }
-.gain { opacity: .7; margin-left: .5em; } .hole { color: #b35900; margin-left: .5em; }
-figure { margin: 0; overflow-x: auto; }
-</style></head><body><h1>{{ name }}</h1>
-{% for grid in grids %}<h2>{{ grid.name }}</h2><figure><table><thead><tr>
-{% for head in grid.heads %}<th>{{ head }}</th>{% endfor %}
-{% for column in grid.column_keys %}<th>{{ column | join(", ") }}</th>{% endfor %}</tr></thead><tbody>
-{% for row in grid.row_keys %}<tr>{% for label in row %}<th scope="row">{{ label }}</th>{% endfor %}
-{% for column in grid.column_keys %}{% set entry = grid.entry(row, column) %}<td>
-{%- if entry.planned %}{{ entry.number or "–" }}
-{%- if entry.difference %}<span class="gain">{{ entry.difference }}</span>{% endif %}
-{%- if entry.hole %}<span class="hole">{{ entry.hole }}</span>{% endif %}{% endif %}</td>{% endfor %}</tr>
-{% endfor %}</tbody></table><figcaption>{{ grid.caption }}</figcaption></figure>
-{% endfor %}</body></html>
-"""
+_LEFT: Any = {"title_justify": "left", "caption_justify": "left"}
 
 
-def write_report(folder: Path, name: str, frame: Frame, grids: Sequence[Grid]) -> list[Path]:
-    """Write all tables in every format, and the cells as CSV; return the files."""
-    import pandas as pd
-    from jinja2 import Environment
-
-    folder.mkdir(parents=True, exist_ok=True)
-    page = Environment(autoescape=True).from_string(PAGE).render(name=name, grids=grids)
-    texts = {"report.html": page, "cells.csv": pd.DataFrame(tidy(frame)).to_csv(index=False)}
+def write_tables(folder: Path, grids: Sequence[Grid]) -> list[Path]:
+    """Write every table as Markdown, LaTeX, CSV and Parquet; return the files."""
+    texts: dict[str, bytes] = {}
     for grid in grids:
-        stem = re.sub(r"[^A-Za-z0-9.%-]+", "_", grid.name).strip("_").replace("%", "")
-        texts[f"{stem}.md"] = f"{_markdown(grid)}\n\n{_cell_text(grid.caption)}\n"
-        texts[f"{stem}.tex"] = _latex(grid)
-        texts[f"{stem}.csv"] = _numbers(grid).to_csv(index=False)
+        name, numbers = stem(grid.name), _numbers(grid)
+        texts[f"{name}.md"] = _markdown(grid).encode()
+        texts[f"{name}.tex"] = latex(grid).encode()
+        texts[f"{name}.csv"] = numbers.to_csv(index=False).encode()
+        texts[f"{name}.parquet"] = numbers.to_parquet(index=False)
+    return _write(folder, texts)
+
+
+def write_cells(folder: Path, frame: Frame) -> list[Path]:
+    """Write every cell with all its numbers, a row each, as CSV and Parquet."""
+    import pandas as pd
+
+    cells = pd.DataFrame(tidy(frame, METRICS))
+    return _write(
+        folder, {"cells.csv": cells.to_csv(index=False).encode(), "cells.parquet": cells.to_parquet(index=False)}
+    )
+
+
+def _write(folder: Path, texts: Mapping[str, bytes]) -> list[Path]:
+    """Write files, those that would stay the same not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for file, text in texts.items():
-        write_whole(folder / file, text.encode())
-        paths.append(folder / file)
+    for file, data in texts.items():
+        path = folder / file
+        if not path.exists() or path.read_bytes() != data:
+            write_whole(path, data)
+        paths.append(path)
     return paths
 
 
 def on_terminal(grid: Grid, width: int) -> list[RichTable]:
     """Return a grid for the terminal, as several tables one below the other where it is too wide for one."""
+    if grid.refusal:
+        return [RichTable(title=grid.name, caption=f"No table: {grid.refusal}.", **_LEFT)]
     labels = [max(len(head), *(len(row[n]) for row in grid.row_keys)) for n, head in enumerate(grid.heads)]
     room = width - sum(size + 3 for size in labels) - 1
     parts: list[list[tuple[str, ...]]] = [[]]
@@ -79,7 +75,7 @@ def on_terminal(grid: Grid, width: int) -> list[RichTable]:
 
 
 def _rich_table(grid: Grid, columns: Sequence[tuple[str, ...]], labels: Sequence[int]) -> RichTable:
-    table = RichTable(title_justify="left", caption_justify="left")
+    table = RichTable(**_LEFT)
     for head, size in zip(grid.heads, labels, strict=True):
         table.add_column(Text(head), min_width=size, no_wrap=True)
     for column in columns:
@@ -96,82 +92,56 @@ def _rich_table(grid: Grid, columns: Sequence[tuple[str, ...]], labels: Sequence
 
 
 def _markdown(grid: Grid) -> str:
+    if grid.refusal:
+        return f"### {_cell_text(grid.name)}\n\nNo table: {_cell_text(grid.refusal)}.\n"
     import pandas as pd
 
-    rows = [[*map(_cell_text, row), *(grid.entry(row, c).text for c in grid.column_keys)] for row in grid.row_keys]
+    rows = [[*map(_cell_text, row), *(_marked(grid.entry(row, c)) for c in grid.column_keys)] for row in grid.row_keys]
     heads = [*grid.heads, *(_cell_text(", ".join(column)) for column in grid.column_keys)]
-    return f"### {_cell_text(grid.name)}\n\n" + str(
-        pd.DataFrame(rows, columns=heads).to_markdown(index=False, disable_numparse=True)
-    )
+    table = pd.DataFrame(rows, columns=heads).to_markdown(index=False, disable_numparse=True)
+    return f"### {_cell_text(grid.name)}\n\n{table}\n\n{_cell_text(grid.caption)}\n"
+
+
+def _marked(entry: Entry) -> str:
+    text = _cell_text(entry.text)
+    number = _cell_text(entry.number)
+    return text.replace(number, f"**{number}**", 1) if entry.strong else text
 
 
 def _cell_text(text: str) -> str:
-    return re.sub(r"([|`*_<>\\\[\]])", r"\\\1", text)
-
-
-def _latex(grid: Grid) -> str:
-    """Return a booktabs table that compiles as it is."""
-    import pandas as pd
-
-    columns = pd.MultiIndex.from_tuples([tuple(map(_tex, column)) for column in grid.column_keys])
-    index = pd.MultiIndex.from_tuples(
-        [tuple(map(_tex, row)) for row in grid.row_keys], names=[_tex(h) for h in grid.heads]
-    )
-    rows = [[_tex_entry(grid.entry(row, column)) for column in grid.column_keys] for row in grid.row_keys]
-    frame = pd.DataFrame(rows, index=index, columns=columns)
-    text: str = frame.style.to_latex(
-        hrules=True,
-        sparse_index=False,
-        multicol_align="c",
-        column_format="l" * len(grid.rows) + "r" * len(grid.column_keys),
-        caption=_tex(grid.caption),
-        label=f"tab:{re.sub(r'[^A-Za-z0-9-]+', '-', grid.name)}",
-        position="t",
-    )
-    return "% needs \\usepackage{booktabs}\n" + text
-
-
-def _tex(text: str) -> str:
-    special = {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "±": r"$\pm$",
-        "–": "--",
-    }
-    special |= {c: f"\\{c}" for c in "&%$#_{}"}
-    return "".join(special.get(c, c) for c in text)
-
-
-def _tex_entry(entry: Entry) -> str:
-    if not entry.planned:
-        return ""
-    parts = [_tex(entry.number or "–")]
-    if entry.difference:
-        parts.append(f"${entry.difference}$")
-    if entry.hole:
-        parts.append(f"[{_tex(entry.hole)}]")
-    return " ".join(parts)
+    return re.sub(r"([|`*_<>\\])", r"\\\1", text)
 
 
 def _numbers(grid: Grid) -> Any:
-    """Return a grid as a tidy frame: a line an entry, numbers unrounded."""
+    """Return a grid as a tidy frame: a line an entry, numbers unrounded, with the cells that they are of."""
     import pandas as pd
 
     records = []
     for (row, column), entry in grid.entries.items():
         if not entry.planned:
             continue
-        values = pd.Series(entry.values, dtype=float)
+        foreign, found = entry.foreign, entry.effect or entry.interval
+        values = pd.Series(entry.values if foreign is None else [foreign.value], dtype=float)
+        effect = entry.effect.mean if entry.effect else None
         records.append(
             {
                 **dict(zip(grid.rows, row, strict=True)),
                 **dict(zip(grid.columns, column, strict=True)),
-                "mean": values.mean(),
-                "std": values.std(ddof=1),
-                "n": len(values),
-                "difference": pd.Series(entry.differences, dtype=float).mean(),
+                "value": entry.value,
+                "mean": effect if effect is not None else values.mean(),
+                "std": values.std(ddof=1) if foreign is None else foreign.std,
+                "n": entry.effect.n if entry.effect else len(values) if foreign is None else foreign.n,
+                "difference": entry.interval.mean if entry.interval else None,
+                "low": found.low if found else None,
+                "high": found.high if found else None,
+                "pairs": len(entry.differences),
+                "p_holm": entry.p,
                 "holes": entry.hole,
+                "source": foreign.source if foreign else "",
+                "cells": " ".join(line.key for line in entry.lines),
             }
         )
-    return pd.DataFrame(records)
+    frame = pd.DataFrame(records)
+    for name in ("mean", "std", "difference", "low", "high", "p_holm") if records else ():
+        frame[name] = frame[name].astype(float)
+    return frame

@@ -78,6 +78,8 @@ class Training:
     """Operations of one image under some masks, told by epoch where masks change."""
     extra: Mapping[str, int] = field(default_factory=dict)
     """What the recipe adds to the operations of this training."""
+    theta0: str = ""
+    """Hash of the weights before masks, scales and recipe: what two trainings share that start alike."""
     group: Group = ALONE
     """The processes that train this network together, of which this is one."""
     position: Position = field(default_factory=Position)

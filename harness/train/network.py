@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -72,6 +73,15 @@ def build(order: Order, images: Images, least: int = 2) -> nn.Module:
     if "start" in order.parents:
         model.load_state_dict(load_weights(order.parent("start"))[0])
     return model.to(images.device)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Return 32 hex digits of the SHA-256 of all parameters and buffers, by name."""
+    total = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        total.update(f"{name}\0{value.dtype}\0{list(value.shape)}\0".encode())
+        total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()[:32]
 
 
 def kept_weights(model: nn.Module, spec: Mapping[str, Any]) -> int:

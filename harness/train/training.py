@@ -20,7 +20,7 @@ from harness.train.group import ALONE, Group
 from harness.train.images import Images
 from harness.train.loop import Training, Watcher, train
 from harness.train.measures import account, accuracies, activations, sparse_flops
-from harness.train.network import build, kept_weights, load_method, open_images, wanted_size
+from harness.train.network import build, kept_weights, load_method, open_images, wanted_size, weights_hash
 from harness.train.optimizers import load_named_state, named_state
 from harness.train.order import Order, Outcome
 from harness.train.rescaling import load_scales
@@ -63,6 +63,7 @@ def prepare(order: Order) -> Training:
     spec, images = order.spec, open_images(order)
     protocol = Protocol(**{k: v for k, v in spec["protocol"].items() if k != "versions"})
     model = build(order, images, least=min(2, len(images.train) % protocol.batch or protocol.batch))
+    theta0 = weights_hash(model)
     criterion = resolve(LOSSES[protocol.loss].path)
     if "match_cost" in spec:
         recipe = spec["match_cost"]["recipe"]
@@ -101,6 +102,7 @@ def prepare(order: Order) -> Training:
         settled=pruning.last if pruning else 0,
         flops=(lambda worn: sparse_flops(layers(model, images.shape, worn))) if pruning else None,
         extra={"ghost_operations": len(images.train) * sum(overhead[first:until]), "rescale_operations": spent},
+        theta0=theta0,
         position=Position(epoch=first),
     )
 

@@ -14,13 +14,11 @@ import pytest
 
 from harness.cell import expand
 from harness.check import load_sweep
-from harness.claims import Observer
 from harness.errors import FileError
 from harness.form import Search
-from harness.frontier import Frontier
+from harness.planfile import as_saved
 from harness.planner import Planner
-from harness.report.frame import read_frame
-from harness.report.tables import build
+from harness.report.assemble import make_report
 from harness.search_run import Campaign
 from harness.searchers import Halving, Modelled
 from harness.space import read_dimension
@@ -213,8 +211,7 @@ def test_tuned_settings_reach_their_cells_and_make_no_axis(tmp_path: Path) -> No
     planner = Planner(sweep, store, tmp_path)
     plan = planner.plan
     plan.cells = [(cell, planner.cell(cell)) for cell in cells]
-    frontier = Frontier(plan, store, Observer())
-    grids = build(sweep.file.tables[0], read_frame(plan, frontier, frontier.survey()))
+    grids = make_report(store, [as_saved(plan, sweep)]).grids
     assert len(grids) == 1
     assert "Settings tuned by dev_accuracy on the dev split, trials each: default 20, ls 20." in grids[0].caption
 
@@ -224,8 +221,7 @@ def test_a_table_says_where_recipes_were_not_tuned_alike(tmp_path: Path) -> None
     store = Store(tmp_path / "runs")
     planner = Planner(sweep, store, tmp_path)
     planner.plan.cells = [(cell, planner.cell(cell)) for cell in expand(sweep)[0]]
-    frontier = Frontier(planner.plan, store, Observer())
-    caption = build(sweep.file.tables[0], read_frame(planner.plan, frontier, frontier.survey()))[0].caption
+    caption = make_report(store, [as_saved(planner.plan, sweep)]).grids[0].caption
     assert "Not tuned alike: by dev_accuracy on the dev split, trials each: default 3, ls 20." in caption
 
 

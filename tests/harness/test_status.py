@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from harness.claims import Observer, Owner, take
 from harness.conditions import smallest_condition
+from harness.facts import Place
 from harness.failures import group_failures, normalised
 from harness.index import A_LOOK, stand
 from harness.plan import Plan, Stage
@@ -43,8 +44,8 @@ def saved_plan() -> SavedPlan:
         label = " ".join(point)
         mask = add("mask", {"point": label}, {"data": data}, f"mask {label}")
         train = add("train", {"point": label, "protocol": {}}, {"data": data, "mask": mask}, label)
-        cells.append((point, train))
-    plan.leaves = [key for _, key in cells]
+        cells.append(Place(point, train))
+    plan.leaves = [cell.key for cell in cells]
     return SavedPlan(Path(), plan, AXES, cells)
 
 

@@ -1,0 +1,5 @@
+"""`python -m harness.report`."""
+
+from harness.report.command import app
+
+app()

@@ -1,0 +1,73 @@
+"""A whole report: sweeps read from the store, their tables built, everything written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.claims import Observer
+from harness.declared import Declared, Table
+from harness.foreign import Foreign
+from harness.index import Standing, stand
+from harness.planfile import SavedPlan
+from harness.report.claims import Judged, judge
+from harness.report.claims_table import as_grid
+from harness.report.frame import Frame, read_foreigners, read_lines
+from harness.report.grids import Grid
+from harness.report.tables import build
+from harness.report.writers import write_cells, write_tables
+from harness.store import Store
+
+
+@dataclass
+class Report:
+    """What was read and built."""
+
+    name: str
+    store: Store
+    plans: Sequence[SavedPlan]
+    standings: Sequence[Standing]
+    frame: Frame
+    tables: Sequence[Table]
+    claims: Sequence[Judged] = ()
+    grids: list[Grid] = field(default_factory=list)
+
+    @property
+    def done(self) -> int:
+        """Return how many cells have a result."""
+        return sum(line.measured is not None for line in self.frame.lines)
+
+    @property
+    def declared(self) -> Declared:
+        """Return what the first sweep's file says of the report."""
+        return self.plans[0].declared
+
+
+def make_report(
+    store: Store,
+    plans: Sequence[SavedPlan],
+    foreign: Sequence[Foreign] = (),
+    mix: Sequence[str] = (),
+    rebuild: bool = False,
+    whole: bool = True,
+) -> Report:
+    """Read some sweeps and lay out their tables. Nothing but the store is read; claims are judged of `whole` sweeps."""
+    standings = [stand(saved.plan, store, Observer(), rebuild) for saved in plans]
+    of_each = [read_lines(saved, found, store) for saved, found in zip(plans, standings, strict=True)]
+    lines = [line for some in of_each for line in some]
+    claims = [c for saved, some in zip(plans, of_each, strict=True) if whole for c in judge(saved, some, store)]
+    baselines = {path: sha256 for saved in plans for path, sha256 in saved.declared.baselines.items()}
+    frame = Frame.of(lines, [*read_foreigners(store, baselines), *foreign])
+    tables = list({table.name: table for saved in reversed(plans) for table in saved.declared.tables}.values())
+    tables = [table.model_copy(update={"mix": tuple(dict.fromkeys([*table.mix, *mix]))}) for table in tables]
+    name = "+".join(saved.plan.name for saved in plans)
+    report = Report(name, store, plans, standings, frame, tables, claims)
+    report.grids = [as_grid(claims)] if claims else []
+    report.grids += [grid for table in tables for grid in build(table, frame)]
+    return report
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Write all of it into a folder; return the files."""
+    return [*write_tables(folder, report.grids), *write_cells(folder, report.frame)]

@@ -1,0 +1,64 @@
+"""Judged claims as a table, with all that must be said of them below it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from harness.report.claims import LEVEL, Judged
+from harness.report.grids import Entry, Grid
+from harness.report.stats import effect_p, holm
+
+COLUMNS = ("difference", "margin", "verdict", "registered", "looks")
+
+
+def as_grid(judged: Sequence[Judged]) -> Grid:
+    """Return the claims as a table."""
+    grid = Grid("claims", ("claim",), ("",))
+    for one in judged:
+        claim, record = one.claim.claim, one.claim.record
+        effect = _entry(one)
+        words = replace(effect, words=one.verdict, margin=claim.margin) if one.found else Entry(words="not judged")
+        said = (
+            effect,
+            Entry(words=f"±{claim.margin:g}"),
+            words,
+            Entry(words=f"{record['date'][:10]} {one.claim.hash}" if record else "no"),
+            Entry(words=f"{one.look} ({claim.looks})"),
+        )
+        grid.entries.update({((claim.name,), (column,)): e for column, e in zip(COLUMNS, said, strict=True)})
+    grid.caption = " ".join(_sentences(judged))
+    return grid
+
+
+def _entry(one: Judged) -> Entry:
+    if one.found is None:
+        return Entry(words="–")
+    terms = tuple((cell, seed, ((p.line, 1.0), (p.base, -1.0))) for (cell, seed), (_, p) in one.used.items())
+    lines = tuple(line for _, p in one.used.values() for line in (p.line, p.base))
+    value = one.claim.claim.value
+    used = tuple(pair for _, pair in one.used.values())
+    return Entry(value=value, lines=lines, pairs=used, effect=one.found, terms=terms, level=one.level)
+
+
+def _sentences(judged: Sequence[Judged]) -> list[str]:
+    said = [
+        "Claims as registered, one effect each: the mean over its cells of the difference between what is compared, "
+        "seeds as the random unit (Student's t over the seeds' means; a mixed-effects model, REML, where cells have "
+        "holes). Equivalent: the interval lies within the margin; better or worse: it lies on one side of 0 and is not "
+        "equivalent; else undecided. The cells are those of the grid: nothing is said of others."
+    ]
+    for one in judged:
+        claim = one.claim.claim
+        level = f", {100 * one.level:g} % interval at look {one.look}" if one.found and one.level != LEVEL else ""
+        where = f" where {claim.where}" if claim.where else ""
+        head = f"{claim.name}: {one.first} against {one.second}, {claim.value}{where}; {one.wanted} pairs{level}"
+        said.append("; ".join([head, *one.remarks]) + ".")
+    once = [one for one in judged if one.found is not None and one.claim.claim.looks == "once"]
+    if len(once) > 1:
+        ps = holm([effect_p(one.found) for one in once if one.found is not None])
+        shown = ", ".join(f"{one.claim.claim.name} {p:.2g}" for one, p in zip(once, ps, strict=True))
+        said.append(
+            f"Each verdict errs by itself at 5 %; p of no difference, adjusted for these together (Holm): {shown}."
+        )
+    return said

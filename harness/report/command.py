@@ -1,0 +1,120 @@
+"""`harness report`: tables, figures and a page of one or several sweeps, from the store alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.declared import GUARDED
+from harness.errors import UserError, printable
+from harness.foreign import Foreign, foreign_copy, read_foreign
+from harness.planfile import find_plan, read_plan, sweep_name
+from harness.report.assemble import Report, make_report, write_report
+from harness.report.latex import MARK
+from harness.report.writers import on_terminal
+from harness.store import Store, write_whole
+from harness.words import count
+from tost.catalog import nearest
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def print_tables(report: Report) -> None:
+    """Print all tables."""
+    from rich.console import Console
+
+    out = Console(highlight=False)
+    for grid in report.grids:
+        out.print(*on_terminal(grid, out.width), sep="\n")
+
+
+def short_path(path: Path) -> str:
+    """Return a path relative to where the command runs, if it lies below."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _foreign(paths: list[Path], store: Store) -> list[Foreign]:
+    """Read files of foreign numbers, and keep a copy of each in the store, so that a table's can be checked later."""
+    found = []
+    for path in paths:
+        try:
+            data = path.read_bytes()
+            rows = read_foreign(data, str(path))
+            copy = foreign_copy(store, rows[0].sha256)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(copy, data)
+            found += rows
+        except OSError as error:
+            raise UserError(f"--baselines {path}: {error.strerror}") from None
+        except ValueError as error:
+            raise UserError(f"--baselines {path}: {error}") from None
+    return found
+
+
+def _mixed(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in GUARDED:
+            raise UserError(f"--mix {name}: choose from {', '.join(GUARDED)}{nearest(name, GUARDED)}")
+    return names
+
+
+def _verify(paper: Path, store: Store) -> int:
+    """Say what a paper's tables have right and wrong; return the exit code."""
+    from harness.report.verify import verify
+
+    found = verify(paper, store)
+    for finding in found.findings:
+        typer.echo(printable(finding.text, 1000))
+    if found.unmarked:
+        where = ", ".join(found.unmarked[:5]) + (" ..." if len(found.unmarked) > 5 else "")
+        typer.echo(f"without any mark, so not looked into: {count(len(found.unmarked), 'table')}: {where}", err=True)
+    if not found.numbers and not found.findings:
+        raise UserError(f"{paper}: holds no number of a table that this tool wrote (a comment {MARK} behind each)")
+    right, bare = found.numbers - found.wrong, len(found.findings) - found.wrong
+    said = f"{count(found.numbers, 'number')}: {right} as the store has them, {found.wrong} not"
+    typer.echo(said + (f"; {count(bare, 'line')} without a mark" if bare else ""), err=True)
+    return 1 if found.findings else 0
+
+
+@app.command()
+def main(
+    sweeps: Annotated[list[str], typer.Argument(help="Sweeps by name or file; several are joined by their axes.")] = [],  # noqa: B006
+    store: Annotated[Path, typer.Option(help="The store's folder.")] = Path("runs"),
+    out: Annotated[Path | None, typer.Option(help="Where files go; else beside the sweep's plan in the store.")] = None,
+    baselines: Annotated[list[Path], typer.Option(help="A CSV file of numbers from elsewhere.")] = [],  # noqa: B006
+    mix: Annotated[str, typer.Option(help=f"What tables may mix: some of {', '.join(GUARDED)}.")] = "",
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Believe no index: look at every stage.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no tables.")] = False,
+    verify: Annotated[
+        Path | None, typer.Option(help="Check every number of the harness's tables in a LaTeX paper.", metavar="TEX")
+    ] = None,
+) -> None:
+    """Write tables, figures and a page to browse, from the store alone; no result in it is changed.
+
+    Exit codes: 0 written, or all verified; 1 a number of the paper is not what the store says; 2 a mistake on the
+    command line; 3 the files cannot be written.
+    """
+    try:
+        place = Store(store)
+        if verify is not None:
+            raise typer.Exit(_verify(verify, place))
+        if not sweeps:
+            raise UserError("name a sweep, for example: harness report quickstart")
+        plans = [read_plan(find_plan(place, sweep_name(given))) for given in dict.fromkeys(sweeps)]
+        report = make_report(place, plans, _foreign(baselines, place), _mixed(mix), rebuild)
+        own = place.sweep(report.name) if len(plans) == 1 else place.root / "reports" / report.name
+        folder = out or (own / "report" if len(plans) == 1 else own)
+        if not quiet:
+            print_tables(report)
+        files = write_report(report, folder)
+        cells = f"{report.done} of {count(len(report.frame.lines), 'cell')} done"
+        typer.echo(f"{cells}; {count(len(files), 'file')} in {short_path(folder)}", err=True)
+    except UserError as error:
+        typer.echo(printable(str(error), 20_000), err=True)
+        raise typer.Exit(2) from None
+    except OSError as error:
+        typer.echo(f"{error.filename or store}: {error.strerror or error}", err=True)
+        raise typer.Exit(3) from None

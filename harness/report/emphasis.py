@@ -1,0 +1,47 @@
+"""Which numbers of a table stand out: the best of those compared, or those that differ from the baseline for sure."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from dataclasses import replace
+
+from harness.declared import Table
+from harness.report.grids import Entry, Grid, Labels, Placed
+from harness.report.metrics import metric
+from harness.report.stats import holm, paired_p
+
+ALPHA = 0.05
+
+
+def emphasise(grid: Grid, table: Table) -> None:
+    """Set in bold what the table asks for."""
+    if table.emphasis == "best":
+        _best(grid, table)
+    elif table.emphasis == "significant":
+        _significant(grid)
+
+
+def _best(grid: Grid, table: Table) -> None:
+    """The highest mean of the entries that differ in nothing but what is compared; all that print alike with it."""
+    groups: dict[tuple[Labels, ...], list[tuple[Placed, Entry]]] = defaultdict(list)
+    for (row, column), entry in grid.entries.items():
+        if entry.values and metric(entry.value).compared:
+            rest = _without(row, grid.rows, table), _without(column, grid.columns, table)
+            groups[rest].append(((row, column), entry))
+    for members in groups.values():
+        top = max(statistics.fmean(entry.values) for _, entry in members)
+        for place, entry in members if len(members) > 1 else ():
+            if entry.show(statistics.fmean(entry.values)) == entry.show(top):
+                grid.entries[place] = entry.in_bold()
+
+
+def _without(labels: Labels, axes: Labels, table: Table) -> Labels:
+    return tuple(label for label, axis in zip(labels, axes, strict=True) if axis not in table.compared)
+
+
+def _significant(grid: Grid) -> None:
+    """Those whose paired t test says so, adjusted for all differences of the table (Holm, 1979)."""
+    tested = [(place, entry) for place, entry in grid.entries.items() if len(entry.differences) > 1]
+    for (place, entry), p in zip(tested, holm([paired_p(e.differences) for _, e in tested]), strict=True):
+        grid.entries[place] = replace(entry, p=p, strong=p < ALPHA)

@@ -1,0 +1,144 @@
+"""Tables as LaTeX: booktabs, compiled as they are, every number's cells named in a comment behind it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from harness.report.frame import Line
+from harness.report.grids import Entry, Grid
+
+MARK = "%@"
+"""What begins the comment behind a number, or behind the labels of a row."""
+LABELS = f"{MARK} labels"
+SHORT = 12
+"""Hex digits of a key in a comment."""
+_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "×": r"$\times$",
+    "†": r"$^\dagger$",
+    "⁰": "$^0$",
+    "³": "$^3$",
+    "⁶": "$^6$",
+    "⁹": "$^9$",
+    "¹": "$^1$",
+    "²": "$^2$",
+    "<": "$<$",
+    ">": "$>$",
+    "|": "$|$",
+} | {c: f"\\{c}" for c in "&%$#_{}"}
+
+
+def tex(text: str) -> str:
+    """Return text that LaTeX prints as it is; what its usual fonts lack becomes a question mark."""
+    return "".join(_SPECIAL.get(c, c if c.isascii() and c.isprintable() else "?" if c.strip() else " ") for c in text)
+
+
+def stem(name: str) -> str:
+    """Return a table's or figure's name as that of a file."""
+    return re.sub(r"[^A-Za-z0-9.%-]+", "_", name).strip("_").replace("%", "") or "table"
+
+
+def latex(grid: Grid) -> str:
+    """Return a booktabs table that compiles as it is. A line of its source holds one number and the comment of it."""
+    if grid.refusal:
+        return f"% {grid.name}: no table: {_one_line(grid.refusal)}\n"
+    import pandas as pd
+
+    marks: list[str] = []
+
+    def cell(entry: Entry) -> str:
+        marks.append(mark(entry))
+        return entry_tex(entry) + f"\x02{len(marks) - 1}\x03"
+
+    heads = [tex(head) for head in grid.heads]
+    frame = pd.DataFrame(
+        [[cell(grid.entry(row, column)) for column in grid.column_keys] for row in grid.row_keys],
+        index=pd.MultiIndex.from_tuples([tuple(map(tex, row)) for row in grid.row_keys], names=heads),
+        columns=pd.MultiIndex.from_tuples([tuple(map(tex, column)) for column in grid.column_keys]),
+    )
+    text: str = frame.style.to_latex(
+        hrules=True,
+        sparse_index=False,
+        multicol_align="c",
+        column_format="l" * len(grid.rows) + "r" * len(grid.column_keys),
+        caption=tex(grid.caption),
+        label=f"tab:{re.sub(r'[^A-Za-z0-9-]+', '-', grid.name)}",
+        position="t",
+    )
+    body = "\n".join(_row(line, marks, len(grid.rows)) for line in text.splitlines())
+    return f"% needs \\usepackage{{booktabs}}; check its numbers: harness report --verify FILE\n{body}\n"
+
+
+def _row(line: str, marks: list[str], labels: int) -> str:
+    """Break a table's row into lines: its labels, then one for every number."""
+    if "\x02" not in line:
+        return line
+    cells = line.removesuffix(r"\\").split(" & ")
+    shown = [f"{' & '.join(cells[:labels])} & {LABELS}"]
+    for number, text in enumerate(cells[labels:]):
+        found = re.fullmatch(r"(.*)\x02(\d+)\x03\s*", text)
+        if found is None:
+            raise ValueError(f"not a cell of a table: {text!r}")
+        shown.append(f"  {'& ' if number else ''}{found[1]} {marks[int(found[2])]}".rstrip())
+    return "\n".join([*shown, r"\\"])
+
+
+def entry_tex(entry: Entry) -> str:
+    """Return a number as a table prints it."""
+    if not entry.planned:
+        return ""
+    number = _signed(tex(entry.number or "–"))
+    parts = [rf"\textbf{{{number}}}" if entry.strong else number]
+    if entry.difference:
+        parts.append(_signed(tex(entry.difference)))
+    if entry.hole:
+        parts.append(f"({tex(entry.hole)})")
+    return " ".join(parts)
+
+
+def _signed(text: str) -> str:
+    """Return numbers with a sign as LaTeX sets them: a minus, not a hyphen."""
+    return re.sub(r"(?<![\w$])([+-]\d+(?:\.\d+)?)", r"$\1$", text)
+
+
+def mark(entry: Entry) -> str:
+    """Return the comment that says what a number is made of; every number can be computed anew from it."""
+    if not entry.planned or (entry.words and not entry.terms):
+        return LABELS if entry.words else ""
+    if entry.foreign is not None:
+        return f"{MARK} foreign={entry.foreign.sha256} line={entry.foreign.line}"
+    sweeps = "+".join(dict.fromkeys(line.sweep for line in entry.lines))
+    columns = "+".join(dict.fromkeys(column(line, entry.value) for line in entry.lines))
+    said = [MARK, f"sweep={sweeps}", f"value={columns}"]
+    if entry.effect is not None or entry.terms:
+        said += [f"level={entry.level:.6g}"] if entry.level != 0.95 else []
+        said += [f"margin={entry.margin:g}"] if entry.words else []
+        said.append(f"terms={';'.join(_term(*term) for term in _numbered(entry))}")
+    else:
+        said.append(f"cells={','.join(line.key[:SHORT] for line in entry.lines)}")
+        used = [f"{pair.line.key[:SHORT]}-{pair.base.key[:SHORT]}" for pair in entry.pairs if pair.comparable]
+        said += [f"pairs={','.join(used)}"] if used else []
+    return " ".join(said)
+
+
+def column(line: Line, value: str) -> str:
+    """Return the metric that a value is read from."""
+    return str(line.facts.protocol.get("report", "test@last")) if value == "accuracy" else value
+
+
+def _numbered(entry: Entry) -> Iterable[tuple[int, str, tuple[tuple[Line, float], ...]]]:
+    cells = list(dict.fromkeys(cell for cell, _, _ in entry.terms))
+    return [(cells.index(cell), seed, weighted) for cell, seed, weighted in entry.terms]
+
+
+def _term(cell: int, seed: str, weighted: Iterable[tuple[Line, float]]) -> str:
+    return f"{cell}/{seed}:" + "".join(f"{weight:+g}*{line.key[:SHORT]}" for line, weight in weighted)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

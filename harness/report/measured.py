@@ -1,0 +1,89 @@
+"""What results say, read once: a cache of what a report needs of every finished training, by key and edition."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.index import Done
+from harness.rows import rows_of
+from harness.store import Store, read_json, write_whole
+
+VERSION = 1
+CURVES = ("train_loss", "train_accuracy", "dev_accuracy", "test_accuracy")
+"""What is kept of every epoch."""
+DIGITS = 6
+"""Significant digits of a curve's numbers; those of results are kept whole."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A training's published result, and its learning curves."""
+
+    edition: int
+    sha256: str = ""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    stamp: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    parents: Mapping[str, str] = field(default_factory=dict)
+    """Parent stage key -> SHA-256 of the artifact that was read."""
+    curves: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    """By name, a value an epoch; None where none was measured."""
+
+
+def read_measured(store: Store, name: str, done: Mapping[str, Done], keys: Iterable[str]) -> dict[str, Measured]:
+    """Return what the finished ones of some trainings measured; only results that are new since are read."""
+    path = store.root / "cache" / "measured" / f"{name}.json"
+    known = _read(path)
+    found: dict[str, Measured] = {}
+    fresh = False
+    for key in dict.fromkeys(keys):
+        if key not in done:
+            continue
+        kept = known.get(key)
+        if kept is not None and (kept.edition, kept.sha256) == (done[key].edition, done[key].sha256):
+            found[key] = kept
+        elif (measured := measure(store, key)) is not None:
+            found[key], fresh = measured, True
+    if fresh:
+        with contextlib.suppress(OSError):  # a read-only store: the next call reads again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            body = {"version": VERSION, "measured": {key: vars(measured) for key, measured in found.items()}}
+            write_whole(path, json.dumps(body).encode())
+    return found
+
+
+def _read(path: Path) -> dict[str, Measured]:
+    body = read_json(path)
+    if body is None or body.get("version") != VERSION:
+        return {}
+    try:
+        return {key: Measured(**kept) for key, kept in body["measured"].items()}
+    except (TypeError, KeyError, AttributeError):
+        return {}
+
+
+def measure(store: Store, key: str) -> Measured | None:
+    """Read what a training's newest result says; None where it has none."""
+    folder = store.folder("train", key)
+    result = folder.result()
+    if result is None:
+        return None
+    rows = rows_of(folder)
+    return Measured(
+        result.edition,
+        result.artifact.sha256,
+        result.metrics,
+        result.stamp,
+        result.provenance,
+        result.parents,
+        {name: [_short(row.get(name)) for row in rows] for name in CURVES if any(name in row for row in rows)},
+    )
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.{DIGITS}g}")

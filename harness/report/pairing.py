@@ -1,0 +1,82 @@
+"""Which result is compared with which: the same cell under the baseline, and what the two shared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.declared import PLAIN
+from harness.names import DENSE
+from harness.report.frame import Frame, Line
+from harness.report.identity import MOVING
+
+MASKS = "mask not shared"
+WEIGHTS = "initial weights not shared"
+ORDER = "another order of the images"
+REBUILT = "their masks are of one stage made twice with different content"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A line, the one it is compared with, and what they do not share."""
+
+    line: Line
+    base: Line
+    lacks: str = ""
+
+    @property
+    def comparable(self) -> bool:
+        """Return whether their difference says anything: parents that disagree, and other data, are never compared."""
+        return self.lacks not in (ORDER, REBUILT)
+
+    @property
+    def is_paired(self) -> bool:
+        """Return whether mask, initial weights and order of the data agree."""
+        return not self.lacks
+
+
+def lacking(line: Line, base: Line) -> str:
+    """Return what keeps two results from being paired; nothing where mask, initial weights and order agree."""
+    one, other = line.identity, base.identity
+    if one.order != other.order:
+        return ORDER
+    if one.mask == MOVING or other.mask == MOVING:
+        return MASKS
+    if one.mask != other.mask:
+        return REBUILT if one.mask_key and one.mask_key == other.mask_key else MASKS
+    return "" if one.theta0 == other.theta0 else WEIGHTS
+
+
+def pairs(frame: Frame, compared: Mapping[str, str], lines: Sequence[Line] | None = None) -> dict[int, Pair]:
+    """Return for every line its pair with the baseline: `compared` says which value the baseline has of some axes.
+
+    All else agrees: the other axes and the seeds. Knobs of recipe parts are left out where recipes are compared, which
+    carry them in their labels. By the line's id(); lines of the baseline have none.
+    """
+    some = frame.lines if lines is None else lines
+    names = [
+        axis
+        for axis in dict.fromkeys([*frame.axes, *frame.varying])
+        if axis not in (*compared, "world", *(("sparsity",) if compared.get("mask") == DENSE else ()))
+        and not ("." in axis and "recipe" in compared)
+    ]
+    at: dict[tuple[str, ...], Line] = {}
+    for line in some:
+        for recipe in (line.axis("recipe"), line.facts.recipe):
+            own = {axis: recipe if axis == "recipe" else line.axis(axis) for axis in compared}
+            at.setdefault(_place(line, names, own), line)
+    found = {}
+    for line in some:
+        wanted = {axis: _wanted(line, axis, value) for axis, value in compared.items()}
+        base = at.get(_place(line, names, wanted))
+        if base is not None and base is not line:
+            found[id(line)] = Pair(line, base, lacking(line, base))
+    return found
+
+
+def _place(line: Line, names: Sequence[str], values: Mapping[str, str]) -> tuple[str, ...]:
+    return (*(line.axis(name) for name in names), *values.values())
+
+
+def _wanted(line: Line, axis: str, value: str) -> str:
+    return line.facts.plain_mask if (axis, value) == ("mask", PLAIN) else value

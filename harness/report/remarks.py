@@ -1,0 +1,102 @@
+"""What a reader of a table must be told or warned of: tuning, sizes, empty layers, devices, versions of the code."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from harness.report.frame import Line
+from harness.report.metrics import count
+
+UNLIKE = 0.05
+"""How far the size of a small dense network may lie from the sparse one's without a word."""
+
+
+def tuned(lines: Sequence[Line]) -> Iterator[str]:
+    """Say how many trials each recipe's settings took to find, where any were searched for."""
+    trials: dict[str, set[int]] = {}
+    for line in lines:
+        trials.setdefault(line.axis("recipe"), set()).add(line.facts.trials or 0)
+    if not any(any(spent) for spent in trials.values()):
+        return
+    shown = ", ".join(f"{recipe} {' or '.join(map(str, sorted(spent)))}" for recipe, spent in trials.items())
+    metrics = several(line.facts.tuned_by for line in lines if line.facts.tuned_by)
+    alike = len({tuple(sorted(spent)) for spent in trials.values()}) == 1
+    yield f"{'Settings tuned' if alike else 'Not tuned alike:'} by {metrics} on the dev split, trials each: {shown}."
+
+
+def warnings(lines: Sequence[Line]) -> list[str]:
+    """Say where a comparison is not one of equal sizes, and where layers are empty."""
+    said = []
+    larger = {
+        f"{line.axis('recipe')} on {line.axis('arch')} keeps {count(ghosts)} trained ghost parameters"
+        for line in lines
+        if line.measured and (ghosts := line.metrics.get("ghost_parameters"))
+    }
+    if larger:
+        said.append(f"Not of equal size: {'; '.join(sorted(larger))}.")
+    soft = several(line.axis("recipe") for line in lines if line.measured and line.metrics.get("ghosts_stay"))
+    if soft:
+        said.append(f"Ghosts stay to the end, so that another network is tested: {soft}.")
+    unlike = {
+        f"{line.axis('arch')} {line.axis('sparsity')} ({count(size)} parameters, wanted {count(wanted)})"
+        for line in lines
+        if line.measured
+        and (wanted := line.metrics.get("size_wanted"))
+        and abs((size := line.metrics["parameters"]) / wanted - 1) > UNLIKE
+    }
+    if unlike:
+        said.append(f"Small dense networks of another size: {'; '.join(sorted(unlike))}.")
+    empty = {
+        f"{line.axis('arch')} {line.axis('mask')} {line.axis('sparsity')} ({len(layers)} empty)"
+        for line in lines
+        if line.measured and (layers := line.metrics.get("empty_layers"))
+    }
+    if empty:
+        shown = sorted(empty)
+        more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
+        said.append(f"Layer collapse: {'; '.join(shown[:6])}{more}.")
+    return said
+
+
+def origins(lines: Sequence[Line]) -> Iterator[str]:
+    """Say where results come from different code, or were accepted from older code."""
+    sources = Counter(str(line.measured.provenance.get("source", "unknown")) for line in lines if line.measured)
+    if len(sources) > 1:
+        shown = ", ".join(f"{source} ({number})" for source, number in sources.most_common())
+        yield f"Made by {len(sources)} versions of the code: {shown}."
+    elif sources:
+        told = [line.measured.provenance for line in lines if line.measured]
+        commits = several(_commit(one) for one in told if one.get("git"))
+        yield f"Code {next(iter(sources))}" + (f", commit {commits}." if commits else ".")
+    accepted = [line for line in lines if line.measured and "blessed" in line.measured.provenance]
+    if accepted:
+        results = sum(line.measured is not None for line in lines)
+        yield f"Accepted from older code: {len(accepted)} of {results} results."
+
+
+def devices(lines: Sequence[Line]) -> Iterator[str]:
+    """Say what the results were made on, and where that was not one sort of device."""
+    found = Counter(_device(line.measured.stamp) for line in lines if line.measured)
+    if len(found) == 1:
+        yield f"Devices: {next(iter(found))}."
+    elif found:
+        yield f"Mixed devices: {', '.join(f'{device} ({number})' for device, number in found.most_common())}."
+    else:
+        yield "Devices: none yet."
+
+
+def _device(stamp: Mapping[str, Any]) -> str:
+    world = stamp.get("world", 1)
+    name = str(stamp.get("device_name", "")) if stamp.get("device") != "cpu" else ""
+    return f"{stamp.get('device')}{f' {name}' if name else ''}" + (f" ×{world}" if world != 1 else "")
+
+
+def _commit(provenance: Mapping[str, Any]) -> str:
+    return str(provenance["git"])[:10] + (" with local changes" if provenance.get("git_diff") else "")
+
+
+def several(labels: Iterable[str]) -> str:
+    """Return labels as a list, each once."""
+    return ", ".join(dict.fromkeys(labels))

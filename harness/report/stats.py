@@ -1,0 +1,195 @@
+"""Statistics for few seeds: intervals of paired differences, one effect over many cells, exact tests, corrections."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+EDGE = 1e-6
+"""A variance between seeds, as a share of the residual one, below which it counts as none."""
+MOST_FLIPPED = 20
+"""Differences whose signs are flipped in every way; beyond, there are over a million ways."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its confidence interval; one value alone has none, and its ends are not numbers."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def half(self) -> float:
+        """Return half of its width."""
+        return (self.high - self.low) / 2
+
+
+@dataclass(frozen=True)
+class Effect(Interval):
+    """A mean difference over many cells, seeds being what was drawn at random."""
+
+    cells: int = 0
+    spread: float = math.nan
+    """Standard deviation between seeds, cells averaged."""
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Return the mean of independent values with Student's t interval. Raises ValueError for no values."""
+    if not values:
+        raise ValueError("no values")
+    mean, n = statistics.fmean(values), len(values)
+    if n == 1:
+        return Interval(mean, math.nan, math.nan, 1)
+    half = _quantile(level, n - 1) * statistics.stdev(values) / math.sqrt(n)
+    if half <= abs(mean) * 1e-12:  # few values that happen to be equal do not say that there is no spread
+        return Interval(mean, math.nan, math.nan, n)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def paired_p(differences: Sequence[float]) -> float:
+    """Return the two-sided p of Student's t test for a mean of 0; 1 where no spread can be told."""
+    if len(differences) < 2 or math.isnan(t_interval(differences).low):
+        return 1.0
+    from scipy.stats import ttest_1samp
+
+    return float(ttest_1samp(differences, 0.0).pvalue)
+
+
+def _quantile(level: float, degrees: float) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf((1 + level) / 2, degrees))
+
+
+def effect(values: Mapping[tuple[str, str], float], level: float = 0.95) -> Effect:
+    """Return the mean over cells of differences by (cell, seed), with an interval in which seeds are the random unit.
+
+    A seed draws the order of the images for every cell, so that its cells are not independent: where every cell has
+    every seed, the interval is Student's over the seeds' means, which is exact under a random effect of the seed and a
+    fixed one of the cell. With holes, a mixed-effects model of the same form is fitted by REML, with as many degrees of
+    freedom. Raises ValueError for no values.
+    """
+    cells = list(dict.fromkeys(cell for cell, _ in values))
+    seeds = list(dict.fromkeys(seed for _, seed in values))
+    if len(values) == len(cells) * len(seeds):
+        means = [statistics.fmean(values[cell, seed] for cell in cells) for seed in seeds]
+        found = t_interval(means, level)
+        spread = statistics.stdev(means) if len(means) > 1 else math.nan
+        return Effect(found.mean, found.low, found.high, found.n, len(cells), spread)
+    mean, error = _mixed(values, cells, seeds)
+    if len(seeds) == 1 or not math.isfinite(error):
+        return Effect(mean, math.nan, math.nan, len(seeds), len(cells))
+    half = _quantile(level, len(seeds) - 1) * error
+    return Effect(mean, mean - half, mean + half, len(seeds), len(cells), error * math.sqrt(len(seeds)))
+
+
+def _mixed(values: Mapping[tuple[str, str], float], cells: Sequence[str], seeds: Sequence[str]) -> tuple[float, float]:
+    """Fit differences as a fixed effect of the cell and a random one of the seed; return mean and standard error.
+
+    Where no spread between seeds is found, the model is one without it; then the larger one of its error and of the
+    error that is robust to seeds as clusters is taken.
+    """
+    import warnings
+
+    import numpy as np
+    from statsmodels.regression.linear_model import OLS
+    from statsmodels.regression.mixed_linear_model import MixedLM
+
+    told = list(values.items())
+    design = np.zeros((len(told), len(cells)))
+    for row, ((cell, _), _) in enumerate(told):
+        design[row, cells.index(cell)] = 1.0
+    groups = np.array([seeds.index(seed) for (_, seed), _ in told])
+    observed = np.array([value for _, value in told])
+    weights = np.full(len(cells), 1 / len(cells))
+    plain = float(weights @ np.linalg.lstsq(design, observed, rcond=None)[0])
+    if len(seeds) == 1 or len(told) <= len(cells):
+        return plain, math.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a spread of 0 between seeds lies at the edge of what it may be
+        fit = MixedLM(observed, design, groups).fit(reml=True)
+        if float(fit.cov_re[0, 0]) > EDGE * float(fit.scale):
+            variance = float(weights @ fit.cov_params()[: len(cells), : len(cells)] @ weights)
+            return float(weights @ fit.fe_params), math.sqrt(variance) if variance > 0 else math.nan
+        alone = OLS(observed, design).fit()
+        clustered = alone.get_robustcov_results("cluster", groups=groups, df_correction=True)
+    variance = max(float(weights @ some.cov_params() @ weights) for some in (alone, clustered))
+    return plain, math.sqrt(variance) if variance > 0 else math.nan
+
+
+def sign_flip(values: Sequence[float]) -> float:
+    """Return the exact two-sided p of a mean of 0: the share of all flips of signs whose mean is as far from 0.
+
+    Fisher's randomisation test (1935). Raises ValueError for none, or for more than can be flipped in every way.
+    """
+    if not 1 <= len(values) <= MOST_FLIPPED:
+        raise ValueError(f"{len(values)} values; from 1 to {MOST_FLIPPED} can be flipped in every way")
+    seen = abs(math.fsum(values)) * (1 - 1e-12)  # sums of the same numbers differ in their last digits
+    flips = itertools.product((1.0, -1.0), repeat=len(values))
+    as_far = sum(abs(math.fsum(s * v for s, v in zip(signs, values, strict=True))) >= seen for signs in flips)
+    return float(as_far / 2.0 ** len(values))
+
+
+def smallest_p(n: int) -> float:
+    """Return the smallest two-sided p that flipping the signs of n differences can give: 0.25 for 3, 0.0625 for 5."""
+    return 2.0 / 2.0**n
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Return p values adjusted for a family of tests, in their order (Holm, 1979)."""
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(p) for p in multipletests(ps, method="holm")[1]] if ps else []
+
+
+VERDICTS = ("better", "worse", "equivalent", "undecided")
+
+
+def verdict(found: Interval, margin: float) -> str:
+    """Judge an interval of a difference, higher being better, by the margin that was said to matter.
+
+    Equivalent: wholly within the margin either way. Better or worse: wholly on one side of 0, and not equivalent.
+    """
+    if math.isnan(found.low):
+        return "undecided"
+    if -margin <= found.low and found.high <= margin:
+        return "equivalent"
+    return "better" if found.low > 0 else "worse" if found.high < 0 else "undecided"
+
+
+def seeds_needed(spread: float, margin: float, level: float = 0.95, most: int = 1000) -> int | None:
+    """Return the fewest seeds whose interval is no wider than the margin either way, at a spread between seeds.
+
+    Then an interval lies within the margin, or leaves out 0, whatever the effect is; None where `most` are too few.
+    """
+    for n in range(2, most + 1):
+        if _quantile(level, n - 1) * spread / math.sqrt(n) <= margin / 2:
+            return n
+    return None
+
+
+def decidable_spread(n: int, margin: float, level: float = 0.95) -> float:
+    """Return the largest spread between seeds at which n of them decide, whatever the effect is (`seeds_needed`)."""
+    return margin / 2 * math.sqrt(n) / _quantile(level, n - 1)
+
+
+def effect_p(found: Effect) -> float:
+    """Return the two-sided p of an effect of 0, by Student's t over seeds; 1 where no spread can be told."""
+    if math.isnan(found.low) or not found.spread > 0:
+        return 1.0
+    from scipy.stats import t
+
+    return float(2 * t.sf(abs(found.mean) / (found.spread / math.sqrt(found.n)), found.n - 1))
+
+
+def look_level(look: int, level: float = 0.95) -> float:
+    """Return the confidence level of the k-th look, from 1, so that all looks together err no more than one would.
+
+    Half of what is left of the error is spent on each (Bonferroni's inequality).
+    """
+    return 1.0 - (1.0 - level) / 2.0**look

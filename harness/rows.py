@@ -1,0 +1,30 @@
+"""The rows of a training, one an epoch, as its attempts left them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.store import Folder
+
+
+def rows_of(folder: Folder) -> list[dict[str, Any]]:
+    """Return a training's rows, an epoch each, of the newest attempt that has any."""
+    for generation in range(folder.generation, 0, -1):
+        if rows := list(_lines(folder.attempt(generation) / "metrics.jsonl")):
+            return rows
+    return []
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        text = path.read_text()
+    except OSError:
+        return
+    for line in text.splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:  # torn by the end of its process: what follows is another attempt's
+            return
