@@ -54,7 +54,10 @@ class Table(Form):
     baseline: str | dict[str, str] = "default"
     """What the rest is compared with: a recipe, or one value for each of some axes."""
     emphasis: Literal["best", "significant", "none"] = "none"
+    family: Literal["table", "block"] = "table"
+    """The differences that are tested together: of all its blocks, or block by block."""
     mix: tuple[str, ...] = ()
+    """What it may have side by side that is otherwise refused."""
 
     @field_validator("values")
     @classmethod
@@ -120,12 +123,26 @@ class Claim(Form):
     """The smallest difference that matters, in the value's unit (points of accuracy)."""
     seeds: int = Field(ge=2, le=10_000)
     """How many seeds it is decided with."""
-    looks: Literal["once", "sequential"] = "once"
+    looks: tuple[int, ...] = ()
+    """Numbers of seeds at which it is judged, rising, the last one `seeds`; else once, with all of them."""
 
     @field_validator("value")
     @classmethod
     def _value(cls, name: str) -> str:
         return known_metric(name)
+
+    @model_validator(mode="after")
+    def _rising(self) -> Claim:
+        if self.looks and (list(self.looks) != sorted(set(self.looks)) or self.looks[0] < 2):
+            raise ValueError(f"looks {list(self.looks)} must rise, from 2 seeds on")
+        if self.looks and self.looks[-1] != self.seeds:
+            raise ValueError(f"looks {list(self.looks)}: the last one is with all {self.seeds} seeds")
+        return self
+
+    @property
+    def planned(self) -> tuple[int, ...]:
+        """Return the numbers of seeds at which it is judged."""
+        return self.looks or (self.seeds,)
 
     @property
     def axis(self) -> str:

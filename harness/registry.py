@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,28 +34,17 @@ class Registered:
         """Return the seeds that it is decided with."""
         return [str(seed) for seed in self.record.get("seeds", ())]
 
-    def looks(self) -> list[dict[str, Any]]:
-        """Return the looks taken, the first one first."""
-        found = (read_json(path) for path in sorted(self.folder.glob("look-*.json")))
-        return [look for look in found if look is not None]
+    def look(self, seeds: int, said: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Return the look at so many seeds: as it was taken first, or taken now and written down for good.
 
-    def look(self, data: Sequence[str], said: Mapping[str, Any]) -> int:
-        """Return which look this is, from 1: one at the same data as an earlier one is that one, else it is noted."""
-        seen = digest(list(data))
-        while True:
-            looks = self.looks()
-            for number, look in enumerate(looks, 1):
-                if look.get("data") == seen:
-                    return number
-            body = {"data": seen, "date": now(), "results": len(data), **said}
-            if publish(self.folder / f"look-{len(looks) + 1:04d}.json", json.dumps(body, indent=1).encode()):
-                return len(looks) + 1
-
-    def number_of(self, data: Sequence[str]) -> int:
-        """Return which look one at this data is, or would be, and note nothing."""
-        looks = self.looks()
-        seen = [look.get("data") for look in looks]
-        return seen.index(digest(list(data))) + 1 if digest(list(data)) in seen else len(looks) + 1
+        Of two that look at once, the second one sees what the first one wrote.
+        """
+        path = self.folder / f"look-{seeds:04d}.json"
+        if (found := read_json(path)) is None:
+            body = {"date": now(), "seeds": seeds, **said()}
+            publish(path, json.dumps(body, indent=1).encode())
+            found = read_json(path) or body
+        return found
 
 
 def now() -> str:
@@ -105,3 +94,12 @@ def register(saved: SavedPlan, store: Store) -> list[Registered]:
         publish(one.folder / "registered.json", json.dumps(record, indent=1).encode())
         made.append(Registered(one.claim, one.hash, one.folder, read_json(one.folder / "registered.json") or record))
     return made
+
+
+def replaced(saved: SavedPlan, store: Store) -> Iterator[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
+    """Yield the records, with their looks, of claims that were registered once and that the file has no more."""
+    current = {one.folder.name for one in registered(saved, store)}
+    for folder in sorted((store.sweep(saved.plan.name) / "claims").glob("*")):
+        record = read_json(folder / "registered.json")
+        if folder.name not in current and record is not None:
+            yield record, [look for path in sorted(folder.glob("look-*.json")) if (look := read_json(path))]

@@ -12,9 +12,12 @@ from harness.foreign import Foreign
 from harness.index import Standing, stand
 from harness.planfile import SavedPlan
 from harness.report.claims import Judged, judge
-from harness.report.claims_table import as_grid
+from harness.report.claims_table import as_grid, replaced_claims
+from harness.report.drawing import write_figures
+from harness.report.figures import Figure, figures_of
 from harness.report.frame import Frame, read_foreigners, read_lines
 from harness.report.grids import Grid
+from harness.report.overlaps import Overlaps
 from harness.report.tables import build
 from harness.report.writers import write_cells, write_tables
 from harness.store import Store
@@ -32,6 +35,7 @@ class Report:
     tables: Sequence[Table]
     claims: Sequence[Judged] = ()
     grids: list[Grid] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
 
     @property
     def done(self) -> int:
@@ -63,11 +67,18 @@ def make_report(
     tables = [table.model_copy(update={"mix": tuple(dict.fromkeys([*table.mix, *mix]))}) for table in tables]
     name = "+".join(saved.plan.name for saved in plans)
     report = Report(name, store, plans, standings, frame, tables, claims)
-    report.grids = [as_grid(claims)] if claims else []
+    before = [said for saved in plans if whole for said in replaced_claims(saved, store)]
+    report.grids = [as_grid(claims, before)] if claims or before else []
+    overlaps = Overlaps(store)
+    wanted = list(dict.fromkeys(kind for saved in plans for kind in saved.declared.figures))
+    baseline = next((table.baseline for table in tables if isinstance(table.baseline, str)), "default")
+    report.figures = figures_of(frame, wanted, baseline, overlaps)
+    overlaps.keep()
     report.grids += [grid for table in tables for grid in build(table, frame)]
     return report
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
     """Write all of it into a folder; return the files."""
-    return [*write_tables(folder, report.grids), *write_cells(folder, report.frame)]
+    files = [*write_tables(folder, report.grids), *write_cells(folder, report.frame)]
+    return [*files, *write_figures(folder / "figures", report.figures)]

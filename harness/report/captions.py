@@ -68,7 +68,8 @@ def _numbers(table: Table, grid: Grid) -> Iterator[str]:
         yield "Bold: the highest mean of those compared."
     elif table.emphasis == "significant":
         tested = sum(entry.p is not None for entry in grid.entries.values())
-        yield f"Bold: differs from it at 5 % by the paired t test, adjusted for the table's {tested} tests (Holm)."
+        of = "all blocks of this table" if table.family == "table" else f"this block, {tested} differences"
+        yield f"Bold: differs from it at 5 % by the paired t test, adjusted for {of}, holes among them (Holm)."
     if any(line.dense for line in grid.lines) and "sparsity" in table.columns:
         yield "The dense network is the same under every sparsity."
 
@@ -145,6 +146,9 @@ def _pairs(grid: Grid) -> Iterator[str]:
     found = {(id(p.line), id(p.base)): p for entry in grid.entries.values() for p in entry.pairs}
     if not found:
         return
+    others = Counter(said for pair in found.values() for said in pair.others)
+    for said, number in list(others.items())[:MOST]:
+        yield f"Compared although they differ in {said}: {number} of {len(found)} pairs."
     lacks = Counter(pair.lacks for pair in found.values())
     if lacks[""] == len(found):
         yield "All differences are of pairs with the same mask, initial weights and order of the images."

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import statistics
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from harness.planfile import SavedPlan
 from harness.registry import UNSAID, Registered, registered
 from harness.report.frame import Frame, Line
 from harness.report.metrics import metric
 from harness.report.pairing import Pair, pairs
-from harness.report.stats import (
-    Effect,
-    decidable_spread,
-    effect,
-    look_level,
-    seeds_needed,
-    verdict,
-)
-from harness.store import Store
+from harness.report.stats import Effect, decidable_spread, effect, look_level, seeds_range, verdict
+from harness.store import Store, digest
 
 LEVEL = 0.95
+UNDECIDED = "undecided"
 
 Differences = Mapping[tuple[str, str], tuple[float, Pair]]
 """(cell, seed) -> difference, and what it is of."""
@@ -33,17 +30,22 @@ class Judged:
     claim: Registered
     first: str
     second: str
-    wanted: int
-    """Pairs that the claim has among its registered seeds."""
-    lost: int = 0
-    """Those of them that will never have a difference: failed, or not comparable."""
+    asked: Sequence[Pair]
+    """Its pairs, of the registered seeds."""
     found: Effect | None = None
+    """The effect at the look that counts."""
     verdict: str = ""
     """Empty as long as it is not to be judged."""
     level: float = LEVEL
-    look: int = 0
+    looks: list[int] = field(default_factory=list)
+    """The seeds at each look that was taken."""
     used: Differences = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+
+    @property
+    def exploratory(self) -> bool:
+        """Return whether some of its cells had a result before it was registered."""
+        return bool(self.claim.record.get("results"))
 
 
 def judge(saved: SavedPlan, lines: Sequence[Line], store: Store) -> list[Judged]:
@@ -54,27 +56,23 @@ def judge(saved: SavedPlan, lines: Sequence[Line], store: Store) -> list[Judged]
 def _judge(one: Registered, lines: Sequence[Line]) -> Judged:
     claim = one.claim
     first, second = map(str, claim.compare[claim.axis])
-    seeds = set(one.seeds)
     found = pairs(Frame.of(lines), {claim.axis: second}, lines)
     every = [found[id(line)] for line in lines if id(line) in found and line.axis(claim.axis) == first]
-    asked = [pair for pair in every if pair.line.axis("seed") in seeds]
-    judged = Judged(one, first, second, len(asked))
+    judged = Judged(one, first, second, [pair for pair in every if pair.line.axis("seed") in one.seeds])
     if not one.record:
         judged.remarks.append("not registered: the sweep command registers it before it starts anything")
         return judged
-    late = int(one.record.get("results", 0))
-    if late:
-        judged.remarks.append(f"registered when {late} of its {one.record.get('cells')} cells had a result already")
-    differences = _differences(asked, claim.value)
-    judged.lost = sum(_lost(pair, claim.value) for pair in asked)
-    ready = _ready(asked, claim.value)
-    if claim.looks == "once" and ready == seeds:
-        _look(judged, differences)
-    elif claim.looks == "sequential" and len(ready) > 1:
-        _look(judged, {place: said for place, said in differences.items() if place[1] in ready}, sequential=True)
-    else:
-        judged.remarks.append(_before(judged, ready))
-    _say_more(judged, every, seeds)
+    if judged.exploratory:
+        before, cells = one.record["results"], one.record.get("cells")
+        judged.remarks.append(f"exploratory: {before} of its {cells} cells had a result before it was registered")
+    ready = _ready(judged.asked, claim.value)
+    for seeds in claim.planned:
+        chosen = one.seeds[:seeds]
+        if set(chosen) <= ready and judged.verdict in ("", UNDECIDED):
+            _look(judged, chosen)
+    if len(judged.looks) < len(claim.planned) and judged.verdict in ("", UNDECIDED):
+        judged.remarks.append(_before(judged, len(ready)))
+    _say_more(judged, every)
     return judged
 
 
@@ -84,12 +82,15 @@ def _differences(found: Sequence[Pair], value: str) -> dict[tuple[str, str], tup
     for pair in found:
         own, base = read(pair.line), read(pair.base)
         if pair.comparable and own is not None and base is not None:
-            differences[_cell(pair.line), pair.line.axis("seed")] = (own - base, pair)
+            differences[_cell(pair), pair.line.axis("seed")] = (own - base, pair)
     return differences
 
 
-def _cell(line: Line) -> str:
-    return " ".join(value for axis, value in line.labels.items() if axis not in UNSAID)
+def _cell(pair: Pair) -> str:
+    """Return what tells a claim's cells apart; a ticket's seed too, where it is an axis of its own."""
+    line, base = pair.line, pair.base
+    own = "" if line.axis("ticket_seed") == line.axis("seed") else f" ticket {line.axis('ticket_seed')}"
+    return " ".join(v for axis, v in line.labels.items() if axis not in UNSAID and base.axis(axis) == v) + own
 
 
 def _lost(pair: Pair, value: str) -> bool:
@@ -103,71 +104,108 @@ def _lost(pair: Pair, value: str) -> bool:
 
 def _ready(found: Sequence[Pair], value: str) -> set[str]:
     """Return the seeds all of whose pairs are measured, or lost for good."""
-    open_seeds = {
+    waiting = {
         pair.line.axis("seed")
         for pair in found
         if not (pair.line.measured and pair.base.measured) and not _lost(pair, value)
     }
-    return {pair.line.axis("seed") for pair in found} - open_seeds
+    return {pair.line.axis("seed") for pair in found} - waiting
 
 
-def _look(judged: Judged, used: Differences, sequential: bool = False) -> None:
-    """Judge by some differences, and note the look."""
-    if not used:
+def _look(judged: Judged, seeds: Sequence[str]) -> None:
+    """Judge by the pairs of some seeds; what a look found first is what stands."""
+    claim = judged.claim.claim
+    judged.used = _differences([pair for pair in judged.asked if pair.line.axis("seed") in seeds], claim.value)
+    if not judged.used:
         judged.remarks.append("no pair of its cells can be compared")
         return
-    one = judged.claim
-    lines = {line.key: line for _, pair in used.values() for line in (pair.line, pair.base)}
-    data = sorted(
-        f"{key} {line.measured.edition} {line.measured.sha256}" for key, line in lines.items() if line.measured
-    )
-    number = one.number_of(data)
-    judged.level = look_level(number, LEVEL) if sequential else LEVEL
-    judged.used = used
-    judged.found = effect({place: difference for place, (difference, _) in used.items()}, judged.level)
-    judged.verdict = verdict(judged.found, one.claim.margin)
-    said = {"mean": judged.found.mean, "seeds": judged.found.n, "level": judged.level, "verdict": judged.verdict}
+    judged.level = look_level(len(claim.planned), LEVEL)
+    now = effect({place: difference for place, (difference, _) in judged.used.items()}, judged.level)
+    lines = {line.key: line for _, pair in judged.used.values() for line in (pair.line, pair.base)}
+    data = digest(sorted(f"{key} {m.edition} {m.sha256}" for key, line in lines.items() if (m := line.measured)))
+
+    def said() -> dict[str, Any]:
+        return {"data": data, "verdict": _verdict(judged, now, seeds), "level": judged.level, "effect": vars(now)}
+
     try:
-        judged.look = one.look(data, said)
+        taken = judged.claim.look(len(seeds), said)
     except OSError as error:
-        judged.look = number
+        taken = said()
         judged.remarks.append(f"this look could not be noted in the store ({error.strerror})")
-    if not sequential and judged.look > 1:
+    judged.looks.append(len(seeds))
+    judged.found, judged.verdict = Effect(**taken["effect"]), str(taken["verdict"])
+    if taken["data"] != data:
         judged.remarks.append(
-            f"look {judged.look}: its results were not the same at the first look, so its error is not 5 %"
+            f"its results have changed since the look at {len(seeds)} seeds, which stands; now they say {_shown(now)}"
         )
-    decided = [look for look in one.looks()[: judged.look] if look.get("verdict") != "undecided"]
-    if sequential and decided and judged.verdict != decided[0]["verdict"]:
-        judged.remarks.append(f"decided as {decided[0]['verdict']} at an earlier look, which stands")
 
 
-def _before(judged: Judged, ready: set[str]) -> str:
+def _verdict(judged: Judged, found: Effect, seeds: Sequence[str]) -> str:
+    """Return the verdict on an effect; who diverges more than the other is neither better nor equivalent."""
+    said = verdict(found, judged.claim.claim.margin)
+    own, its = _diverged(judged, seeds)
+    favoured = {"better", "equivalent"} if own > its else {"worse", "equivalent"} if its > own else set()
+    return UNDECIDED if said in favoured else said
+
+
+def _diverged(judged: Judged, seeds: Sequence[str]) -> tuple[int, int]:
+    """Return in how many pairs the first diverged and the second did not, and the other way about."""
+    counts = Counter(
+        ("diverged" in pair.line.reason, "diverged" in pair.base.reason)
+        for pair in judged.asked
+        if pair.line.axis("seed") in seeds
+    )
+    return counts[True, False], counts[False, True]
+
+
+def _before(judged: Judged, ready: int) -> str:
     """Say, before anything is looked at, what the planned seeds will be able to decide."""
     claim = judged.claim.claim
-    most = decidable_spread(claim.seeds, claim.margin)
+    level = look_level(len(claim.planned), LEVEL)
+    most = decidable_spread(claim.seeds, claim.margin, level)
+    when = " and ".join(map(str, claim.planned[len(judged.looks) :]))
     return (
-        f"not judged before all {claim.seeds} seeds are done ({len(ready)} are); they decide it, whatever the effect, "
-        f"if the standard deviation between seeds is at most {most:.2g}"
+        f"to be judged at {when} seeds ({ready} are done); {claim.seeds} decide it, whatever the effect, if the "
+        f"standard deviation between seeds is at most {most:.2g}"
     )
 
 
-def _say_more(judged: Judged, every: Sequence[Pair], seeds: set[str]) -> None:
+def _shown(found: Effect) -> str:
+    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+
+
+def _say_more(judged: Judged, every: Sequence[Pair]) -> None:
     claim, found = judged.claim.claim, judged.found
-    if judged.lost:
-        judged.remarks.append(f"{judged.lost} of {judged.wanted} pairs have no difference (failed, or not comparable)")
+    if lost := sum(_lost(pair, claim.value) for pair in judged.asked):
+        judged.remarks.append(f"{lost} of {len(judged.asked)} pairs have no difference (failed, or not comparable)")
+    own, its = _diverged(judged, judged.claim.seeds)
+    if own != its:
+        more, less = (judged.first, judged.second) if own > its else (judged.second, judged.first)
+        judged.remarks.append(f"{more} diverged in {abs(own - its)} more pairs than {less}, which counts against it")
+    for said, number in Counter(said for pair in judged.asked for said in pair.others).most_common(3):
+        judged.remarks.append(f"they differ in {said} too ({number} pairs)")
+    if len({pair.line.axis("ticket_seed") for pair in judged.asked}) < len(judged.claim.seeds):
+        judged.remarks.append("several seeds share a ticket: what is told is the noise of training, not of tickets")
     if found is None:
         return
-    if judged.verdict == "undecided":
-        needed = seeds_needed(found.spread, claim.margin, judged.level) if found.spread == found.spread else None
-        more = f"about {needed} seeds would decide" if needed else "no number of seeds up to 1,000 would surely decide"
-        judged.remarks.append(
-            f"with the spread seen ({found.spread:.2g}) {more}; to add them is to register another claim"
-        )
-    added = [pair for pair in every if pair.line.axis("seed") not in seeds]
-    values = {place: d for place, (d, _) in _differences(every, claim.value).items()}
-    if added and claim.looks == "once" and len(values) > len(judged.used):
+    cells: dict[str, list[float]] = defaultdict(list)
+    for (cell, _), (difference, _) in judged.used.items():
+        cells[cell].append(difference)
+    means = sorted(statistics.fmean(values) for values in cells.values())
+    if len(means) > 1:
+        below = sum(mean < 0 for mean in means)
+        judged.remarks.append(f"cells from {means[0]:+.2f} to {means[-1]:+.2f}, {below} of {len(means)} below 0")
+    if found.low != found.low:
+        judged.remarks.append("no interval: a cell has fewer than two pairs, or all seeds are equal")
+    elif judged.verdict == UNDECIDED:
+        likely, most = seeds_range(found.spread, found.n, claim.margin, judged.level)
+        needed = f"{likely or 'over 1,000'} to {most or 'over 1,000'} seeds"
+        seen = f"by the spread seen ({found.spread:.2g})"
+        judged.remarks.append(f"{seen}, {needed} would decide, in another claim on new seeds")
+    elif judged.verdict == "equivalent" and found.low * found.high > 0:
+        judged.remarks.append("it differs from 0, but by less than the margin")
+    added = [pair for pair in every if pair.line.axis("seed") not in judged.claim.seeds]
+    values = {place: d for place, (d, _) in _differences([*judged.asked, *added], claim.value).items()}
+    if len(values) > len(_differences(judged.asked, claim.value)):
         later = effect(values, LEVEL)
-        judged.remarks.append(
-            f"with {later.n - found.n} seeds added after that look: {later.mean:+.2f} "
-            f"[{later.low:+.2f}, {later.high:+.2f}], which is not the registered test"
-        )
+        judged.remarks.append(f"with seeds added later, which is not the registered test: {_shown(later)} ({later.n})")

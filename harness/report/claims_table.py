@@ -5,29 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from harness.planfile import SavedPlan
+from harness.registry import replaced
 from harness.report.claims import LEVEL, Judged
 from harness.report.grids import Entry, Grid
 from harness.report.stats import effect_p, holm
+from harness.store import Store
 
 COLUMNS = ("difference", "margin", "verdict", "registered", "looks")
 
 
-def as_grid(judged: Sequence[Judged]) -> Grid:
-    """Return the claims as a table."""
+def as_grid(judged: Sequence[Judged], before: Sequence[str] = ()) -> Grid:
+    """Return the claims as a table; `before` tells of claims that were registered and are no more."""
     grid = Grid("claims", ("claim",), ("",))
     for one in judged:
         claim, record = one.claim.claim, one.claim.record
         effect = _entry(one)
-        words = replace(effect, words=one.verdict, margin=claim.margin) if one.found else Entry(words="not judged")
+        label = one.verdict + (" (exploratory)" if one.exploratory else "")
+        words = replace(effect, words=label) if one.found else Entry(words="not judged")
         said = (
             effect,
             Entry(words=f"±{claim.margin:g}"),
             words,
             Entry(words=f"{record['date'][:10]} {one.claim.hash}" if record else "no"),
-            Entry(words=f"{one.look} ({claim.looks})"),
+            Entry(words=f"{len(one.looks)} of {len(claim.planned)}"),
         )
         grid.entries.update({((claim.name,), (column,)): e for column, e in zip(COLUMNS, said, strict=True)})
-    grid.caption = " ".join(_sentences(judged))
+    grid.caption = " ".join([*_sentences(judged), *before])
     return grid
 
 
@@ -50,11 +54,11 @@ def _sentences(judged: Sequence[Judged]) -> list[str]:
     ]
     for one in judged:
         claim = one.claim.claim
-        level = f", {100 * one.level:g} % interval at look {one.look}" if one.found and one.level != LEVEL else ""
+        level = f", {100 * one.level:.4g} % interval" if one.found and one.level != LEVEL else ""
         where = f" where {claim.where}" if claim.where else ""
-        head = f"{claim.name}: {one.first} against {one.second}, {claim.value}{where}; {one.wanted} pairs{level}"
+        head = f"{claim.name}: {one.first} against {one.second}, {claim.value}{where}; {len(one.asked)} pairs{level}"
         said.append("; ".join([head, *one.remarks]) + ".")
-    once = [one for one in judged if one.found is not None and one.claim.claim.looks == "once"]
+    once = [one for one in judged if one.found is not None and len(one.claim.claim.planned) == 1]
     if len(once) > 1:
         ps = holm([effect_p(one.found) for one in once if one.found is not None])
         shown = ", ".join(f"{one.claim.claim.name} {p:.2g}" for one, p in zip(once, ps, strict=True))
@@ -62,3 +66,13 @@ def _sentences(judged: Sequence[Judged]) -> list[str]:
             f"Each verdict errs by itself at 5 %; p of no difference, adjusted for these together (Holm): {shown}."
         )
     return said
+
+
+def replaced_claims(saved: SavedPlan, store: Store) -> list[str]:
+    """Return what must be said of a sweep's earlier claims."""
+    said = []
+    for record, looks in replaced(saved, store):
+        verdicts = ", ".join(f"{look.get('verdict')} at {look.get('seeds')} seeds" for look in looks) or "never judged"
+        name = record.get("claim", {}).get("name")
+        said.append(f"{name} ({str(record.get('date'))[:10]} {record.get('hash')}): {verdicts}")
+    return [f"Registered earlier, and replaced since: {'; '.join(said)}."] if said else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 
 from harness.declared import Table
@@ -14,25 +15,27 @@ from harness.report.stats import holm, paired_p
 ALPHA = 0.05
 
 
-def emphasise(grid: Grid, table: Table) -> None:
-    """Set in bold what the table asks for."""
+def emphasise(grids: Sequence[Grid], table: Table) -> None:
+    """Set in bold what the table asks for; nothing that has fewer seeds because others diverged."""
     if table.emphasis == "best":
-        _best(grid, table)
+        for grid in grids:
+            _best(grid, table)
     elif table.emphasis == "significant":
-        _significant(grid)
+        for family in [grids] if table.family == "table" else [[grid] for grid in grids]:
+            _significant(family)
 
 
 def _best(grid: Grid, table: Table) -> None:
     """The highest mean of the entries that differ in nothing but what is compared; all that print alike with it."""
     groups: dict[tuple[Labels, ...], list[tuple[Placed, Entry]]] = defaultdict(list)
     for (row, column), entry in grid.entries.items():
-        if entry.values and metric(entry.value).compared:
+        if len(entry.values) > 1 and metric(entry.value).compared:
             rest = _without(row, grid.rows, table), _without(column, grid.columns, table)
             groups[rest].append(((row, column), entry))
     for members in groups.values():
         top = max(statistics.fmean(entry.values) for _, entry in members)
         for place, entry in members if len(members) > 1 else ():
-            if entry.show(statistics.fmean(entry.values)) == entry.show(top):
+            if entry.show(statistics.fmean(entry.values)) == entry.show(top) and not _diverged(entry):
                 grid.entries[place] = entry.in_bold()
 
 
@@ -40,8 +43,12 @@ def _without(labels: Labels, axes: Labels, table: Table) -> Labels:
     return tuple(label for label, axis in zip(labels, axes, strict=True) if axis not in table.compared)
 
 
-def _significant(grid: Grid) -> None:
-    """Those whose paired t test says so, adjusted for all differences of the table (Holm, 1979)."""
-    tested = [(place, entry) for place, entry in grid.entries.items() if len(entry.differences) > 1]
-    for (place, entry), p in zip(tested, holm([paired_p(e.differences) for _, e in tested]), strict=True):
-        grid.entries[place] = replace(entry, p=p, strong=p < ALPHA)
+def _significant(grids: Sequence[Grid]) -> None:
+    """Those whose paired t test says so, adjusted for all that were to be compared, holes among them (Holm, 1979)."""
+    asked = [(grid, place, entry) for grid in grids for place, entry in grid.entries.items() if entry.expected]
+    for (grid, place, entry), p in zip(asked, holm([paired_p(e.differences) for _, _, e in asked]), strict=True):
+        grid.entries[place] = replace(entry, p=p, strong=p < ALPHA and not _diverged(entry))
+
+
+def _diverged(entry: Entry) -> bool:
+    return any("diverged" in reason for reason in entry.holes)

@@ -47,15 +47,15 @@ class Entry:
     """What an effect is of: (cell, seed, results with their weights)."""
     level: float = 0.95
     """The confidence of an effect's interval."""
-    margin: float = 0.0
-    """What a verdict is by."""
     words: str = ""
     """In place of a number: what a table has to say there, such as a verdict."""
     foreign: Foreign | None = None
     strong: bool = False
     """Whether it is to be set in bold."""
     p: float | None = None
-    """Where asked for: p of its difference, adjusted for all of its table (Holm, 1979)."""
+    """Where asked for: p of its difference, adjusted for its family (Holm, 1979)."""
+    expected: bool = False
+    """Whether it is one that is compared, with a result or without."""
 
     @property
     def number(self) -> str:
@@ -80,8 +80,11 @@ class Entry:
 
     @property
     def difference(self) -> str:
-        """Return the mean difference to the baseline, signed, with its interval where there is one."""
-        return f"{self.interval.mean:+.2f}{_bracket(self.interval)}" if self.interval else ""
+        """Return the mean difference to the baseline, signed, with its interval, and its pairs where they are fewer."""
+        if not self.interval:
+            return ""
+        fewer = f" ({self.interval.n} of {len(self.values)})" if self.interval.n != len(self.values) else ""
+        return f"{self.interval.mean:+.2f}{_bracket(self.interval)}{fewer}"
 
     @property
     def hole(self) -> str:

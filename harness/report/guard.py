@@ -9,6 +9,8 @@ from harness.declared import GUARDED, Table
 from harness.errors import short
 from harness.report.frame import Line
 
+OF_THE_DATA = ("content", "dev", "epochs")
+"""What may differ from data set to data set; the rest is the same in all of a table."""
 WORDS = {
     "content": "files of the data set",
     "dev": "dev splits",
@@ -32,13 +34,13 @@ def guarded(line: Line, name: str) -> str:
 
 
 def mixed(lines: Sequence[Line]) -> dict[str, dict[str, list[Line]]]:
-    """Return the properties that differ within one data set: name -> value -> the lines that have it."""
+    """Return the properties that differ where they must not: name -> value -> the lines that have it."""
     found: dict[str, dict[str, list[Line]]] = {}
     by_data: dict[str, list[Line]] = defaultdict(list)
     for line in lines:
         by_data[line.axis("dataset")].append(line)
     for name in GUARDED:
-        for members in by_data.values():
+        for members in by_data.values() if name in OF_THE_DATA else [lines]:
             values: dict[str, list[Line]] = defaultdict(list)
             for line in members:
                 if value := guarded(line, name):
@@ -58,7 +60,7 @@ def refusal(table: Table, lines: Sequence[Line]) -> str:
             advice = f"write mix: [{name}] to have them side by side"
             if name != "content":
                 advice = f"name {name} in its rows, columns or blocks, or {advice}"
-            return f"it would mix {WORDS[name]} of one data set: {shown}; {advice}"
+            return f"it would mix {WORDS[name]}: {shown}; {advice}"
     if twice := _twice(lines):
         first, second = twice
         return (

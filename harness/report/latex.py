@@ -109,7 +109,7 @@ def _signed(text: str) -> str:
 def mark(entry: Entry) -> str:
     """Return the comment that says what a number is made of; every number can be computed anew from it."""
     if not entry.planned or (entry.words and not entry.terms):
-        return LABELS if entry.words else ""
+        return f"{MARK} words" if entry.words else ""
     if entry.foreign is not None:
         return f"{MARK} foreign={entry.foreign.sha256} line={entry.foreign.line}"
     sweeps = "+".join(dict.fromkeys(line.sweep for line in entry.lines))
@@ -117,7 +117,6 @@ def mark(entry: Entry) -> str:
     said = [MARK, f"sweep={sweeps}", f"value={columns}"]
     if entry.effect is not None or entry.terms:
         said += [f"level={entry.level:.6g}"] if entry.level != 0.95 else []
-        said += [f"margin={entry.margin:g}"] if entry.words else []
         said.append(f"terms={';'.join(_term(*term) for term in _numbered(entry))}")
     else:
         said.append(f"cells={','.join(line.key[:SHORT] for line in entry.lines)}")

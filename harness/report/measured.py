@@ -14,7 +14,7 @@ from harness.rows import rows_of
 from harness.store import Store, read_json, write_whole
 
 VERSION = 1
-CURVES = ("train_loss", "train_accuracy", "dev_accuracy", "test_accuracy")
+CURVES = ("train_loss", "train_accuracy", "dev_accuracy", "test_accuracy", "ghosts")
 """What is kept of every epoch."""
 DIGITS = 6
 """Significant digits of a curve's numbers; those of results are kept whole."""

@@ -23,6 +23,8 @@ class Pair:
     line: Line
     base: Line
     lacks: str = ""
+    others: tuple[str, ...] = ()
+    """Settings in which the two differ beside what is compared, being no axis of the grid."""
 
     @property
     def comparable(self) -> bool:
@@ -70,8 +72,22 @@ def pairs(frame: Frame, compared: Mapping[str, str], lines: Sequence[Line] | Non
         wanted = {axis: _wanted(line, axis, value) for axis, value in compared.items()}
         base = at.get(_place(line, names, wanted))
         if base is not None and base is not line:
-            found[id(line)] = Pair(line, base, lacking(line, base))
+            found[id(line)] = Pair(line, base, lacking(line, base), _others(line, base, compared))
     return found
+
+
+def _others(line: Line, base: Line, compared: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the protocol fields in which two lines differ unasked, as `lr 0.05 and 0.1`, and unequal tuning."""
+    own, its = line.facts.protocol, base.facts.protocol
+    asked = {"match_cost", "milestones", "warmup"} if "epochs" in compared else set()
+    found = [
+        f"{name} {own.get(name)} and {its.get(name)}"
+        for name in dict.fromkeys([*own, *its])
+        if own.get(name) != its.get(name) and name not in compared and name not in asked
+    ]
+    if (line.facts.trials or 0) != (base.facts.trials or 0):
+        found.append(f"trials of tuning {line.facts.trials or 0} and {base.facts.trials or 0}")
+    return tuple(found)
 
 
 def _place(line: Line, names: Sequence[str], values: Mapping[str, str]) -> tuple[str, ...]:

@@ -71,8 +71,10 @@ def effect(values: Mapping[tuple[str, str], float], level: float = 0.95) -> Effe
 
     A seed draws the order of the images for every cell, so that its cells are not independent: where every cell has
     every seed, the interval is Student's over the seeds' means, which is exact under a random effect of the seed and a
-    fixed one of the cell. With holes, a mixed-effects model of the same form is fitted by REML, with as many degrees of
-    freedom. Raises ValueError for no values.
+    fixed one of the cell. With holes, a mixed-effects model of the same form is fitted by REML, cells of equal weight,
+    with as many degrees of freedom; its error is taken no smaller than that of leaving out one seed at a time (the
+    jackknife; Tukey, 1958), which does not believe that all cells are as noisy. A cell with fewer than two seeds leaves
+    the effect without an interval. Raises ValueError for no values.
     """
     cells = list(dict.fromkeys(cell for cell, _ in values))
     seeds = list(dict.fromkeys(seed for _, seed in values))
@@ -81,23 +83,40 @@ def effect(values: Mapping[tuple[str, str], float], level: float = 0.95) -> Effe
         found = t_interval(means, level)
         spread = statistics.stdev(means) if len(means) > 1 else math.nan
         return Effect(found.mean, found.low, found.high, found.n, len(cells), spread)
-    mean, error = _mixed(values, cells, seeds)
-    if len(seeds) == 1 or not math.isfinite(error):
+    mean = _plain(values, cells)
+    if any(sum(place[0] == cell for place in values) < 2 for cell in cells):
         return Effect(mean, math.nan, math.nan, len(seeds), len(cells))
+    mean, modelled = _mixed(values, cells, seeds, mean)
+    error = max(modelled, _jackknife(values, cells, seeds))
     half = _quantile(level, len(seeds) - 1) * error
     return Effect(mean, mean - half, mean + half, len(seeds), len(cells), error * math.sqrt(len(seeds)))
 
 
-def _mixed(values: Mapping[tuple[str, str], float], cells: Sequence[str], seeds: Sequence[str]) -> tuple[float, float]:
+def _plain(values: Mapping[tuple[str, str], float], cells: Sequence[str], without: str | None = None) -> float:
+    """Return the mean over cells of the mean over their seeds."""
+    own: dict[str, list[float]] = {cell: [] for cell in cells}
+    for (cell, seed), value in values.items():
+        if seed != without:
+            own[cell].append(value)
+    return statistics.fmean(statistics.fmean(found) for found in own.values())
+
+
+def _jackknife(values: Mapping[tuple[str, str], float], cells: Sequence[str], seeds: Sequence[str]) -> float:
+    """Return the standard error of the mean from leaving out one seed at a time."""
+    left = [_plain(values, cells, without=seed) for seed in seeds]
+    return math.sqrt((len(seeds) - 1) ** 2 / len(seeds)) * statistics.stdev(left)
+
+
+def _mixed(
+    values: Mapping[tuple[str, str], float], cells: Sequence[str], seeds: Sequence[str], plain: float
+) -> tuple[float, float]:
     """Fit differences as a fixed effect of the cell and a random one of the seed; return mean and standard error.
 
-    Where no spread between seeds is found, the model is one without it; then the larger one of its error and of the
-    error that is robust to seeds as clusters is taken.
+    Where REML finds no spread between seeds, the model is one without it: means of cells, and no error of its own.
     """
     import warnings
 
     import numpy as np
-    from statsmodels.regression.linear_model import OLS
     from statsmodels.regression.mixed_linear_model import MixedLM
 
     told = list(values.items())
@@ -107,19 +126,18 @@ def _mixed(values: Mapping[tuple[str, str], float], cells: Sequence[str], seeds:
     groups = np.array([seeds.index(seed) for (_, seed), _ in told])
     observed = np.array([value for _, value in told])
     weights = np.full(len(cells), 1 / len(cells))
-    plain = float(weights @ np.linalg.lstsq(design, observed, rcond=None)[0])
-    if len(seeds) == 1 or len(told) <= len(cells):
-        return plain, math.nan
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a spread of 0 between seeds lies at the edge of what it may be
-        fit = MixedLM(observed, design, groups).fit(reml=True)
-        if float(fit.cov_re[0, 0]) > EDGE * float(fit.scale):
-            variance = float(weights @ fit.cov_params()[: len(cells), : len(cells)] @ weights)
-            return float(weights @ fit.fe_params), math.sqrt(variance) if variance > 0 else math.nan
-        alone = OLS(observed, design).fit()
-        clustered = alone.get_robustcov_results("cluster", groups=groups, df_correction=True)
-    variance = max(float(weights @ some.cov_params() @ weights) for some in (alone, clustered))
-    return plain, math.sqrt(variance) if variance > 0 else math.nan
+        try:
+            fit = MixedLM(observed, design, groups).fit(reml=True)
+        except np.linalg.LinAlgError:
+            return plain, 0.0
+        if not float(fit.cov_re[0, 0]) > EDGE * float(fit.scale):
+            return plain, 0.0
+        variance = float(weights @ fit.cov_params()[: len(cells), : len(cells)] @ weights)
+    if not variance > 0:
+        return plain, 0.0
+    return float(weights @ fit.fe_params), math.sqrt(variance)
 
 
 def sign_flip(values: Sequence[float]) -> float:
@@ -187,9 +205,17 @@ def effect_p(found: Effect) -> float:
     return float(2 * t.sf(abs(found.mean) / (found.spread / math.sqrt(found.n)), found.n - 1))
 
 
-def look_level(look: int, level: float = 0.95) -> float:
-    """Return the confidence level of the k-th look, from 1, so that all looks together err no more than one would.
+def seeds_range(spread: float, n: int, margin: float, level: float = 0.95) -> tuple[int | None, int | None]:
+    """Return the seeds needed at the spread that n of them showed, and at the upper end of what it may be (95 %)."""
+    from scipy.stats import chi2
 
-    Half of what is left of the error is spent on each (Bonferroni's inequality).
+    most = spread * math.sqrt((n - 1) / float(chi2.ppf(0.05, n - 1)))
+    return seeds_needed(spread, margin, level), seeds_needed(most, margin, level)
+
+
+def look_level(looks: int, level: float = 0.95) -> float:
+    """Return the confidence level of each of some planned looks, so that together they err no more than one would.
+
+    The error is shared out evenly (Bonferroni's inequality): it holds whatever a look at one stage leads to.
     """
-    return 1.0 - (1.0 - level) / 2.0**look
+    return 1.0 - (1.0 - level) / looks

@@ -45,7 +45,8 @@ def build(table: Table, frame: Frame) -> list[Grid]:
         else:
             _fill(grid, table, lines, pairs(frame, table.compared, lines), order)
             _add_foreign(grid, table, frame, dict(zip(others, labels, strict=True)), order)
-            emphasise(grid, table)
+    emphasise(grids, table)
+    for grid in grids:
         if not grid.refusal:
             grid.caption = caption(table, grid)
     return grids
@@ -115,6 +116,7 @@ def _entry(members: Sequence[Line], kind: Metric, paired: Mapping[int, Pair]) ->
         value=kind.name,
         lines=tuple(members),
         pairs=tuple(found),
+        expected=kind.compared and any(id(line) in paired for line in members),
     )
 
 

@@ -52,7 +52,7 @@ claims:
     where: "mask == 'snip'"
     margin: 0.5
     seeds: 4
-    looks: sequential
+    looks: [2, 3, 4]
 tables:
   - {shape: any-mask, emphasis: best}
   - {shape: components, emphasis: significant}
