@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +19,11 @@ from harness.report.figures import Figure, figures_of
 from harness.report.frame import Frame, read_foreigners, read_lines
 from harness.report.grids import Grid
 from harness.report.overlaps import Overlaps
+from harness.report.site import page
 from harness.report.tables import build
-from harness.report.writers import write_cells, write_tables
+from harness.report.writers import write_cells, write_files, write_tables
 from harness.store import Store
+from harness.words import count
 
 
 @dataclass
@@ -41,6 +44,13 @@ class Report:
     def done(self) -> int:
         """Return how many cells have a result."""
         return sum(line.measured is not None for line in self.frame.lines)
+
+    @property
+    def summary(self) -> str:
+        """Return in one line how much of it is done."""
+        found = Counter(line.reason for line in self.frame.lines if line.reason)
+        holes = "".join(f", {number} {reason}" for reason, number in found.most_common())
+        return f"{self.done} of {count(len(self.frame.lines), 'cell')} done{holes}"
 
     @property
     def declared(self) -> Declared:
@@ -78,7 +88,11 @@ def make_report(
     return report
 
 
-def write_report(report: Report, folder: Path) -> list[Path]:
-    """Write all of it into a folder; return the files."""
-    files = [*write_tables(folder, report.grids), *write_cells(folder, report.frame)]
-    return [*files, *write_figures(folder / "figures", report.figures)]
+def write_report(report: Report, folder: Path, anonymous: bool = False) -> list[Path]:
+    """Write all of it into a folder, and remove what an earlier report wrote there and this one has no more."""
+    drawn = write_figures(folder / "figures", report.figures)
+    svgs = [(figure.title, path.read_bytes()) for figure, path in zip(report.figures, drawn[1::2], strict=True)]
+    files = {saved.plan.name: saved.declared.file for saved in report.plans}
+    text = page(report.name, report.summary, report.grids, report.frame, svgs, report.store, files, anonymous)
+    told = write_files(folder, {"report.html": text.encode()})
+    return [*told, *write_tables(folder, report.grids), *write_cells(folder, report.frame), *drawn]

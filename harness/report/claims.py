@@ -181,7 +181,9 @@ def _say_more(judged: Judged, every: Sequence[Pair]) -> None:
     own, its = _diverged(judged, judged.claim.seeds)
     if own != its:
         more, less = (judged.first, judged.second) if own > its else (judged.second, judged.first)
-        judged.remarks.append(f"{more} diverged in {abs(own - its)} more pairs than {less}, which counts against it")
+        kept = found is not None and judged.verdict != verdict(found, claim.margin)
+        what = f"so that {verdict(found, claim.margin)} is not said" if found and kept else "which counts against it"
+        judged.remarks.append(f"{more} diverged in {abs(own - its)} more pairs than {less}, {what}")
     for said, number in Counter(said for pair in judged.asked for said in pair.others).most_common(3):
         judged.remarks.append(f"they differ in {said} too ({number} pairs)")
     if len({pair.line.axis("ticket_seed") for pair in judged.asked}) < len(judged.claim.seeds):
@@ -197,7 +199,7 @@ def _say_more(judged: Judged, every: Sequence[Pair]) -> None:
         judged.remarks.append(f"cells from {means[0]:+.2f} to {means[-1]:+.2f}, {below} of {len(means)} below 0")
     if found.low != found.low:
         judged.remarks.append("no interval: a cell has fewer than two pairs, or all seeds are equal")
-    elif judged.verdict == UNDECIDED:
+    elif judged.verdict == UNDECIDED and verdict(found, claim.margin) == UNDECIDED:
         likely, most = seeds_range(found.spread, found.n, claim.margin, judged.level)
         needed = f"{likely or 'over 1,000'} to {most or 'over 1,000'} seeds"
         seen = f"by the spread seen ({found.spread:.2g})"

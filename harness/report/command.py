@@ -89,6 +89,9 @@ def main(
     mix: Annotated[str, typer.Option(help=f"What tables may mix: some of {', '.join(GUARDED)}.")] = "",
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Believe no index: look at every stage.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no tables.")] = False,
+    anonymous: Annotated[
+        bool, typer.Option("--anonymous", help="Leave hosts, jobs, commits, paths and logs out of the page.")
+    ] = False,
     verify: Annotated[
         Path | None, typer.Option(help="Check every number of the harness's tables in a LaTeX paper.", metavar="TEX")
     ] = None,
@@ -114,7 +117,7 @@ def main(
         folder = out or (own / "report" if len(report.plans) == 1 else own)
         if not quiet:
             print_tables(report)
-        files = write_report(report, folder)
+        files = write_report(report, folder, anonymous)
         cells = f"{report.done} of {count(len(report.frame.lines), 'cell')} done"
         typer.echo(f"{cells}; {count(len(files), 'file')} in {short_path(folder)}", err=True)
     except UserError as error:

@@ -28,7 +28,7 @@ def write_tables(folder: Path, grids: Sequence[Grid]) -> list[Path]:
         texts[f"{name}.tex"] = latex(grid).encode()
         texts[f"{name}.csv"] = numbers.to_csv(index=False).encode()
         texts[f"{name}.parquet"] = numbers.to_parquet(index=False)
-    return _write(folder, texts)
+    return write_files(folder, texts)
 
 
 def write_cells(folder: Path, frame: Frame) -> list[Path]:
@@ -36,12 +36,12 @@ def write_cells(folder: Path, frame: Frame) -> list[Path]:
     import pandas as pd
 
     cells = pd.DataFrame(tidy(frame, METRICS))
-    return _write(
+    return write_files(
         folder, {"cells.csv": cells.to_csv(index=False).encode(), "cells.parquet": cells.to_parquet(index=False)}
     )
 
 
-def _write(folder: Path, texts: Mapping[str, bytes]) -> list[Path]:
+def write_files(folder: Path, texts: Mapping[str, bytes]) -> list[Path]:
     """Write files, those that would stay the same not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
