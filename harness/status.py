@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.asked import plan_of
 from harness.claims import BEATS_PER_LEASE, LEASE, Observer
 from harness.costs import units
 from harness.errors import UserError, printable
 from harness.failures import REMEDIES, Group, group_failures
 from harness.hosts import MOST_FAULTS, avoided
 from harness.index import Standing, stand
-from harness.planfile import SavedPlan, as_saved, find_plan, read_plan
+from harness.planfile import SavedPlan
 from harness.presence import Present, present
 from harness.states import EARLY, FAILED
 from harness.store import KINDS, Store
@@ -221,17 +222,6 @@ def _told(group: Group) -> list[str]:
     lines = [f"{count}, {len(group.cells)} cells held back{condition}", f"  {printable(group.example)}"]
     lines += [f"  log: {group.log}"] if group.log else []
     return [*lines, f"  {REMEDIES.get(group.cause, '')}"]
-
-
-def plan_of(given: str, store: Store, data: Path | None = None) -> SavedPlan:
-    """Return a sweep's newest plan by its name; of a file, the plan that it would have now."""
-    if not given.endswith((".yaml", ".yml")):
-        return read_plan(find_plan(store, given))
-    from harness.check import load_sweep
-    from harness.planner import data_folder, make_plan
-
-    sweep = load_sweep(Path(given))
-    return as_saved(make_plan(sweep, store, data_folder(sweep, data)), sweep)
 
 
 def main(

@@ -74,6 +74,18 @@ def run_sweep(folder: Path, *arguments: str, timeout: float = 240) -> subprocess
     )
 
 
+def report_command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m harness.report` in a folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "harness.report", *arguments],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
 def save_whole_plan(folder: Path, mask: str = "") -> None:
     """Plan the tiny sweep of a folder, or its cells of one mask, as the sweep command would, and run nothing."""
     from harness.check import load_sweep

@@ -21,7 +21,7 @@ from harness.report.grids import Grid
 from harness.report.overlaps import Overlaps
 from harness.report.site import page
 from harness.report.tables import build
-from harness.report.writers import write_cells, write_files, write_tables
+from harness.report.writers import forget_files, write_cells, write_files, write_tables
 from harness.store import Store
 from harness.words import count
 
@@ -94,5 +94,7 @@ def write_report(report: Report, folder: Path, anonymous: bool = False) -> list[
     svgs = [(figure.title, path.read_bytes()) for figure, path in zip(report.figures, drawn[1::2], strict=True)]
     files = {saved.plan.name: saved.declared.file for saved in report.plans}
     text = page(report.name, report.summary, report.grids, report.frame, svgs, report.store, files, anonymous)
-    told = write_files(folder, {"report.html": text.encode()})
-    return [*told, *write_tables(folder, report.grids), *write_cells(folder, report.frame), *drawn]
+    files_now = [*write_files(folder, {"report.html": text.encode()}), *write_tables(folder, report.grids)]
+    files_now += write_cells(folder, report.frame)
+    forget_files(folder, files_now)
+    return [*files_now, *drawn]

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
+from harness.asked import edited, reported
 from harness.declared import GUARDED
 from harness.errors import UserError, printable
 from harness.foreign import Foreign, foreign_copy, read_foreign
-from harness.planfile import find_plan, read_plan, sweep_name
 from harness.report.assemble import Report, make_report, write_report
 from harness.report.grids import Grid
 from harness.report.latex import MARK
@@ -84,6 +84,7 @@ def _verify(paper: Path, make: Callable[[list[str]], Report], sweeps: list[str])
 def main(
     sweeps: Annotated[list[str], typer.Argument(help="Sweeps by name or file; several are joined by their axes.")] = [],  # noqa: B006
     store: Annotated[Path, typer.Option(help="The store's folder.")] = Path("runs"),
+    data: Annotated[Path | None, typer.Option(help="The folder of data sets, where a file is given.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where files go; else beside the sweep's plan in the store.")] = None,
     baselines: Annotated[list[Path], typer.Option(help="A CSV file of numbers from elsewhere.")] = [],  # noqa: B006
     mix: Annotated[str, typer.Option(help=f"What tables may mix: some of {', '.join(GUARDED)}.")] = "",
@@ -105,8 +106,13 @@ def main(
         place, foreign, told = Store(store), _foreign(baselines, Store(store)), _mixed(mix)
 
         def make(names: list[str]) -> Report:
-            plans = [read_plan(find_plan(place, sweep_name(name))) for name in dict.fromkeys(names)]
-            return make_report(place, plans, foreign, told, rebuild or verify is not None)
+            plans = {name: reported(name, place, data) for name in names}
+            for name, saved in plans.items():
+                if edited(name, saved, place):
+                    file = saved.declared.file
+                    said = f"{file} was edited since its plan was made: harness report {file} reports on it as it is"
+                    typer.echo(said, err=True)
+            return make_report(place, list(plans.values()), foreign, told, rebuild or verify is not None)
 
         if verify is not None:
             raise typer.Exit(_verify(verify, make, sweeps))

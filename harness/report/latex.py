@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from harness.report.frame import Line
 from harness.report.grids import Entry, Grid
@@ -11,6 +12,8 @@ from harness.report.grids import Entry, Grid
 MARK = "%@"
 """What begins the comment behind a number, or behind the labels of a row."""
 LABELS = f"{MARK} labels"
+SMALL = r"\footnotesize\setlength{\tabcolsep}{3pt}\vspace{4pt}"
+"""How a table is set: a number with its interval is wide."""
 SHORT = 12
 """Hex digits of a key in a comment."""
 _SPECIAL = {
@@ -55,11 +58,10 @@ def latex(grid: Grid) -> str:
         marks.append(mark(entry))
         return entry_tex(entry) + f"\x02{len(marks) - 1}\x03"
 
-    heads = [tex(head) for head in grid.heads]
     frame = pd.DataFrame(
         [[cell(grid.entry(row, column)) for column in grid.column_keys] for row in grid.row_keys],
-        index=pd.MultiIndex.from_tuples([tuple(map(tex, row)) for row in grid.row_keys], names=heads),
-        columns=pd.MultiIndex.from_tuples([tuple(map(tex, column)) for column in grid.column_keys]),
+        index=_index([tuple(map(tex, row)) for row in grid.row_keys], [tex(head) for head in grid.heads]),
+        columns=_index([tuple(map(tex, column)) for column in grid.column_keys]),
     )
     text: str = frame.style.to_latex(
         hrules=True,
@@ -70,8 +72,26 @@ def latex(grid: Grid) -> str:
         label=f"tab:{re.sub(r'[^A-Za-z0-9-]+', '-', grid.name)}",
         position="t",
     )
-    body = "\n".join(_row(line, marks, len(grid.rows)) for line in text.splitlines())
+    text = text.replace("\\begin{tabular}", f"{SMALL}\n\\begin{{tabular}}", 1)
+    before = ""
+    lines = []
+    for line in text.splitlines():
+        first = line.partition(" & ")[0] if "\x02" in line else ""
+        if len(grid.rows) > 1 and before and first and first != before:
+            lines.append(r"\addlinespace")
+        before = first or before
+        lines.append(_row(line, marks, len(grid.rows)))
+    body = "\n".join(lines)
     return f"% needs \\usepackage{{booktabs}}; check its numbers: harness report --verify FILE\n{body}\n"
+
+
+def _index(labels: list[tuple[str, ...]], heads: list[str] | None = None) -> Any:
+    """Return labels as pandas wants them: one level is none of a hierarchy."""
+    import pandas as pd
+
+    if labels and len(labels[0]) == 1:
+        return pd.Index([label for (label,) in labels], name=heads[0] if heads else None)
+    return pd.MultiIndex.from_tuples(labels, names=heads)
 
 
 def _row(line: str, marks: list[str], labels: int) -> str:
@@ -89,16 +109,15 @@ def _row(line: str, marks: list[str], labels: int) -> str:
 
 
 def entry_tex(entry: Entry) -> str:
-    """Return a number as a table prints it."""
+    """Return a number as a table prints it: the difference, and the reasons of holes, in lines of their own below."""
     if not entry.planned:
         return ""
     number = _signed(tex(entry.number or "–"))
-    parts = [rf"\textbf{{{number}}}" if entry.strong else number]
-    if entry.difference:
-        parts.append(_signed(tex(entry.difference)))
-    if entry.hole:
-        parts.append(f"({tex(entry.hole)})")
-    return " ".join(parts)
+    number = rf"\textbf{{{number}}}" if entry.strong else number
+    below = [_signed(tex(entry.difference))] if entry.difference else []
+    below += [f"({tex(entry.hole)})"] if entry.hole else []
+    stacked = "".join(rf"\\{{\scriptsize {line}}}" for line in below)
+    return rf"\begin{{tabular}}[t]{{@{{}}r@{{}}}}{number}{stacked}\end{{tabular}}" if below else number
 
 
 def _signed(text: str) -> str:

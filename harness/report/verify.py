@@ -106,13 +106,15 @@ def _code(line: str) -> str:
 
 def _tables(lines: Sequence[str]) -> Iterator[tuple[int, Sequence[str]]]:
     """Yield every tabular with the number of its first line, from 1."""
-    start = None
+    start = depth = 0
     for number, line in enumerate(lines, 1):
-        if _BEGIN.search(_code(line)) and start is None:
+        code = _code(line)
+        if depth == 0 and _BEGIN.search(code):
             start = number
-        if start is not None and _END.search(_code(line)):
+        depth = max(0, depth + len(_BEGIN.findall(code)) - len(_END.findall(code)))
+        if start and depth == 0:
             yield start, lines[start - 1 : number]
-            start = None
+            start = 0
 
 
 def _sweeps(table: Sequence[str]) -> list[str]:

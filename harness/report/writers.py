@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from harness.catalog import METRICS
 from harness.report.frame import Frame, tidy
 from harness.report.grids import Entry, Grid
 from harness.report.latex import latex, stem
-from harness.store import write_whole
+from harness.store import read_json, write_whole
 
 _LEFT: Any = {"title_justify": "left", "caption_justify": "left"}
 
@@ -51,6 +52,18 @@ def write_files(folder: Path, texts: Mapping[str, bytes]) -> list[Path]:
             write_whole(path, data)
         paths.append(path)
     return paths
+
+
+def forget_files(folder: Path, now: Sequence[Path]) -> None:
+    """Remove what an earlier report wrote into a folder and this one did not; remember what this one wrote."""
+    manifest = folder / "files.json"
+    before = (read_json(manifest) or {}).get("files", [])
+    names = sorted(path.name for path in now)
+    for name in before:
+        if isinstance(name, str) and Path(name).name == name and name not in names:
+            (folder / name).unlink(missing_ok=True)
+    if names != before:
+        write_whole(manifest, json.dumps({"files": names}, indent=1).encode())
 
 
 def on_terminal(grid: Grid, width: int) -> list[RichTable]:

@@ -20,7 +20,7 @@ from harness.plan import Stage
 from harness.planfile import SavedPlan, as_saved, find_plan, read_plan, save_plan
 from harness.planner import make_plan
 from harness.registry import register
-from harness.store import Artifact, Result, Store
+from harness.store import Artifact, Result, Store, forget_index
 
 FIXTURE = Path(__file__).parent / "fixtures" / "results.csv"
 SWEEP = """
@@ -97,11 +97,15 @@ def write_store(
     plan = make_plan(sweep, store, folder)
     saved = as_saved(plan, sweep)
     save_plan(plan, store, sweep, whole=True)
+    forget_index(store)
     register(saved, store)
     cells = {cell.key: (dict(zip(saved.axes, cell.labels, strict=True)), cell) for cell in saved.cells}
     made: dict[str, str] = {}
     for key, stage in plan.stages.items():
         if any(parent not in made for parent in stage.parents.values()):
+            continue
+        if (before := store.folder(stage.kind, key).result()) is not None:
+            made[key] = before.artifact.sha256
             continue
         place, cell = cells.get(key, ({}, None))
         row = row_of(place) if cell else {"state": "done", "test": "", "dev": "", "cause": ""}
