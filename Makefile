@@ -7,10 +7,18 @@ READY := $(VENV)/.ready
 # What slurm/devcluster needs of Debian or Ubuntu.
 SLURM := slurmctld slurmd slurm-client munge slurmdbd mariadb-server
 
-.PHONY: quickstart test test-slow test-slurm conformance lint clean
+# What the tests of the report's page and LaTeX need of Debian or Ubuntu.
+REPORT := chromium chromium-driver texlive-latex-base texlive-latex-recommended
+
+.PHONY: quickstart report-tools test test-slow test-slurm conformance lint clean
 
 quickstart: $(READY)
 	$(BIN)/python -m harness.sweep sweeps/quickstart.yaml --via local
+
+report-tools:
+	@test "$$(id -u)" != 0 || { command -v chromium && command -v chromedriver && command -v pdflatex; } >/dev/null || ! command -v apt-get >/dev/null || \
+		(apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends \
+		$(REPORT)) >/dev/null 2>&1 || echo "a browser and LaTeX could not be installed; their tests say so" >&2
 
 test: $(READY)
 	$(BIN)/python -m pytest

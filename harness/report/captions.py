@@ -88,8 +88,9 @@ def _protocol(lines: Sequence[Line]) -> Iterator[str]:
     by_text: dict[str, dict[str, None]] = defaultdict(dict)
     for line in lines:
         by_text[_training(line)][line.axis("dataset")] = None
+    apart = len({tuple(sets) for sets in by_text.values()}) == len(by_text) > 1
     for text, sets in by_text.items():
-        yield f"{text[0].upper()}{text[1:]}" + (f" ({', '.join(sets)})." if len(by_text) > 1 else ".")
+        yield f"{text[0].upper()}{text[1:]}" + (f" ({', '.join(sets)})." if apart else ".")
     seeds = sorted({int(line.axis("seed")) for line in lines})
     yield f"Seeds {_runs(seeds)}."
 

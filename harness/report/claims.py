@@ -13,7 +13,7 @@ from harness.registry import UNSAID, Registered, registered
 from harness.report.frame import Frame, Line
 from harness.report.metrics import metric
 from harness.report.pairing import Pair, pairs
-from harness.report.stats import Effect, decidable_spread, effect, look_level, seeds_range, verdict
+from harness.report.stats import Effect, decidable_spread, effect, look_level, seeds_range, sign_flip_p, verdict
 from harness.store import Store, digest
 
 LEVEL = 0.95
@@ -197,6 +197,11 @@ def _say_more(judged: Judged, every: Sequence[Pair]) -> None:
     if len(means) > 1:
         below = sum(mean < 0 for mean in means)
         judged.remarks.append(f"cells from {means[0]:+.2f} to {means[-1]:+.2f}, {below} of {len(means)} below 0")
+    seeds = defaultdict(list)
+    for (_, seed), (difference, _) in judged.used.items():
+        seeds[seed].append(difference)
+    if (p := sign_flip_p([statistics.fmean(values) for values in seeds.values()])) is not None:
+        judged.remarks.append(f"p of no difference by flipping the signs of the seeds' means: {p:.2g}")
     if found.low != found.low:
         judged.remarks.append("no interval: a cell has fewer than two pairs, or all seeds are equal")
     elif judged.verdict == UNDECIDED and verdict(found, claim.margin) == UNDECIDED:

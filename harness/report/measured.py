@@ -44,15 +44,16 @@ def read_measured(store: Store, name: str, done: Mapping[str, Done], keys: Itera
     for key in dict.fromkeys(keys):
         if key not in done:
             continue
-        kept = known.get(key)
-        if kept is not None and (kept.edition, kept.sha256) == (done[key].edition, done[key].sha256):
-            found[key] = kept
+        had = known.get(key)
+        if had is not None and (had.edition, had.sha256) == (done[key].edition, done[key].sha256):
+            found[key] = had
         elif (measured := measure(store, key)) is not None:
             found[key], fresh = measured, True
     if fresh:
         with contextlib.suppress(OSError):  # a read-only store: the next call reads again
             path.parent.mkdir(parents=True, exist_ok=True)
-            body = {"version": VERSION, "measured": {key: vars(measured) for key, measured in found.items()}}
+            kept = {**known, **found}  # a part of a sweep forgets nothing of the rest
+            body = {"version": VERSION, "measured": {key: vars(measured) for key, measured in kept.items()}}
             write_whole(path, json.dumps(body).encode())
     return found
 

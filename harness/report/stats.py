@@ -153,6 +153,11 @@ def sign_flip(values: Sequence[float]) -> float:
     return float(as_far / 2.0 ** len(values))
 
 
+def sign_flip_p(values: Sequence[float], level: float = 0.05) -> float | None:
+    """Return the p of flipping signs where so many values can show anything at a level at all; else None."""
+    return sign_flip(values) if len(values) <= MOST_FLIPPED and smallest_p(len(values)) <= level else None
+
+
 def smallest_p(n: int) -> float:
     """Return the smallest two-sided p that flipping the signs of n differences can give: 0.25 for 3, 0.0625 for 5."""
     return 2.0 / 2.0**n

@@ -15,6 +15,7 @@ from harness.catalog import METRICS
 from harness.report.frame import Frame, tidy
 from harness.report.grids import Entry, Grid
 from harness.report.latex import latex, stem
+from harness.report.stats import sign_flip_p
 from harness.store import read_json, write_whole
 
 _LEFT: Any = {"title_justify": "left", "caption_justify": "left"}
@@ -149,12 +150,13 @@ def _numbers(grid: Grid) -> Any:
                 "high": found.high if found else None,
                 "pairs": len(entry.differences),
                 "p_holm": entry.p,
+                "p_sign_flip": sign_flip_p(entry.differences),
                 "holes": entry.hole,
                 "source": foreign.source if foreign else "",
                 "cells": " ".join(line.key for line in entry.lines),
             }
         )
     frame = pd.DataFrame(records)
-    for name in ("mean", "std", "difference", "low", "high", "p_holm") if records else ():
+    for name in ("mean", "std", "difference", "low", "high", "p_holm", "p_sign_flip") if records else ():
         frame[name] = frame[name].astype(float)
     return frame

@@ -22,6 +22,7 @@ from harness.report.stats import (
     seeds_needed,
     seeds_range,
     sign_flip,
+    sign_flip_p,
     smallest_p,
     t_interval,
     verdict,
@@ -47,6 +48,8 @@ def test_fishers_randomisation_of_darwins_maize() -> None:
 def test_few_differences_cannot_have_a_small_p() -> None:
     assert (smallest_p(3), smallest_p(5)) == (0.25, 0.0625)
     assert sign_flip((1.0, 2.0, 3.0)) == 0.25
+    assert sign_flip_p((1.0, 2.0, 3.0)) is None, "it could say nothing at 5 %"
+    assert sign_flip_p((1.0, 2.0, 3.0, 4.0, 5.0, 6.0)) == 2 / 64
     for bad in ((), (1.0,) * 21):
         with pytest.raises(ValueError, match="can be flipped"):
             sign_flip(bad)
