@@ -45,6 +45,7 @@ grid:
 also:
   - {mask: dense, recipe: default}
 tables: [any-mask]
+figures: []
 """
 
 

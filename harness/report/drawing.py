@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.report.figures import Figure, Panel
-from harness.report.latex import stem
+from harness.report.latex import stems
 from harness.report.metrics import count
 from harness.store import digest, read_json, write_whole
 
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 
 STYLE = 1
 """Raised whenever the same numbers would be drawn otherwise."""
+FORMATS = ("pdf", "svg")
+MOST_PROCESSES = 8
 COLUMN = 3.35
 """Inches of a column in the usual two-column formats."""
 ROW = 1.45
@@ -58,23 +64,38 @@ def write_figures(folder: Path, figures: Sequence[Figure]) -> list[Path]:
     """Write every figure as PDF and SVG, those whose numbers did not change not at all; return the files."""
     manifest = folder / "figures.json"
     before: dict[str, str] = (read_json(manifest) or {}).get("figures", {})
-    now, paths = {}, []
-    for figure in figures:
-        name = stem(figure.name)
-        now[name] = digest({"style": STYLE, "matplotlib": version("matplotlib"), "figure": figure.dump()})
-        files = [folder / f"{name}.pdf", folder / f"{name}.svg"]
-        if before.get(name) != now[name] or not all(path.exists() for path in files):
-            folder.mkdir(parents=True, exist_ok=True)
-            for path, data in zip(files, render(figure, ("pdf", "svg")), strict=True):
-                write_whole(path, data)
-        paths += files
+    names = stems(figure.name for figure in figures)
+    now = {
+        name: digest({"style": STYLE, "matplotlib": version("matplotlib"), "figure": figure.dump()})
+        for name, figure in zip(names, figures, strict=True)
+    }
+    paths = [folder / f"{name}.{ending}" for name in now for ending in FORMATS]
+    stale = {
+        name: figure
+        for name, figure in zip(names, figures, strict=True)
+        if before.get(name) != now[name] or not all((folder / f"{name}.{ending}").exists() for ending in FORMATS)
+    }
+    for name, drawn in zip(stale, _rendered(list(stale.values())), strict=True):
+        folder.mkdir(parents=True, exist_ok=True)
+        for ending, data in zip(FORMATS, drawn, strict=True):
+            write_whole(folder / f"{name}.{ending}", data)
     for name in before.keys() - now.keys():
-        for ending in ("pdf", "svg"):
+        for ending in FORMATS:
             (folder / f"{name}.{ending}").unlink(missing_ok=True)
     if now != before:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(manifest, json.dumps({"figures": now}, indent=1).encode())
     return paths
+
+
+def _rendered(figures: Sequence[Figure]) -> Iterator[list[bytes]]:
+    """Yield every figure in all formats, drawn by several processes where there are many."""
+    processes = min(MOST_PROCESSES, len(os.sched_getaffinity(0)), len(figures) // 4)
+    if processes < 2:
+        yield from (render(figure, FORMATS) for figure in figures)
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        yield from pool.map(partial(render, formats=FORMATS), figures, chunksize=2)
 
 
 def render(figure: Figure, formats: Sequence[str]) -> list[bytes]:
@@ -90,6 +111,7 @@ def render(figure: Figure, formats: Sequence[str]) -> list[bytes]:
             undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(form, {})
             canvas.savefig(buffer, format=form, metadata=undated, dpi=200)
             found.append(buffer.getvalue())
+            canvas.set_layout_engine("none")  # the first format's layout holds for the next
         return found
 
 

@@ -46,6 +46,17 @@ def stem(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.%-]+", "_", name).strip("_").replace("%", "") or "table"
 
 
+def stems(names: Iterable[str]) -> list[str]:
+    """Return every name as that of a file, no two alike, not even where case counts for nothing."""
+    found: list[str] = []
+    for name in names:
+        own, number = stem(name), 1
+        while (other := own if number == 1 else f"{own}-{number}").lower() in {f.lower() for f in found}:
+            number += 1
+        found.append(other)
+    return found
+
+
 def latex(grid: Grid) -> str:
     """Return a booktabs table that compiles as it is. A line of its source holds one number and the comment of it."""
     if grid.refusal:

@@ -14,7 +14,7 @@ from rich.text import Text
 from harness.catalog import METRICS
 from harness.report.frame import Frame, tidy
 from harness.report.grids import Entry, Grid
-from harness.report.latex import latex, stem
+from harness.report.latex import latex, stems
 from harness.report.stats import sign_flip_p
 from harness.store import read_json, write_whole
 
@@ -24,8 +24,8 @@ _LEFT: Any = {"title_justify": "left", "caption_justify": "left"}
 def write_tables(folder: Path, grids: Sequence[Grid]) -> list[Path]:
     """Write every table as Markdown, LaTeX, CSV and Parquet; return the files."""
     texts: dict[str, bytes] = {}
-    for grid in grids:
-        name, numbers = stem(grid.name), _numbers(grid)
+    for grid, name in zip(grids, stems(grid.name for grid in grids), strict=True):
+        numbers = _numbers(grid)
         texts[f"{name}.md"] = _markdown(grid).encode()
         texts[f"{name}.tex"] = latex(grid).encode()
         texts[f"{name}.csv"] = numbers.to_csv(index=False).encode()

@@ -16,7 +16,7 @@ from harness.declared import FIGURES
 from harness.report.assemble import Report, make_report, write_report
 from harness.report.drawing import render, write_figures
 from harness.report.grids import Entry, Grid
-from harness.report.latex import latex, stem, tex
+from harness.report.latex import latex, stem, stems, tex
 from harness.report.writers import write_tables
 from tests.conftest import report_command, run_sweep
 from tests.harness.synthetic import fixture, write_fixture_store
@@ -150,6 +150,10 @@ def test_only_new_results_are_read_again(report: Report, monkeypatch: pytest.Mon
     again = make_report(report.store, report.plans)
     assert read == []
     assert again.done == report.done
+
+
+def test_no_two_tables_become_one_file() -> None:
+    assert stems(["a b", "a_b", "A b", "a:b", "%"]) == ["a_b", "a_b-2", "A_b-3", "a_b-4", "table"]
 
 
 def hostile_grid() -> Grid:

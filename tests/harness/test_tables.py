@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -332,3 +333,56 @@ def test_a_broken_file_of_foreign_numbers_is_told_by_line(text: str, said: str) 
         read_foreign(text.encode(), "x.csv")
     with pytest.raises(ValueError, match="UTF-8"):
         read_foreign(b"\xff\xfe", "x.csv")
+
+
+def field(name: str, value: Any) -> Callable[[Line], Line]:
+    return lambda one: replace(one, facts=replace(one.facts, protocol={**one.facts.protocol, name: value}))
+
+
+def measured(**fields: Any) -> Callable[[Line], Line]:
+    return lambda one: replace(one, measured=replace(one.measured, **fields)) if one.measured else one
+
+
+TOLD: dict[str, Callable[[Line], Line]] = {
+    "files": lambda one: changed(one, content="c" * 64),
+    "split": lambda one: replace(one, facts=replace(one.facts, dev="first:7")),
+    "column": field("report", "test@best-dev"),
+    "epochs": field("epochs", 77),
+    "precision": field("precision", "bf16"),
+    "prunable": field("prunable", "conv"),
+    "batch": field("batch", 77),
+    "rate": field("lr", 0.077),
+    "optimizer": field("optimizer", "adamw"),
+    "schedule": field("milestones", [7.0]),
+    "decay": field("weight_decay", 0.077),
+    "augmentation": field("augment", "none"),
+    "tuning": lambda one: replace(one, facts=replace(one.facts, trials=7, tuned_by="dev_loss")),
+    "device": measured(stamp={"device": "cuda", "device_name": "NVIDIA X", "world": 2}),
+    "code": measured(provenance={"source": "7" * 16}),
+    "commit": measured(provenance={"git": "7" * 40, "git_diff": "x.diff"}),
+    "note": lambda one: replace(one, note="test is the validation split"),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_a_caption_is_complete(name: str, frame: Frame) -> None:
+    other = grid(Frame.of([TOLD[name](one) for one in frame.lines])).caption
+    assert other != grid(frame).caption
+
+
+def test_nonzeros_are_told_by_number(frame: Frame) -> None:
+    lines = [
+        replace(one, measured=replace(one.measured, metrics={**one.measured.metrics, "kept": 1234, "prunable": 56789}))
+        if one.measured
+        else one
+        for one in frame.lines
+    ]
+    assert "resnet20, 56,789 prunable: 1,234 at 90%, 1,234 at 98%" in grid(Frame.of(lines)).caption
+
+
+def test_settings_that_differ_beside_what_is_compared_are_named(frame: Frame) -> None:
+    def tuned(one: Line) -> Line:
+        return field("lr", 0.05)(one) if one.axis("recipe") == "gsw" else one
+
+    caption = grid(Frame.of([tuned(one) for one in frame.lines])).caption
+    assert "Compared although they differ in lr 0.05 and 0.1: 8 of 8 pairs." in caption
