@@ -23,13 +23,13 @@ def close(saved: SavedPlan, store: Store, part: bool, interrupted: bool) -> int:
     """Write and print the tables and the failures, of the whole sweep or a part of it; return the exit code."""
     made = make_report(store, [saved], rebuild=True, whole=not part)
     folder = store.sweep(made.name) / ("report.part" if part else "report")
-    if made.done or not interrupted:
-        print_tables(made)
     where = f"tables in {short_path(folder)}"
     try:
         write_report(made, folder)
     except OSError as error:
         where = f"the report could not be written: {error.strerror}"
+    if made.done or not interrupted:
+        print_tables(made)
     (standing,) = made.standings
     failed = failures(saved, standing, store)
     for sentence, held, log in failed[:20]:

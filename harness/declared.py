@@ -18,6 +18,7 @@ PLAIN = "plain"
 """As a baseline's mask: the same mask without its control."""
 GUARDED = ("content", "dev", "select", "report", "epochs", "precision", "prunable")
 """What a table does not mix inside one data set unless told to: `content` is that of the data set's files."""
+RESERVED = ("cells", "claims", "report", "files")
 FIGURES = {
     "accuracy": "accuracy against sparsity, a line per recipe, the dense network's beside it",
     "gain": "gain over the baseline, masks against sparsities",
@@ -129,7 +130,10 @@ class Claim(Form):
     @field_validator("value")
     @classmethod
     def _value(cls, name: str) -> str:
-        return known_metric(name)
+        if METRICS[known_metric(name)] != "accuracy":
+            allowed = ", ".join(metric for metric, kind in METRICS.items() if kind == "accuracy")
+            raise ValueError(f"{short(name)}: a claim is about an accuracy, of which more is better: {allowed}")
+        return name
 
     @model_validator(mode="after")
     def _rising(self) -> Claim:
@@ -180,7 +184,7 @@ def _shape(item: object) -> object:
         return TABLES[item]
     if isinstance(item, dict) and "shape" in item:
         shape = item["shape"]
-        if shape not in TABLES:
+        if not isinstance(shape, str) or shape not in TABLES:
             known = f"{', '.join(TABLES)}{nearest(str(shape), TABLES)}"
             raise ValueError(f"{short(shape)} is no table shape; choose from {known}")
         return {**TABLES[shape].model_dump(), **{k: v for k, v in item.items() if k != "shape"}}
@@ -196,7 +200,9 @@ def known_figures(names: list[str]) -> list[str]:
 
 
 def once(kind: str, names: list[str]) -> None:
-    """Raise ValueError where two of a kind have one name."""
+    """Raise ValueError where two of a kind have one name, or a table that of another file of the report."""
     lower = [name.lower() for name in names]
+    if kind == "tables" and (taken := [name for name in lower if name in RESERVED]):
+        raise ValueError(f"a table cannot be named {taken[0]!r}: the report has a file of that name; choose another")
     if twice := [name for name in lower if lower.count(name) > 1]:
         raise ValueError(f"two {kind} are named {twice[0]!r}; they would be the same file")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.declared import Claim
+from harness.facts import Facts
 from harness.planfile import SavedPlan
 from harness.store import Store, digest, publish, read_json
 
@@ -34,17 +35,20 @@ class Registered:
         """Return the seeds that it is decided with."""
         return [str(seed) for seed in self.record.get("seeds", ())]
 
+    def looked(self, seeds: int) -> Mapping[str, Any] | None:
+        """Return the look at so many seeds, where it was taken."""
+        found = read_json(self.folder / f"look-{seeds:04d}.json")
+        whole = found is not None and {"verdict", "level", "effect", "data"} <= set(found)
+        return found if whole else None
+
     def look(self, seeds: int, said: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
         """Return the look at so many seeds: as it was taken first, or taken now and written down for good.
 
         Of two that look at once, the second one sees what the first one wrote.
         """
-        path = self.folder / f"look-{seeds:04d}.json"
-        if (found := read_json(path)) is None:
-            body = {"date": now(), "seeds": seeds, **said()}
-            publish(path, json.dumps(body, indent=1).encode())
-            found = read_json(path) or body
-        return found
+        body = {"date": now(), "seeds": seeds, **said()}
+        publish(self.folder / f"look-{seeds:04d}.json", json.dumps(body, indent=1).encode())
+        return self.looked(seeds) or body
 
 
 def now() -> str:
@@ -52,20 +56,31 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def members(saved: SavedPlan, claim: Claim) -> list[tuple[dict[str, str], str]]:
-    """Return a claim's cells, as axis -> label, with their keys."""
-    places = saved.declared.members.get(claim.name, [])
-    return [(dict(zip(saved.axes, saved.cells[n].labels, strict=True)), saved.cells[n].key) for n in places]
+def members(saved: SavedPlan, claim: Claim) -> list[tuple[dict[str, str], str, Facts]]:
+    """Return a claim's cells, as axis -> label, with their keys and facts."""
+    cells = (saved.cells[n] for n in saved.declared.members.get(claim.name, []))
+    return [(dict(zip(saved.axes, cell.labels, strict=True)), cell.key, cell.facts) for cell in cells]
+
+
+def _seeds(saved: SavedPlan, claim: Claim) -> list[int]:
+    """Return the seeds that a claim is planned with: the first ones."""
+    return sorted({int(labels["seed"]) for labels, _, _ in members(saved, claim)})[: claim.seeds]
 
 
 def registered(saved: SavedPlan, store: Store) -> list[Registered]:
     """Return a sweep's claims with their records, where they have any.
 
-    A claim's hash is of all that it says and of its cells, seeds left out: a wider grid makes another claim.
+    A claim's hash is of all that it says and of its cells with their protocols, those of the planned seeds: a wider or
+    narrower grid, or a longer training, makes another claim; more seeds do not.
     """
     found = []
     for claim in saved.declared.claims:
-        cells = {digest({k: v for k, v in labels.items() if k not in UNSAID}) for labels, _ in members(saved, claim)}
+        planned = {str(seed) for seed in _seeds(saved, claim)}
+        cells = {
+            digest([{k: v for k, v in labels.items() if k != "world"}, facts.protocol, facts.dev])
+            for labels, _, facts in members(saved, claim)
+            if labels["seed"] in planned
+        }
         body = {"claim": claim.model_dump(mode="json"), "cells": sorted(cells)}
         name = digest(body)[:SHOWN]
         folder = store.sweep(saved.plan.name) / "claims" / f"{claim.name}-{name}"
@@ -80,14 +95,13 @@ def register(saved: SavedPlan, store: Store) -> list[Registered]:
         if one.record:
             continue
         cells = members(saved, one.claim)
-        seeds = sorted({int(labels["seed"]) for labels, _ in cells})[: one.claim.seeds]
         record = {
             "claim": one.claim.model_dump(mode="json"),
             "hash": one.hash,
             "date": now(),
             "cells": len(cells),
-            "results": sum(store.folder("train", key).result() is not None for _, key in cells),
-            "seeds": seeds,
+            "results": sum(store.folder("train", key).result() is not None for _, key, _ in cells),
+            "seeds": _seeds(saved, one.claim),
             "source": saved.source,
         }
         one.folder.mkdir(parents=True, exist_ok=True)

@@ -68,7 +68,7 @@ def make_report(
 ) -> Report:
     """Read some sweeps and lay out their tables. Nothing but the store is read; claims are judged of `whole` sweeps."""
     standings = [stand(saved.plan, store, Observer(), rebuild) for saved in plans]
-    of_each = [read_lines(saved, found, store) for saved, found in zip(plans, standings, strict=True)]
+    of_each = [read_lines(saved, found, store, rebuild) for saved, found in zip(plans, standings, strict=True)]
     lines = [line for some in of_each for line in some]
     claims = [c for saved, some in zip(plans, of_each, strict=True) if whole for c in judge(saved, some, store)]
     baselines = {path: sha256 for saved in plans for path, sha256 in saved.declared.baselines.items()}

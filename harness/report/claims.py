@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.declared import Claim
 from harness.planfile import SavedPlan
 from harness.registry import UNSAID, Registered, registered
 from harness.report.frame import Frame, Line
@@ -40,6 +41,8 @@ class Judged:
     looks: list[int] = field(default_factory=list)
     """The seeds at each look that was taken."""
     used: Differences = field(default_factory=dict)
+    changed: bool = False
+    """Whether the results are others now than at the look."""
     remarks: list[str] = field(default_factory=list)
 
     @property
@@ -68,7 +71,7 @@ def _judge(one: Registered, lines: Sequence[Line]) -> Judged:
     ready = _ready(judged.asked, claim.value)
     for seeds in claim.planned:
         chosen = one.seeds[:seeds]
-        if set(chosen) <= ready and judged.verdict in ("", UNDECIDED):
+        if judged.verdict in ("", UNDECIDED) and (one.looked(seeds) or set(chosen) <= ready):
             _look(judged, chosen)
     if len(judged.looks) < len(claim.planned) and judged.verdict in ("", UNDECIDED):
         judged.remarks.append(_before(judged, len(ready)))
@@ -76,21 +79,26 @@ def _judge(one: Registered, lines: Sequence[Line]) -> Judged:
     return judged
 
 
-def _differences(found: Sequence[Pair], value: str) -> dict[tuple[str, str], tuple[float, Pair]]:
-    read = metric(value).read
+def _differences(found: Sequence[Pair], claim: Claim) -> dict[tuple[str, str], tuple[float, Pair]]:
+    read, place = metric(claim.value).read, _placer(claim, found)
     differences = {}
     for pair in found:
         own, base = read(pair.line), read(pair.base)
         if pair.comparable and own is not None and base is not None:
-            differences[_cell(pair), pair.line.axis("seed")] = (own - base, pair)
+            differences[place(pair.line)] = (own - base, pair)
     return differences
 
 
-def _cell(pair: Pair) -> str:
-    """Return what tells a claim's cells apart; a ticket's seed too, where it is an axis of its own."""
-    line, base = pair.line, pair.base
-    own = "" if line.axis("ticket_seed") == line.axis("seed") else f" ticket {line.axis('ticket_seed')}"
-    return " ".join(v for axis, v in line.labels.items() if axis not in UNSAID and base.axis(axis) == v) + own
+def _placer(claim: Claim, found: Sequence[Pair]) -> Callable[[Line], tuple[str, str]]:
+    """Return a function from a line to its cell and seed; a ticket's seed tells cells apart where it is an axis."""
+    tickets = any(pair.line.axis("ticket_seed") != pair.line.axis("seed") for pair in found)
+    unsaid = {claim.axis, *UNSAID} - ({"ticket_seed"} if tickets else set())
+
+    def place(line: Line) -> tuple[str, str]:
+        shown = [label for axis, label in line.labels.items() if axis not in unsaid]
+        return " ".join(shown), line.axis("seed")
+
+    return place
 
 
 def _lost(pair: Pair, value: str) -> bool:
@@ -115,28 +123,36 @@ def _ready(found: Sequence[Pair], value: str) -> set[str]:
 def _look(judged: Judged, seeds: Sequence[str]) -> None:
     """Judge by the pairs of some seeds; what a look found first is what stands."""
     claim = judged.claim.claim
-    judged.used = _differences([pair for pair in judged.asked if pair.line.axis("seed") in seeds], claim.value)
-    if not judged.used:
-        judged.remarks.append("no pair of its cells can be compared")
-        return
-    judged.level = look_level(len(claim.planned), LEVEL)
-    now = effect({place: difference for place, (difference, _) in judged.used.items()}, judged.level)
-    lines = {line.key: line for _, pair in judged.used.values() for line in (pair.line, pair.base)}
+    chosen = [pair for pair in judged.asked if pair.line.axis("seed") in seeds]
+    used = _differences(chosen, claim)
+    place = _placer(claim, judged.asked)
+    level = look_level(len(claim.planned), LEVEL)
+    now = effect({at: difference for at, (difference, _) in used.items()}, level) if used else None
+    lines = {line.key: line for _, pair in used.values() for line in (pair.line, pair.base)}
     data = digest(sorted(f"{key} {m.edition} {m.sha256}" for key, line in lines.items() if (m := line.measured)))
+    taken = judged.claim.looked(len(seeds))
+    if taken is None:
+        if now is None or {place(pair.line)[0] for pair in chosen} != {cell for cell, _ in used}:
+            judged.remarks.append("not judged: no pair of one of its cells can be compared")
+            return
 
-    def said() -> dict[str, Any]:
-        return {"data": data, "verdict": _verdict(judged, now, seeds), "level": judged.level, "effect": vars(now)}
+        def said() -> dict[str, Any]:
+            verdict = _verdict(judged, now, seeds)
+            return {"data": data, "verdict": verdict, "level": level, "effect": vars(now)}
 
-    try:
-        taken = judged.claim.look(len(seeds), said)
-    except OSError as error:
-        taken = said()
-        judged.remarks.append(f"this look could not be noted in the store ({error.strerror})")
+        try:
+            taken = judged.claim.look(len(seeds), said)
+        except OSError as error:
+            taken = {"seeds": len(seeds), **said()}
+            judged.remarks.append(f"this look could not be noted in the store ({error.strerror})")
     judged.looks.append(len(seeds))
+    judged.used, judged.level = used, float(taken["level"])
     judged.found, judged.verdict = Effect(**taken["effect"]), str(taken["verdict"])
-    if taken["data"] != data:
+    judged.changed = taken["data"] != data
+    if judged.changed:
+        today = _shown(now) if now else "nothing"
         judged.remarks.append(
-            f"its results have changed since the look at {len(seeds)} seeds, which stands; now they say {_shown(now)}"
+            f"its results have changed since the look at {len(seeds)} seeds, which stands; now they say {today}"
         )
 
 
@@ -186,9 +202,9 @@ def _say_more(judged: Judged, every: Sequence[Pair]) -> None:
         judged.remarks.append(f"{more} diverged in {abs(own - its)} more pairs than {less}, {what}")
     for said, number in Counter(said for pair in judged.asked for said in pair.others).most_common(3):
         judged.remarks.append(f"they differ in {said} too ({number} pairs)")
-    if len({pair.line.axis("ticket_seed") for pair in judged.asked}) < len(judged.claim.seeds):
+    if judged.asked and len({pair.line.axis("ticket_seed") for pair in judged.asked}) < len(judged.claim.seeds):
         judged.remarks.append("several seeds share a ticket: what is told is the noise of training, not of tickets")
-    if found is None:
+    if found is None or judged.changed:
         return
     cells: dict[str, list[float]] = defaultdict(list)
     for (cell, _), (difference, _) in judged.used.items():
@@ -212,7 +228,7 @@ def _say_more(judged: Judged, every: Sequence[Pair]) -> None:
     elif judged.verdict == "equivalent" and found.low * found.high > 0:
         judged.remarks.append("it differs from 0, but by less than the margin")
     added = [pair for pair in every if pair.line.axis("seed") not in judged.claim.seeds]
-    values = {place: d for place, (d, _) in _differences([*judged.asked, *added], claim.value).items()}
-    if len(values) > len(_differences(judged.asked, claim.value)):
+    values = {place: d for place, (d, _) in _differences([*judged.asked, *added], claim).items()}
+    if len(values) > len(_differences(judged.asked, claim)):
         later = effect(values, LEVEL)
         judged.remarks.append(f"with seeds added later, which is not the registered test: {_shown(later)} ({later.n})")

@@ -121,9 +121,9 @@ def main(
         report = make(sweeps)
         own = place.sweep(report.name) if len(report.plans) == 1 else place.root / "reports" / report.name
         folder = out or (own / "report" if len(report.plans) == 1 else own)
+        files = write_report(report, folder, anonymous)
         if not quiet:
             print_tables(report)
-        files = write_report(report, folder, anonymous)
         cells = f"{report.done} of {count(len(report.frame.lines), 'cell')} done"
         typer.echo(f"{cells}; {count(len(files), 'file')} in {short_path(folder)}", err=True)
     except UserError as error:

@@ -24,6 +24,10 @@ APART = ("seed", "ticket_seed", "world")
 """Axes that make no table of their own: `world` means nothing to a number, seeds are what a number is over."""
 
 
+PASSING = ("oom", "died", "device")
+"""Causes of failure that another try may well not meet."""
+
+
 @dataclass(frozen=True, eq=False)
 class Line:
     """A cell with what is known of it: its result, or why there is none."""
@@ -87,8 +91,8 @@ class Frame:
     @classmethod
     def of(cls, lines: Sequence[Line], foreign: Sequence[Foreign] = ()) -> Frame:
         """Return the frame of some lines, the same cell of several sweeps once."""
-        first = {line.key: line for line in reversed(lines)}
-        kept = [line for line in lines if first[line.key] is line]
+        first = {(line.key, *line.labels.items()): line for line in reversed(lines)}
+        kept = [line for line in lines if first[line.key, *line.labels.items()] is line]
         axes = list(dict.fromkeys([*AXES[:-1], *(axis for line in kept for axis in line.labels)]))
         varying = [axis for axis in axes if axis not in APART and len({line.axis(axis) for line in kept}) > 1]
         if any(line.axis("ticket_seed") != line.axis("seed") for line in kept):
@@ -109,11 +113,11 @@ def _told_apart(lines: Sequence[Line], axes: Sequence[str]) -> list[str]:
     return [name for name in fields if name not in axes]
 
 
-def read_lines(saved: SavedPlan, standing: Standing, store: Store) -> list[Line]:
-    """Join a plan's cells with what the store has of them."""
+def read_lines(saved: SavedPlan, standing: Standing, store: Store, rebuild: bool = False) -> list[Line]:
+    """Join a plan's cells with what the store has of them; with `rebuild`, believing no cache."""
     plan = saved.plan
     blocked = standing.blocked(plan)
-    found = read_measured(store, plan.name, standing.done, (cell.key for cell in saved.cells))
+    found = read_measured(store, plan.name, standing.done, (cell.key for cell in saved.cells), rebuild)
     notes = {key: _note(store, key) for key, stage in plan.stages.items() if stage.kind == "data"}
     lines = []
     for cell in saved.cells:
@@ -127,7 +131,7 @@ def read_lines(saved: SavedPlan, standing: Standing, store: Store) -> list[Line]
                 measured,
                 identify(plan, stage, measured),
                 "" if measured else _reason(plan, cell.key, standing, holder),
-                holder is not None,
+                holder is not None and standing.states[holder].cause not in PASSING,
                 standing.states[holder].detail if holder else "",
                 _log(plan, store, standing, holder) if holder else "",
                 notes.get(stage.parents.get("data", ""), ""),

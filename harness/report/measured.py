@@ -35,10 +35,15 @@ class Measured:
     """By name, a value an epoch; None where none was measured."""
 
 
-def read_measured(store: Store, name: str, done: Mapping[str, Done], keys: Iterable[str]) -> dict[str, Measured]:
-    """Return what the finished ones of some trainings measured; only results that are new since are read."""
+def read_measured(
+    store: Store, name: str, done: Mapping[str, Done], keys: Iterable[str], rebuild: bool = False
+) -> dict[str, Measured]:
+    """Return what the finished ones of some trainings measured; only results that are new since are read.
+
+    With `rebuild` nothing that was kept is believed.
+    """
     path = store.root / "cache" / "measured" / f"{name}.json"
-    known = _read(path)
+    known = {} if rebuild else _read(path)
     found: dict[str, Measured] = {}
     fresh = False
     for key in dict.fromkeys(keys):

@@ -23,11 +23,6 @@ class Interval:
     high: float
     n: int
 
-    @property
-    def half(self) -> float:
-        """Return half of its width."""
-        return (self.high - self.low) / 2
-
 
 @dataclass(frozen=True)
 class Effect(Interval):
@@ -78,9 +73,9 @@ def effect(values: Mapping[tuple[str, str], float], level: float = 0.95) -> Effe
     A seed draws the order of the images for every cell, so that its cells are not independent: where every cell has
     every seed, the interval is Student's over the seeds' means, which is exact under a random effect of the seed and a
     fixed one of the cell. With holes, a mixed-effects model of the same form is fitted by REML, cells of equal weight,
-    with as many degrees of freedom; its error is taken no smaller than that of leaving out one seed at a time (the
-    jackknife; Tukey, 1958), which does not believe that all cells are as noisy. A cell with fewer than two seeds leaves
-    the effect without an interval. Raises ValueError for no values.
+    with the degrees of freedom of the cell that has the fewest seeds; its error is taken no smaller than that of
+    leaving out one seed at a time (the jackknife; Tukey, 1958), which does not believe that all cells are as noisy. A
+    cell with fewer than two seeds leaves the effect without an interval. Raises ValueError for no values.
     """
     cells = list(dict.fromkeys(cell for cell, _ in values))
     seeds = list(dict.fromkeys(seed for _, seed in values))
@@ -94,7 +89,10 @@ def effect(values: Mapping[tuple[str, str], float], level: float = 0.95) -> Effe
         return Effect(mean, math.nan, math.nan, len(seeds), len(cells))
     mean, modelled = _mixed(values, cells, seeds, mean)
     error = max(modelled, _jackknife(values, cells, seeds))
-    half = _quantile(level, len(seeds) - 1) * error
+    least = min(sum(place[0] == cell for place in values) for cell in cells)
+    half = _quantile(level, least - 1) * error
+    if half <= abs(mean) * 1e-12:
+        return Effect(mean, math.nan, math.nan, len(seeds), len(cells))
     return Effect(mean, mean - half, mean + half, len(seeds), len(cells), error * math.sqrt(len(seeds)))
 
 
@@ -174,9 +172,6 @@ def holm(ps: Sequence[float]) -> list[float]:
     from statsmodels.stats.multitest import multipletests
 
     return [float(p) for p in multipletests(ps, method="holm")[1]] if ps else []
-
-
-VERDICTS = ("better", "worse", "equivalent", "undecided")
 
 
 def verdict(found: Interval, margin: float) -> str:

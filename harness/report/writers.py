@@ -70,7 +70,7 @@ def forget_files(folder: Path, now: Sequence[Path]) -> None:
 def on_terminal(grid: Grid, width: int) -> list[RichTable]:
     """Return a grid for the terminal, as several tables one below the other where it is too wide for one."""
     if grid.refusal:
-        return [RichTable(title=grid.name, caption=f"No table: {grid.refusal}.", **_LEFT)]
+        return [RichTable(title=Text(grid.name), caption=Text(f"No table: {grid.refusal}."), **_LEFT)]
     labels = [max(len(head), *(len(row[n]) for row in grid.row_keys)) for n, head in enumerate(grid.heads)]
     room = width - sum(size + 3 for size in labels) - 1
     parts: list[list[tuple[str, ...]]] = [[]]
@@ -83,8 +83,8 @@ def on_terminal(grid: Grid, width: int) -> list[RichTable]:
         parts[-1].append(column)
         used += size
     tables = [_rich_table(grid, columns, labels) for columns in parts]
-    tables[0].title = grid.name
-    tables[-1].caption = grid.caption
+    tables[0].title = Text(grid.name)
+    tables[-1].caption = Text(grid.caption)
     return tables
 
 

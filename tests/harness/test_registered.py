@@ -214,8 +214,9 @@ def test_two_that_register_at_once_register_once(tmp_path: Path) -> None:
     saved, place = saved_at(tmp_path)
     assert register(saved, place) == [], "it is there already"
     (one,) = registered(saved, place)
-    first = one.look(4, lambda: {"verdict": "better"})
-    again = one.look(4, lambda: {"verdict": "worse"})
+    said = {"level": 0.95, "effect": {}, "data": ""}
+    first = one.look(4, lambda: {"verdict": "better", **said})
+    again = one.look(4, lambda: {"verdict": "worse", **said})
     assert (first["verdict"], again["verdict"]) == ("better", "better")
 
 
