@@ -103,7 +103,7 @@ class _Check:
             self.complete(blocks)
         rules = [self.rule(when, index) for index, when in enumerate(self.file.when)]
         excludes = [self.condition(text, ("exclude", i)) for i, text in enumerate(self.file.exclude)]
-        claims = check_declared(self.file, self.names.folder, self.reader, self.condition, self.fault)
+        tables, claims = check_declared(self.file, self.names.folder, self.reader, self.condition, self.fault)
         search = (
             read_search(self.file, self.names, self.document, self.reader, self.faults) if self.file.search else None
         )
@@ -111,7 +111,18 @@ class _Check:
             raise FileError(self.faults)
         tuned = read_tuned(self.file.tuned, self.document, self.names.folder, self.reader)
         return Sweep(
-            self.file, self.document, self.names, preset, overrides, blocks, rules, excludes, search, tuned, claims
+            self.file,
+            self.document,
+            self.names,
+            preset,
+            overrides,
+            blocks,
+            rules,
+            excludes,
+            search,
+            tuned,
+            tables,
+            claims,
         )
 
     def fault(self, path: Path_, message: str) -> None:

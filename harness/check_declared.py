@@ -20,14 +20,19 @@ Tell = Callable[[Path_, str], None]
 
 def check_declared(
     file: SweepFile, folder: Path, reader: Reader, condition: Callable[[str, Path_], Condition], fault: Tell
-) -> list[Stated]:
-    """Tell every fault by its place in the file, and return the claims as read."""
+) -> tuple[list[Table], list[Stated]]:
+    """Tell every fault by its place in the file; return tables with labels as they are printed, and claims as read."""
+    tables = []
     for index, table in enumerate(file.tables):
-        for said in _table_faults(table, reader):
+        faults = _table_faults(table, reader)
+        for said in faults:
             fault(("tables", index), f"tables: {said}")
+        tables.append(table if faults else _with_labels(table, reader))
     for index, path in enumerate(file.baselines):
         try:
-            read_foreign(usable_path(path, folder).read_bytes(), path)
+            rows = read_foreign(usable_path(path, folder).read_bytes(), path)
+            for axis in dict.fromkeys(axis for row in rows for axis in row.labels):
+                reader(axis)
         except (ValueError, OSError) as error:
             said = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
             fault(("baselines", index), f"baselines: {path}: {said}")
@@ -40,7 +45,21 @@ def check_declared(
             continue
         where = condition(claim.where, ("claims", index, "where")) if claim.where else None
         stated.append(Stated(claim, first, second, where))
-    return stated
+    return tables, stated
+
+
+def _label(value: Any) -> str:
+    return str(getattr(value, "label", value))
+
+
+def _with_labels(table: Table, reader: Reader) -> Table:
+    """Return a table whose baseline is written as the axes' labels are."""
+    labels = {
+        axis: value if (axis, value) == ("mask", PLAIN) else _label(reader(axis)(value))
+        for axis, value in table.compared.items()
+    }
+    baseline = labels["recipe"] if isinstance(table.baseline, str) else labels
+    return table.model_copy(update={"baseline": baseline})
 
 
 def _table_faults(table: Table, reader: Reader) -> list[str]:
@@ -51,6 +70,8 @@ def _table_faults(table: Table, reader: Reader) -> list[str]:
                 reader(axis)
         except ValueError as error:
             faults.append(str(error))
+    if kept := [axis for axis in table.blocks if axis in ("seed", "ticket_seed", "world")]:
+        faults.append(f"blocks: {kept[0]} makes no block; a table is over seeds")
     if EFFECT in (*table.columns, *table.blocks):
         faults.append(f"{EFFECT} stands in rows only")
     for axis, value in table.compared.items():
@@ -66,7 +87,7 @@ def _compared(claim: Claim, reader: Reader) -> tuple[str, str]:
     """Return the labels that a claim compares. Raises ValueError for what is no axis, or no value of it."""
     read = reader(claim.axis)
     first, second = (read(value) for value in claim.compare[claim.axis])
-    labels = str(getattr(first, "label", first)), str(getattr(second, "label", second))
+    labels = _label(first), _label(second)
     for axis in claim.over:
         reader(axis)
     if labels[0] == labels[1]:

@@ -17,7 +17,7 @@ def declare(sweep: Sweep, plan: Plan) -> Declared:
     """Return what a plan's file holds of the report. Raises FileError for a claim that the grid cannot decide."""
     members = {stated.claim.name: list(_members(stated, plan)) for stated in sweep.claims}
     return Declared(
-        tables=sweep.file.tables,
+        tables=list(sweep.tables),
         figures=sweep.file.figures,
         claims=[
             stated.claim.model_copy(update={"compare": {stated.claim.axis: (stated.first, stated.second)}})

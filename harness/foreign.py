@@ -6,10 +6,12 @@ import csv
 import hashlib
 import io
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.axes import read_sparsity
 from harness.catalog import METRICS
 from harness.errors import short
 from harness.store import Store
@@ -39,6 +41,12 @@ class Foreign:
 def foreign_copy(store: Store, sha256: str) -> Path:
     """Return where the copy of a file lies that no sweep refers to, but a report was given."""
     return store.root / "reports" / "foreign" / f"{sha256}.csv"
+
+
+def kept_foreign(store: Store, hashes: Iterable[str]) -> list[Foreign]:
+    """Read back the files that reports were given, by their hashes; one that is not kept has no rows."""
+    paths = (foreign_copy(store, sha256) for sha256 in hashes if re.fullmatch(r"[0-9a-f]{64}", sha256))
+    return [row for path in paths if path.is_file() for row in read_foreign(path.read_bytes(), path.name)]
 
 
 def read_foreign(data: bytes, name: str) -> list[Foreign]:
@@ -95,12 +103,17 @@ def _row(row: Mapping[str, str], name: str, line: int, sha256: str) -> Foreign:
     if n is not None and (n < 1 or n != int(n)):
         raise ValueError(f"line {line}: n {n:g} is not allowed; write how many runs it is the mean of")
     labels = {head: cell for head, cell in cells.items() if cell and head not in (*NUMBERS, "metric", "source")}
+    if "sparsity" in labels:
+        try:
+            labels["sparsity"] = read_sparsity(labels["sparsity"]).label
+        except ValueError as error:
+            raise ValueError(f"line {line}: sparsity: {error}") from None
     return Foreign(labels, metric, value, std, None if n is None else int(n), cells["source"], name, line, sha256)
 
 
 def _number(text: str, head: str, line: int) -> float:
     try:
-        value = float(text.removesuffix("%"))
+        value = float(text.removesuffix("%")) if "_" not in text else math.nan
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or (head != "value" and value < 0):

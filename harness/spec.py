@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from harness.declared import Claim
+from harness.declared import Claim, Table
 from harness.errors import Fault, FileError, usable_path
 from harness.expressions import Condition
 from harness.form import SweepFile, sentence
@@ -52,6 +52,8 @@ class Sweep:
     excludes: list[Condition]
     search: Hunt | None = None
     tuned: Sequence[Tuned] = ()
+    tables: Sequence[Table] = ()
+    """The file's, with baselines as labels are written."""
     claims: Sequence[Stated] = ()
     _protocols: dict[Any, Protocol] = field(default_factory=dict)
 

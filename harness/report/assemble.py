@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness.claims import Observer
 from harness.declared import Declared, Table
+from harness.errors import UserError
 from harness.foreign import Foreign
 from harness.index import Standing, stand
 from harness.planfile import SavedPlan
@@ -16,7 +17,7 @@ from harness.report.claims import Judged, judge
 from harness.report.claims_table import as_grid, replaced_claims
 from harness.report.drawing import write_figures
 from harness.report.figures import Figure, figures_of
-from harness.report.frame import Frame, read_foreigners, read_lines
+from harness.report.frame import Frame, anonymous, read_foreigners, read_lines
 from harness.report.grids import Grid
 from harness.report.overlaps import Overlaps
 from harness.report.site import page
@@ -24,6 +25,7 @@ from harness.report.tables import build
 from harness.report.writers import forget_files, write_cells, write_files, write_tables
 from harness.store import Store
 from harness.words import count
+from tost.catalog import nearest
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Report:
     frame: Frame
     tables: Sequence[Table]
     claims: Sequence[Judged] = ()
+    hidden: bool = False
     grids: list[Grid] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
 
@@ -65,18 +68,28 @@ def make_report(
     mix: Sequence[str] = (),
     rebuild: bool = False,
     whole: bool = True,
+    hidden: bool = False,
 ) -> Report:
-    """Read some sweeps and lay out their tables. Nothing but the store is read; claims are judged of `whole` sweeps."""
+    """Read some sweeps and lay out their tables. Nothing but the store is read.
+
+    Claims are judged of `whole` sweeps, and the looks at them are noted; caches are kept. With `hidden`, nothing in the
+    report tells who made it, or where.
+    """
     standings = [stand(saved.plan, store, Observer(), rebuild) for saved in plans]
     of_each = [read_lines(saved, found, store, rebuild) for saved, found in zip(plans, standings, strict=True)]
-    lines = [line for some in of_each for line in some]
+    lines = [anonymous(line) if hidden else line for some in of_each for line in some]
     claims = [c for saved, some in zip(plans, of_each, strict=True) if whole for c in judge(saved, some, store)]
     baselines = {path: sha256 for saved in plans for path, sha256 in saved.declared.baselines.items()}
     frame = Frame.of(lines, [*read_foreigners(store, baselines), *foreign])
+    known = {*frame.axes, *(name for line in lines[:1] for name in line.facts.protocol)}
+    for row in frame.foreign:
+        if unknown := [axis for axis in row.labels if axis not in known]:
+            said = f"{unknown[0]!r} is no axis; there are {', '.join(frame.axes)}{nearest(unknown[0], known)}"
+            raise UserError(f"{row.file}: column {said}")
     tables = list({table.name: table for saved in reversed(plans) for table in saved.declared.tables}.values())
     tables = [table.model_copy(update={"mix": tuple(dict.fromkeys([*table.mix, *mix]))}) for table in tables]
     name = "+".join(saved.plan.name for saved in plans)
-    report = Report(name, store, plans, standings, frame, tables, claims)
+    report = Report(name, store, plans, standings, frame, tables, claims, hidden)
     before = [said for saved in plans if whole for said in replaced_claims(saved, store)]
     report.grids = [as_grid(claims, before)] if claims or before else []
     overlaps = Overlaps(store)
@@ -85,15 +98,18 @@ def make_report(
     report.figures = figures_of(frame, wanted, baseline, overlaps)
     overlaps.keep()
     report.grids += [grid for table in tables for grid in build(table, frame)]
+    for grid in report.grids:
+        grid.report = name
     return report
 
 
-def write_report(report: Report, folder: Path, anonymous: bool = False) -> list[Path]:
+def write_report(report: Report, folder: Path) -> list[Path]:
     """Write all of it into a folder, and remove what an earlier report wrote there and this one has no more."""
     drawn = write_figures(folder / "figures", report.figures)
     svgs = [(figure.title, path.read_bytes()) for figure, path in zip(report.figures, drawn[1::2], strict=True)]
     files = {saved.plan.name: saved.declared.file for saved in report.plans}
-    text = page(report.name, report.summary, report.grids, report.frame, svgs, report.store, files, anonymous)
+    files = {name: Path(file).name for name, file in files.items()} if report.hidden else files
+    text = page(report.name, report.summary, report.grids, report.frame, svgs, report.store, files)
     files_now = [*write_files(folder, {"report.html": text.encode()}), *write_tables(folder, report.grids)]
     files_now += write_cells(folder, report.frame)
     forget_files(folder, files_now)

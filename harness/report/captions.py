@@ -10,6 +10,7 @@ from harness.errors import short
 from harness.report.frame import Line
 from harness.report.grids import ALL, Grid
 from harness.report.guard import told
+from harness.report.metrics import metric
 from harness.report.pairing import ORDER, REBUILT
 from harness.report.remarks import devices, origins, several, tuned, warnings
 
@@ -64,9 +65,11 @@ def _numbers(table: Table, grid: Grid) -> Iterator[str]:
     )
     compared = any(entry.differences for entry in grid.entries.values())
     yield f"Mean ± standard deviation (number of seeds){signed if compared else ''}."
+    if not compared and any(metric(value).compared for value in table.values):
+        yield f"No differences: no cell here is {_baseline(table)} at a place and seed that another has too."
     if table.emphasis == "best":
         yield "Bold: the highest mean of those compared."
-    elif table.emphasis == "significant":
+    elif table.emphasis == "significant" and compared:
         tested = sum(entry.p is not None for entry in grid.entries.values())
         of = "all blocks of this table" if table.family == "table" else f"this block, {tested} differences"
         yield f"Bold: differs from it at 5 % by the paired t test, adjusted for {of}, holes among them (Holm)."

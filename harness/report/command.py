@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,7 @@ import typer
 from harness.asked import edited, reported
 from harness.declared import GUARDED
 from harness.errors import UserError, printable
-from harness.foreign import Foreign, foreign_copy, read_foreign
+from harness.foreign import Foreign, foreign_copy, kept_foreign, read_foreign
 from harness.report.assemble import Report, make_report, write_report
 from harness.report.grids import Grid
 from harness.report.latex import MARK
@@ -44,14 +44,14 @@ def _foreign(paths: list[Path], store: Store) -> list[Foreign]:
         try:
             data = path.read_bytes()
             rows = read_foreign(data, str(path))
-            copy = foreign_copy(store, rows[0].sha256)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(copy, data)
-            found += rows
         except OSError as error:
             raise UserError(f"--baselines {path}: {error.strerror}") from None
         except ValueError as error:
             raise UserError(f"--baselines {path}: {error}") from None
+        copy = foreign_copy(store, rows[0].sha256)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(copy, data)
+        found += rows
     return found
 
 
@@ -63,12 +63,12 @@ def _mixed(text: str) -> list[str]:
     return names
 
 
-def _verify(paper: Path, make: Callable[[list[str]], Report], sweeps: list[str]) -> int:
+def _verify(paper: Path, make: Callable[..., Report], sweeps: list[str]) -> int:
     """Say what a paper's tables have right and wrong; return the exit code."""
     from harness.report.verify import verify
 
-    def tables_of(named: str) -> list[Grid]:
-        return make(sweeps or named.split("+")).grids
+    def tables_of(named: str, hashes: Iterable[str]) -> list[Grid]:
+        return make(sweeps or named.split("+"), hashes).grids
 
     found = verify(paper, tables_of)
     for finding in found.findings:
@@ -105,14 +105,17 @@ def main(
     try:
         place, foreign, told = Store(store), _foreign(baselines, Store(store)), _mixed(mix)
 
-        def make(names: list[str]) -> Report:
+        def make(names: list[str], hashes: Iterable[str] = ()) -> Report:
             plans = {name: reported(name, place, data) for name in names}
             for name, saved in plans.items():
                 if edited(name, saved, place):
                     file = saved.declared.file
                     said = f"{file} was edited since its plan was made: harness report {file} reports on it as it is"
                     typer.echo(said, err=True)
-            return make_report(place, list(plans.values()), foreign, told, rebuild or verify is not None)
+            had = {sha256 for saved in plans.values() for sha256 in saved.declared.baselines.values()}
+            rows = [*foreign, *kept_foreign(place, sorted({*hashes} - had - {row.sha256 for row in foreign}))]
+            believe_nothing = rebuild or verify is not None
+            return make_report(place, list(plans.values()), rows, told, believe_nothing, hidden=anonymous)
 
         if verify is not None:
             raise typer.Exit(_verify(verify, make, sweeps))
@@ -121,7 +124,7 @@ def main(
         report = make(sweeps)
         own = place.sweep(report.name) if len(report.plans) == 1 else place.root / "reports" / report.name
         folder = out or (own / "report" if len(report.plans) == 1 else own)
-        files = write_report(report, folder, anonymous)
+        files = write_report(report, folder)
         if not quiet:
             print_tables(report)
         cells = f"{report.done} of {count(len(report.frame.lines), 'cell')} done"

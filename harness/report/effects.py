@@ -11,7 +11,7 @@ from harness.declared import EFFECT, Table
 from harness.report.frame import Line
 from harness.report.grids import ALL, Entry, Grid, Labels
 from harness.report.metrics import metric
-from harness.report.pairing import lacking
+from harness.report.pairing import MASKS, Pair, lacking
 from harness.report.stats import effect
 from tost.catalog import PARTS
 
@@ -91,13 +91,15 @@ def _entry(units: Units, subset: Recipe, name: str, parts: int) -> Entry:
     kind = metric(name)
     terms = []
     holes: list[str] = []
+    shared: list[Pair] = []
     for (cell, seed), combinations in units.items():
         lacks = [line for line in combinations.values() if kind.read(line) is None]
         plain = combinations[frozenset()]
-        apart = [line for line in combinations.values() if lacking(line, plain) not in ("", "mask not shared")]
+        apart = [line for line in combinations.values() if lacking(line, plain) not in ("", MASKS)]
         if lacks or apart:
             holes.append(lacks[0].reason if lacks else "not paired")
             continue
+        shared += [Pair(line, plain, lacking(line, plain)) for line in combinations.values() if line is not plain]
         weighted = tuple((line, _sign(recipe, subset) / 2 ** (parts - 1)) for recipe, line in combinations.items())
         terms.append((cell, seed, weighted))
     lines = tuple(line for combinations in units.values() for line in combinations.values())
@@ -106,7 +108,7 @@ def _entry(units: Units, subset: Recipe, name: str, parts: int) -> Entry:
         for cell, seed, weighted in terms
     }
     found = effect(values) if values else None
-    return Entry(holes=tuple(holes), value=name, lines=lines, effect=found, terms=tuple(terms))
+    return Entry(holes=tuple(holes), value=name, lines=lines, pairs=tuple(shared), effect=found, terms=tuple(terms))
 
 
 def _sign(recipe: Recipe, subset: Recipe) -> int:

@@ -45,9 +45,18 @@ def _without(labels: Labels, axes: Labels, table: Table) -> Labels:
 
 def _significant(grids: Sequence[Grid]) -> None:
     """Those whose paired t test says so, adjusted for all that were to be compared, holes among them (Holm, 1979)."""
-    asked = [(grid, place, entry) for grid in grids for place, entry in grid.entries.items() if entry.expected]
-    for (grid, place, entry), p in zip(asked, holm([paired_p(e.differences) for _, _, e in asked]), strict=True):
-        grid.entries[place] = replace(entry, p=p, strong=p < ALPHA and not _diverged(entry))
+    asked: dict[tuple[str, ...], list[tuple[Grid, Placed]]] = defaultdict(list)
+    tests: dict[tuple[str, ...], float] = {}
+    for grid in grids:
+        for place, entry in grid.entries.items():
+            if entry.expected:  # a dense network stands under every sparsity, and is one test
+                name = (entry.value, *(line.key for line in entry.lines))
+                asked[name].append((grid, place))
+                tests[name] = paired_p(entry.differences)
+    for name, p in zip(tests, holm(list(tests.values())), strict=True):
+        for grid, place in asked[name]:
+            entry = grid.entries[place]
+            grid.entries[place] = replace(entry, p=p, strong=p < ALPHA and not _diverged(entry))
 
 
 def _diverged(entry: Entry) -> bool:

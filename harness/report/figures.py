@@ -5,13 +5,16 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from harness.report.frame import Frame, Line
+from harness.report.guard import mixed
 from harness.report.overlaps import Overlaps
 from harness.report.pairing import pairs
 
+SHOWN = ("dataset", "arch", "mask", "sparsity", "recipe")
+"""Axes that figures tell apart; any other makes figures of its own."""
 MOST_PANELS = 6
 MOST_SERIES = 16
 
@@ -62,32 +65,38 @@ class Figure:
 
 
 def figures_of(frame: Frame, wanted: Sequence[str], baseline: str, overlaps: Overlaps) -> list[Figure]:
-    """Return the figures of every network on every data set for which there is anything to be shown."""
-    blocks: dict[tuple[str, str], list[Line]] = defaultdict(list)
+    """Return the figures of every network on every data set, and of all else that varies and that they do not show.
+
+    What a table would refuse to mix is not drawn.
+    """
+    others = [axis for axis in frame.varying if axis not in (*SHOWN, "ticket_seed") and "." not in axis]
+    blocks: dict[tuple[str, ...], list[Line]] = defaultdict(list)
     for line in frame.lines:
         if line.measured:
-            blocks[line.axis("dataset"), line.axis("arch")].append(line)
+            blocks[tuple(line.axis(axis) for axis in ("arch", "dataset", *others))].append(line)
     found = []
-    for (dataset, arch), lines in blocks.items():
-        makers: Mapping[str, Callable[[], Figure]] = {
-            "accuracy": lambda lines=lines: _accuracy(lines),  # type: ignore[misc]
-            "gain": lambda lines=lines: _gain(frame, lines, baseline),  # type: ignore[misc]
-            "curves": lambda lines=lines: _curves(lines),  # type: ignore[misc]
-            "density": lambda lines=lines: _density(lines),  # type: ignore[misc]
-            "overlap": lambda lines=lines: _overlap(lines, overlaps),  # type: ignore[misc]
-            "near-zero": lambda lines=lines: _near_zero(lines),  # type: ignore[misc]
-            "cost": lambda lines=lines: _cost(lines),  # type: ignore[misc]
-        }
-        for kind in wanted:
-            figure = makers[kind]()
+    for (arch, dataset, *rest), lines in blocks.items():
+        where = ", ".join([f"{arch} on {dataset}", *rest])
+        for kind in wanted if not mixed(lines) else ():
+            figure = _make(kind, frame, lines, baseline, overlaps)
             if any(panel.series or panel.matrix for panel in figure.panels):
-                name = f"{figure.kind}, {arch} on {dataset}"
-                found.append(Figure(name, kind, f"{figure.title}: {arch} on {dataset}", *_rest(figure)))
+                found.append(replace(figure, name=f"{kind}, {where}", title=f"{figure.title}: {where}"))
     return found
 
 
-def _rest(figure: Figure) -> tuple[str, str, Sequence[Panel], str]:
-    return figure.x, figure.y, figure.panels, figure.log
+def _make(kind: str, frame: Frame, lines: Sequence[Line], baseline: str, overlaps: Overlaps) -> Figure:
+    if kind == "gain":
+        return _gain(frame, lines, baseline)
+    if kind == "overlap":
+        return _overlap(lines, overlaps)
+    makers: Mapping[str, Callable[[Sequence[Line]], Figure]] = {
+        "accuracy": _accuracy,
+        "curves": _curves,
+        "density": _density,
+        "near-zero": _near_zero,
+        "cost": _cost,
+    }
+    return makers[kind](lines)
 
 
 def _by(lines: Iterable[Line], axis: str) -> dict[str, list[Line]]:

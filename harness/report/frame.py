@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,18 @@ APART = ("seed", "ticket_seed", "world")
 """Axes that make no table of their own: `world` means nothing to a number, seeds are what a number is over."""
 
 
+IMPERSONAL = (
+    "source",
+    "packages",
+    "seconds",
+    "seconds_of_all_attempts",
+    "device_seconds",
+    "peak_memory",
+    "device_memory",
+    "resumed",
+    "generation",
+)
+"""What provenance may tell where nobody is to be known by it."""
 PASSING = ("oom", "died", "device")
 """Causes of failure that another try may well not meet."""
 
@@ -167,6 +179,14 @@ def read_foreigners(store: Store, baselines: Mapping[str, str]) -> list[Foreign]
     """Read the store's copies of foreign numbers: path as written -> SHA-256."""
     files = ((path, store.imported(sha256).read_bytes()) for path, sha256 in baselines.items())
     return [row for path, data in files for row in read_foreign(data, path)]
+
+
+def anonymous(line: Line) -> Line:
+    """Return a line that tells nothing of who made it, where, and from which checkout."""
+    if line.measured is None:
+        return replace(line, cause="", log="")
+    kept = {name: value for name, value in line.measured.provenance.items() if name in IMPERSONAL}
+    return replace(line, cause="", log="", measured=replace(line.measured, provenance=kept))
 
 
 def failures(saved: SavedPlan, standing: Standing, store: Store) -> list[tuple[str, int, str]]:

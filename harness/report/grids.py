@@ -123,6 +123,8 @@ class Grid:
     caption: str = ""
     refusal: str = ""
     """Why there is no table."""
+    report: str = ""
+    """The sweeps of the report that it is in, as `a` or `a+b`."""
     lines: Sequence[Line] = ()
 
     @property

@@ -66,7 +66,7 @@ def latex(grid: Grid) -> str:
     marks: list[str] = []
 
     def cell(entry: Entry) -> str:
-        marks.append(mark(entry))
+        marks.append(mark(entry, grid.report))
         return entry_tex(entry) + f"\x02{len(marks) - 1}\x03"
 
     frame = pd.DataFrame(
@@ -136,15 +136,16 @@ def _signed(text: str) -> str:
     return re.sub(r"(?<![\w$])([+-]\d+(?:\.\d+)?)", r"$\1$", text)
 
 
-def mark(entry: Entry) -> str:
-    """Return the comment that says what a number is made of; every number can be computed anew from it."""
-    if not entry.planned or (entry.words and not entry.terms):
-        return f"{MARK} words" if entry.words else ""
+def mark(entry: Entry, report: str) -> str:
+    """Return the comment that says what a number is made of: of which report, metric, cells and pairs."""
+    if not entry.planned:
+        return ""
     if entry.foreign is not None:
-        return f"{MARK} foreign={entry.foreign.sha256} line={entry.foreign.line}"
-    sweeps = "+".join(dict.fromkeys(line.sweep for line in entry.lines))
+        return f"{MARK} sweep={report} foreign={entry.foreign.sha256} line={entry.foreign.line}"
+    if entry.words and not entry.terms:
+        return f"{MARK} sweep={report} words"
     columns = "+".join(dict.fromkeys(column(line, entry.value) for line in entry.lines))
-    said = [MARK, f"sweep={sweeps}", f"value={columns}"]
+    said = [MARK, f"sweep={report}", f"value={columns}"]
     if entry.effect is not None or entry.terms:
         said += [f"level={entry.level:.6g}"] if entry.level != 0.95 else []
         said.append(f"terms={';'.join(_term(*term) for term in _numbered(entry))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,11 +32,6 @@ class Pair:
         """Return whether their difference says anything: parents that disagree, and other data, are never compared."""
         return self.lacks not in (ORDER, REBUILT)
 
-    @property
-    def is_paired(self) -> bool:
-        """Return whether mask, initial weights and order of the data agree."""
-        return not self.lacks
-
 
 def lacking(line: Line, base: Line) -> str:
     """Return what keeps two results from being paired; nothing where mask, initial weights and order agree."""
@@ -53,7 +49,8 @@ def pairs(frame: Frame, compared: Mapping[str, str], lines: Sequence[Line] | Non
     """Return for every line its pair with the baseline: `compared` says which value the baseline has of some axes.
 
     All else agrees: the other axes and the seeds. Knobs of recipe parts are left out where recipes are compared, which
-    carry them in their labels. By the line's id(); lines of the baseline have none.
+    carry them in their labels; a recipe without knobs stands for the only one of its name, or for none of several. By
+    the line's id(); lines of the baseline have none.
     """
     some = frame.lines if lines is None else lines
     names = [
@@ -62,15 +59,22 @@ def pairs(frame: Frame, compared: Mapping[str, str], lines: Sequence[Line] | Non
         if axis not in (*compared, "world", *(("sparsity",) if compared.get("mask") == DENSE else ()))
         and not ("." in axis and "recipe" in compared)
     ]
+    knob = any("." in axis for axis in compared)
+
+    def place(line: Line, values: Mapping[str, str]) -> tuple[str, ...]:
+        own = (line.facts.recipe if knob and name == "recipe" else line.axis(name) for name in names)
+        return (*own, *values.values())
+
     at: dict[tuple[str, ...], Line] = {}
+    bare: dict[tuple[str, ...], list[Line]] = defaultdict(list)
     for line in some:
-        for recipe in (line.axis("recipe"), line.facts.recipe):
-            own = {axis: recipe if axis == "recipe" else line.axis(axis) for axis in compared}
-            at.setdefault(_place(line, names, own), line)
+        own = {axis: line.axis(axis) for axis in compared}
+        at.setdefault(place(line, own), line)
+        bare[place(line, {**own, "recipe": line.facts.recipe} if "recipe" in own else own)].append(line)
     found = {}
     for line in some:
-        wanted = {axis: _wanted(line, axis, value) for axis, value in compared.items()}
-        base = at.get(_place(line, names, wanted))
+        wanted = place(line, {axis: _wanted(line, axis, value) for axis, value in compared.items()})
+        base = at.get(wanted) or (bare[wanted][0] if len(bare.get(wanted, ())) == 1 else None)
         if base is not None and base is not line:
             found[id(line)] = Pair(line, base, lacking(line, base), _others(line, base, compared))
     return found
@@ -88,10 +92,6 @@ def _others(line: Line, base: Line, compared: Mapping[str, str]) -> tuple[str, .
     if (line.facts.trials or 0) != (base.facts.trials or 0):
         found.append(f"trials of tuning {line.facts.trials or 0} and {base.facts.trials or 0}")
     return tuple(found)
-
-
-def _place(line: Line, names: Sequence[str], values: Mapping[str, str]) -> tuple[str, ...]:
-    return (*(line.axis(name) for name in names), *values.values())
 
 
 def _wanted(line: Line, axis: str, value: str) -> str:

@@ -39,8 +39,6 @@ OWN = (
     "job",
 )
 """What provenance says of one result alone."""
-HIDDEN = ("host", "job", "git", "git_diff", "all_packages", "system", "driver", "merged_from")
-"""What an anonymous page does not tell."""
 COMMANDS = (
     "python -m harness.sweep {file} --only {only}                 # run it, or what is missing of it",
     "python -m harness.sweep {file} --only {only} --retry all     # run it again where it failed",
@@ -94,7 +92,6 @@ def page(
     figures: Sequence[tuple[str, bytes]],
     store: Store,
     files: Mapping[str, str],
-    anonymous: bool = False,
 ) -> str:
     """Return the page. `figures`: title and SVG; `files`: sweep -> its file. It asks for nothing that is not in it."""
     from jinja2 import Environment
@@ -102,7 +99,7 @@ def page(
 
     style, script = ((RESOURCES / f).read_text() for f in ("page.css", "page.js"))
     curves = Curves()
-    body = _body(grids, frame, curves, store, files, anonymous)
+    body = _body(grids, frame, curves, store, files)
     template = Environment(autoescape=True, trim_blocks=False).from_string((RESOURCES / "page.html").read_text())
     return template.render(
         name=name,
@@ -136,7 +133,7 @@ def _little(steps: array[int]) -> bytes:
 
 
 def _body(
-    grids: Sequence[Grid], frame: Frame, curves: Curves, store: Store, files: Mapping[str, str], anonymous: bool
+    grids: Sequence[Grid], frame: Frame, curves: Curves, store: Store, files: Mapping[str, str]
 ) -> dict[str, Any]:
     shared, logs = Shared(), Shared()
     places = {id(line): n for n, line in enumerate(frame.lines)}
@@ -153,10 +150,10 @@ def _body(
         "axes": {axis: _axis([line.axis(axis) for line in frame.lines]) for axis in frame.axes},
         "value": [line.value for line in frame.lines],
         "metrics": {name: [_scalar(line.metrics.get(name)) for line in frame.lines] for name in names},
-        "cells": [_cell(line, shared, logs, curves, store, anonymous) for line in frame.lines],
+        "cells": [_cell(line, shared, logs, curves, store) for line in frame.lines],
         "shared": shared.values,
         "logs": logs.values,
-        "files": {sweep: Path(file).name if anonymous else file for sweep, file in files.items()},
+        "files": dict(files),
         "commands": COMMANDS,
     }
 
@@ -178,11 +175,9 @@ def _scalar(value: Any) -> Any:
     return len(value) if isinstance(value, list) else value
 
 
-def _cell(line: Line, shared: Shared, logs: Shared, curves: Curves, store: Store, anonymous: bool) -> dict[str, Any]:
+def _cell(line: Line, shared: Shared, logs: Shared, curves: Curves, store: Store) -> dict[str, Any]:
     measured = line.measured
     said = dict(measured.provenance) if measured else {}
-    if anonymous:
-        said = {name: value for name, value in said.items() if name not in HIDDEN}
     own = {name: said.pop(name) for name in OWN if name in said}
     ghosts = [n for n, alive in enumerate(measured.curves.get("ghosts", ()), 1) if alive] if measured else []
     identity = {n: getattr(line.identity, n) for n in ("content", "mask", "theta0", "scales", "order")}
@@ -192,7 +187,7 @@ def _cell(line: Line, shared: Shared, logs: Shared, curves: Curves, store: Store
         "sweep": line.sweep,
         "reason": line.reason,
         "cause": line.cause,
-        "log": logs.number(_tail(store, line.log)) if line.log and not anonymous else None,
+        "log": logs.number(_tail(store, line.log)) if line.log else None,
         "only": shlex.quote(",".join(f"{axis}={line.axis(axis)}" for axis in _telling(line))),
         "identity": {name: value for name, value in identity.items() if value and value != NONE},
         "protocol": shared.number({**line.facts.protocol, "dev": line.facts.dev}),

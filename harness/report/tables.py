@@ -141,6 +141,8 @@ def _add_foreign(grid: Grid, table: Table, frame: Frame, block: Mapping[str, str
     rows, columns = grid.row_keys, grid.column_keys
     for foreign in frame.foreign:
         here = {**only, **foreign.labels}
+        if any(label not in {line.axis(axis) for line in grid.lines} for axis, label in _beside(foreign, table)):
+            continue
         outside = {axis: label for axis, label in only.items() if axis not in (*table.rows, *table.columns)} | dict(
             block
         )
@@ -162,6 +164,11 @@ def _add_foreign(grid: Grid, table: Table, frame: Frame, block: Mapping[str, str
             rows.insert(max(alike, default=len(rows)), row)
         grid.entries[row, place[1]] = _foreign_entry(foreign)
     grid.entries = {place: grid.entry(*place) for place in itertools.product(rows, columns)}
+
+
+def _beside(foreign: Foreign, table: Table) -> list[tuple[str, str]]:
+    """Return the labels of a foreign number that a table does not show, and that must be those of its cells."""
+    return [(axis, label) for axis, label in foreign.labels.items() if axis not in (*table.rows, *table.columns)]
 
 
 def _foreign_entry(foreign: Foreign) -> Entry:

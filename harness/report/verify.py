@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,9 +15,14 @@ from harness.report.latex import LABELS, MARK, latex
 MOST_FILES = 200
 ELSEWHERE = f"{MARK} elsewhere"
 """A comment in a table of numbers that are not from here: it is passed over."""
-_BEGIN = re.compile(r"\\begin\{(tabular|tabularx|tabulary|tabular\*|longtable|array)\}")
-_END = re.compile(r"\\end\{(tabular|tabularx|tabulary|tabular\*|longtable|array)\}")
-_RULES = re.compile(r"\\(c?midrule|bottomrule|toprule|addlinespace|hline|cline|end\{)\S*|\[[^\]]*\]|\([lr]*\)\{[^}]*\}")
+_KINDS = r"(?:tabular[xy*]?|tabulary|longtable|xltabular|supertabular|array|(?:long|tall)?tblr|NiceTabular[X*]?)"
+_BEGIN = re.compile(rf"\\begin\{{{_KINDS}\}}")
+_END = re.compile(rf"\\end\{{{_KINDS}\}}")
+_RULES = re.compile(
+    r"\\(?:c?midrule|bottomrule|toprule|addlinespace|hline|cline)(?:\([lr]*\))?(?:\{[^}]*\}|\[[^\]]*\])?"
+    r"|\\end\{[^}]*\}|\\\\\[[^\]]*\]"
+)
+_SHA = re.compile(r"foreign=([0-9a-f]{64})")
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,10 @@ class Row:
     numbers: list[Number]
     heads: str = ""
     """The table's head."""
+    columns: Sequence[str] = ()
+    """The head's last line, over the numbers."""
+    grid: str = ""
+    """The table that it is of."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +72,22 @@ class Verified:
     findings: list[Finding] = field(default_factory=list)
 
 
-def verify(paper: Path, tables_of: Callable[[str], Sequence[Grid]]) -> Verified:
+def verify(paper: Path, tables_of: Callable[[str, Iterable[str]], Sequence[Grid]]) -> Verified:
     """Check a paper and all that it inputs. Raises UserError for a file that cannot be read.
 
-    `tables_of`: from the sweeps that a number's comment names, as `a` or `a+b`, to their tables as they are now.
+    `tables_of`: from the sweeps that a number's comment names, as `a` or `a+b`, and the hashes of files of foreign
+    numbers, to the tables as they are now.
     """
     verified = Verified()
     now: dict[str, list[Row]] = {}
-    for path, lines in _files(paper, []):
+    files = list(_files(paper, []))
+    hashes = {found for _, lines in files for line in lines for found in _SHA.findall(line)}
+    for path, lines in files:
         for first, table in _tables(lines):
             for name in _sweeps(table):
                 if name not in now:
-                    now[name] = [row for grid in tables_of(name) for row in _rows(latex(grid).splitlines(), 1)]
+                    grids = tables_of(name, hashes)
+                    now[name] = [row for grid in grids for row in _rows(latex(grid).splitlines(), 1, grid.name)]
             _check(path, first, table, [row for name in _sweeps(table) for row in now[name]], verified)
     return verified
 
@@ -91,9 +105,9 @@ def _files(path: Path, seen: list[Path]) -> Iterator[tuple[Path, list[str]]]:
         raise UserError(f"{path}: {error.strerror}") from None
     yield path, lines
     for line in lines:
-        for name in re.findall(r"\\(?:input|include|subfile)\s*\{([^}]+)\}", _code(line)):
-            below = seen[0].parent / name.strip()
-            found = next((p for p in (below, below.with_name(f"{below.name}.tex")) if p.is_file()), None)
+        for name in re.findall(r"\\(?:input|include|subfile)\s*\{([^}#\\]+)\}", _code(line)):
+            below = str(seen[0].parent / name.strip())
+            found = next((p for p in (Path(below), Path(f"{below}.tex")) if p.is_file()), None)
             if found is None:
                 raise UserError(f"{path}: inputs {name.strip()}, which is not beside {seen[0].name}")
             yield from _files(found, seen)
@@ -121,21 +135,32 @@ def _sweeps(table: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found[1] for line in table if (found := re.search(rf"{MARK} .*?sweep=(\S+)", line))))
 
 
-def _rows(table: Sequence[str], first: int) -> list[Row]:
+def _rows(table: Sequence[str], first: int, grid: str = "") -> list[Row]:
     """Return the rows of a table whose lines this tool wrote; `first` is the number of its first line."""
     rows: list[Row] = []
     heads: list[str] = []
-    body = False
+    top = False
     for number, line in enumerate(table, first):
-        shown, _, said = line.partition(MARK)
+        shown, marked, said = line.partition(MARK)
         if line.rstrip().endswith(LABELS):
-            body = True
-            rows.append(Row(number, _plain(shown), [], " ".join(heads)))
-        elif said and rows:
+            labels = _plain(shown)
+            rows.append(Row(number, labels, [], " ".join(map(_plain, heads)), _columns(heads, labels), grid))
+        elif marked and rows:
             rows[-1].numbers.append(Number(number, _plain(shown), said.strip()))
-        elif not body and (r"\toprule" in "".join(table[: number - first]) and r"\midrule" not in line):
-            heads.append(_plain(_code(line)))
+        elif not rows and top and r"\midrule" not in line:
+            heads.append(_code(line))
+        top = top or r"\toprule" in line
     return rows
+
+
+def _columns(heads: Sequence[str], labels: str) -> list[str]:
+    """Return what stands over each number in the last line of a head that has anything there."""
+    skip = len(labels.split(" & "))
+    for line in reversed(heads):
+        cells = [" ".join(cell.split()) for cell in line.strip().removesuffix("\\\\").split("&")][skip:]
+        if any(cells):
+            return cells
+    return []
 
 
 def _plain(text: str) -> str:
@@ -149,12 +174,17 @@ def _check(path: Path, first: int, table: Sequence[str], now: Sequence[Row], ver
             said = f"a table of numbers none of which is marked; if they are from elsewhere, write {ELSEWHERE} in it"
             verified.findings.append(Finding(path, first, said))
         return
+    body = False
     for number, line in enumerate(table, first):
         text = _RULES.sub("", _code(line))
-        if number > rows[0].line and MARK not in line and re.search(r"\d", text):
+        if body and MARK not in line and re.search(r"\d", text):
             verified.findings.append(Finding(path, number, f"has no mark: {text.strip()!r}"))
+        body = body or r"\midrule" in line or number == rows[0].line
+    own = {number.mark for row in rows for number in row.numbers}
+    shared = Counter(other.grid for other in now for number in other.numbers if number.mark in own)
+    of = shared.most_common(1)[0][0] if shared else ""
     for row in rows:
-        _check_row(path, row, now, verified, headed=row is rows[0])
+        _check_row(path, row, [other for other in now if other.grid == of], verified, headed=row is rows[0])
 
 
 def _check_row(path: Path, row: Row, now: Sequence[Row], verified: Verified, headed: bool) -> None:
@@ -166,7 +196,7 @@ def _check_row(path: Path, row: Row, now: Sequence[Row], verified: Verified, hea
 
     alike = max(now, key=shared, default=None)
     if alike is None or not marks & {number.mark for number in alike.numbers}:
-        said = f"{row.labels!r}: no table of today has a number of these cells: the sweep or its results have changed"
+        said = f"{row.labels!r}: the table of today has no number of these cells: the sweep or its results have changed"
         verified.findings.append(Finding(path, row.line, said))
         return
     if alike.labels != row.labels:
@@ -177,17 +207,23 @@ def _check_row(path: Path, row: Row, now: Sequence[Row], verified: Verified, hea
         said = f"the table's head is {row.heads!r}, where the numbers are of {alike.heads!r}"
         verified.findings.append(Finding(path, row.line, said))
     at = 0
-    for number in row.numbers:
+    for place, number in enumerate(row.numbers):
         places = [n for n, other in enumerate(alike.numbers) if other.mark == number.mark]
         later = [n for n in places if n >= at]
+        equal = [n for n in later if alike.numbers[n].text == number.text]
+        head = row.columns[place : place + 1]
+        match = next((n for n in equal if alike.columns[n : n + 1] == head), None)
         if not places:
             said = f"{number.text!r}: no number of {row.labels!r} is of these cells any more"
         elif not later:
             said = f"{number.text!r} stands in another column than its own"
-        elif not any(alike.numbers[n].text == number.text for n in later):
+        elif not equal:
             said = f"{number.text!r} is {alike.numbers[later[0]].text!r} in the store now"
+        elif match is None:
+            own = " ".join(alike.columns[equal[0] : equal[0] + 1])
+            said = f"{number.text!r} stands under {' '.join(head)!r}, not under {own!r}"
         else:
-            at = next(n for n in later if alike.numbers[n].text == number.text) + 1
+            at = match + 1
             verified.numbers += 1
             continue
         verified.findings.append(Finding(path, number.line, said))

@@ -110,7 +110,7 @@ def write_store(
         place, cell = cells.get(key, ({}, None))
         row = row_of(place) if cell else {"state": "done", "test": "", "dev": "", "cause": ""}
         if stage.label == broken:
-            row = {"state": "failed:oom", "cause": "out of memory"}
+            row = {"state": "failed:code", "cause": "out of luck"}
         if row["state"] == "done":
             made[key] = finish(store, stage, {p: made[p] for p in stage.parents.values()}, cell, place, row)
         elif row["state"] != "missing":

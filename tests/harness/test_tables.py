@@ -166,7 +166,7 @@ def test_pairs_share_mask_weights_and_order(frame: Frame) -> None:
     found = pairs(whole, {"recipe": "default"})
     assert len(found) == 12, "every line of gsw has its own"
     for pair in found.values():
-        assert pair.is_paired
+        assert pair.lacks == ""
         assert pair.base.axis("recipe") == "default"
         assert all(pair.line.axis(a) == pair.base.axis(a) for a in ("mask", "sparsity", "seed"))
     assert "same mask, initial weights and order" in grid(whole).caption

@@ -128,10 +128,12 @@ async function showCells(title, numbers) {
 
 // Sorting: by the first number of a text where both have one, else as words; holes stand last.
 function rank(text) {
-  const found = text.match(/^[^\d+\-−]*([+\-−]?\d[\d.]*)([kMGTP])?/);
-  return found ? parseFloat(found[1].replace("−", "-")) * ({ k: 1e3, M: 1e6, G: 1e9, T: 1e12, P: 1e15 }[found[2]] ?? 1) : NaN;
+  const found = text.trim().match(/^([+-]?\d[\d.]*(?:e[+-]?\d+)?)([kMGTP])?/);
+  return found ? parseFloat(found[1]) * ({ k: 1e3, M: 1e6, G: 1e9, T: 1e12, P: 1e15 }[found[2]] ?? 1) : NaN;
 }
+const hole = (text) => text.trim() === "" || text.trim().startsWith("–");
 function compare(a, b, way) {
+  if (hole(a) !== hole(b)) return hole(a) ? 1 : -1;
   const [x, y] = [rank(a), rank(b)];
   if (Number.isNaN(x) !== Number.isNaN(y)) return Number.isNaN(x) ? 1 : -1;
   return way * (Number.isNaN(x) ? a.localeCompare(b) : x - y || a.localeCompare(b));
