@@ -56,7 +56,7 @@ def _with_labels(table: Table, reader: Reader) -> Table:
     """Return a table whose baseline is written as the axes' labels are."""
     labels = {
         axis: value if (axis, value) == ("mask", PLAIN) else _label(reader(axis)(value))
-        for axis, value in table.compared.items()
+        for axis, value in table.written.items()
     }
     baseline = labels["recipe"] if isinstance(table.baseline, str) else labels
     return table.model_copy(update={"baseline": baseline})
@@ -74,7 +74,7 @@ def _table_faults(table: Table, reader: Reader) -> list[str]:
         faults.append(f"blocks: {kept[0]} makes no block; a table is over seeds")
     if EFFECT in (*table.columns, *table.blocks):
         faults.append(f"{EFFECT} stands in rows only")
-    for axis, value in table.compared.items():
+    for axis, value in table.written.items():
         try:
             if (axis, value) != ("mask", PLAIN):
                 reader(axis)(value)

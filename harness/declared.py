@@ -52,7 +52,7 @@ class Table(Form):
     blocks: tuple[str, ...] = ()
     """Axes that give a block each before the others do."""
     values: tuple[str, ...] = Field(("accuracy",), min_length=1)
-    baseline: str | dict[str, str] = "default"
+    baseline: str | dict[str, str | int | float] = "default"
     """What the rest is compared with: a recipe, or one value for each of some axes."""
     emphasis: Literal["best", "significant", "none"] = "none"
     family: Literal["table", "block"] = "table"
@@ -83,9 +83,14 @@ class Table(Form):
         return self
 
     @property
+    def written(self) -> dict[str, str | int | float]:
+        """Return what the baseline is as it is written: axis -> value."""
+        return {"recipe": self.baseline} if isinstance(self.baseline, str) else dict(self.baseline)
+
+    @property
     def compared(self) -> dict[str, str]:
         """Return what the baseline is: axis -> label."""
-        return {"recipe": self.baseline} if isinstance(self.baseline, str) else dict(self.baseline)
+        return {axis: str(value) for axis, value in self.written.items()}
 
 
 SIZES = ("accuracy", "kept", "density_with_ghosts", "inference_flops", "training_flops", "ghost_operations")

@@ -63,7 +63,8 @@ RC: Any = {
 def write_figures(folder: Path, figures: Sequence[Figure]) -> list[Path]:
     """Write every figure as PDF and SVG, those whose numbers did not change not at all; return the files."""
     manifest = folder / "figures.json"
-    before: dict[str, str] = (read_json(manifest) or {}).get("figures", {})
+    before = (read_json(manifest) or {}).get("figures")
+    before = before if isinstance(before, dict) else {}
     names = stems(figure.name for figure in figures)
     now = {
         name: digest({"style": STYLE, "matplotlib": version("matplotlib"), "figure": figure.dump()})
@@ -80,7 +81,7 @@ def write_figures(folder: Path, figures: Sequence[Figure]) -> list[Path]:
         for ending, data in zip(FORMATS, drawn, strict=True):
             write_whole(folder / f"{name}.{ending}", data)
     for name in before.keys() - now.keys():
-        for ending in FORMATS:
+        for ending in FORMATS if Path(name).name == name else ():
             (folder / f"{name}.{ending}").unlink(missing_ok=True)
     if now != before:
         folder.mkdir(parents=True, exist_ok=True)

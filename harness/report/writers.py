@@ -58,7 +58,8 @@ def write_files(folder: Path, texts: Mapping[str, bytes]) -> list[Path]:
 def forget_files(folder: Path, now: Sequence[Path]) -> None:
     """Remove what an earlier report wrote into a folder and this one did not; remember what this one wrote."""
     manifest = folder / "files.json"
-    before = (read_json(manifest) or {}).get("files", [])
+    before = (read_json(manifest) or {}).get("files")
+    before = before if isinstance(before, list) else []
     names = sorted(path.name for path in now)
     for name in before:
         if isinstance(name, str) and Path(name).name == name and name not in names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -278,3 +279,104 @@ def test_a_seed_that_lacks_a_combination_is_left_out_and_counted(tmp_path: Path)
     assert entry.effect is not None
     assert entry.effect.n == 2
     assert entry.hole == "1 failed"
+
+
+def report_of(folder: Path, text: str, value: Callable[[Mapping[str, str]], float]) -> Report:
+    """Write all results of a sweep, registered before them, and report."""
+    (folder / "y.yaml").write_text(text)
+    nothing = {"state": "missing", "test": "", "dev": "", "cause": ""}
+    write_store(folder, folder / "y.yaml", lambda place: nothing)
+
+    def row_of(place: Mapping[str, str]) -> dict[str, str]:
+        said = f"{value(place):.4f}"
+        return {"state": "done", "test": said, "dev": said, "cause": ""}
+
+    place, saved = write_store(folder, folder / "y.yaml", row_of)
+    return make_report(place, [saved], rebuild=True)
+
+
+def test_against_the_dense_network_every_sparsity_is_a_cell(tmp_path: Path) -> None:
+    text = """
+name: dense
+protocol: quick
+grid: {dataset: digits, arch: resnet20, mask: snip, sparsity: [98%, 95%, 90%], seed: 0..3}
+also: [{mask: dense}]
+claims: [{name: as-dense, compare: {mask: [snip, dense]}, margin: 1, seeds: 4}]
+"""
+    means = {"0%": 95.0, "90%": 94.0, "95%": 92.0, "98%": 80.0}
+    found = judged(
+        report_of(tmp_path, text, lambda p: means[p["sparsity"]] + 0.1 * int(p["seed"]) * (p["mask"] == "snip"))
+    )
+    assert found.found is not None
+    assert (found.found.cells, found.found.n) == (3, 4)
+    assert found.found.mean == pytest.approx((-1 - 3 - 15) / 3 + 0.15)
+    assert found.verdict == "worse"
+
+
+def test_where_tickets_are_an_axis_each_is_a_cell(tmp_path: Path) -> None:
+    text = """
+name: tickets
+protocol: quick
+grid:
+  {dataset: digits, arch: resnet20, mask: random, sparsity: 90%, recipe: [default, ls], seed: 0..4, ticket_seed: 0..1}
+claims: [{name: helps, compare: {recipe: [ls, default]}, margin: 1, seeds: 5}]
+"""
+    found = judged(
+        report_of(
+            tmp_path, text, lambda p: 80 + (p["recipe"] == "ls") * (2 * int(p["ticket_seed"]) + 0.1 * int(p["seed"]))
+        )
+    )
+    assert found.found is not None
+    assert (found.found.cells, found.found.n) == (2, 5)
+    assert found.found.mean == pytest.approx(1.2)
+
+
+def test_a_knob_can_be_what_is_compared(tmp_path: Path) -> None:
+    text = """
+name: knobs
+protocol: quick
+grid: {dataset: digits, arch: resnet20, mask: random, sparsity: 90%, recipe: gsw, gsw.b1: [2, 5], seed: 0..2}
+claims: [{name: sharper, compare: {gsw.b1: [5, 2]}, margin: 1, seeds: 3}]
+"""
+    found = judged(report_of(tmp_path, text, lambda p: 80 + (p["gsw.b1"].startswith("5")) * (2 + 0.1 * int(p["seed"]))))
+    assert len(found.asked) == 3
+    assert found.verdict == "better"
+
+
+def test_a_longer_training_or_a_seed_left_out_makes_another_claim(tmp_path: Path) -> None:
+    store(tmp_path, gain(2.0))
+    saved, place = saved_at(tmp_path)
+    (before,) = registered(saved, place)
+    text = (tmp_path / "x.yaml").read_text()
+    for edited in (
+        text.replace("protocol: quick", "protocol: {preset: quick, epochs: 9}"),
+        text.replace("tables:", "exclude: [\"mask == 'snip' and seed == 2\"]\ntables:"),
+    ):
+        assert edited != text
+        (tmp_path / "x.yaml").write_text(edited)
+        (after,) = registered(*saved_at(tmp_path))
+        assert after.hash != before.hash
+        assert not after.record
+
+
+def test_a_look_is_told_though_results_are_gone(tmp_path: Path) -> None:
+    store(tmp_path, gain(2.0, until=0))
+    whole = store(tmp_path, gain(2.0))
+    assert judged(whole).verdict == "better"
+    line = whole.frame.lines[0]
+    shutil.rmtree(whole.store.path("train", line.key))
+    later = judged(make_report(whole.store, whole.plans, rebuild=True))
+    assert later.verdict == "better"
+    assert "which stands" in " ".join(later.remarks)
+
+
+def test_what_ran_out_of_memory_is_waited_for(tmp_path: Path) -> None:
+    store(tmp_path, gain(2.0, until=0))
+
+    def row(place: Mapping[str, str]) -> str:
+        big = place["recipe"] == "ls" and place["mask"] == "snip" and place["seed"] == "0"
+        return "failed:oom" if big else gain(2.0)(place)
+
+    found = judged(store(tmp_path, row))
+    assert found.verdict == ""
+    assert "to be judged at 4 seeds (3 are done)" in " ".join(found.remarks)

@@ -14,6 +14,7 @@ import pytest
 from harness.cell import AXES, Cell, expand
 from harness.check import load_sweep
 from harness.declared import TABLES, Table
+from harness.errors import FileError
 from harness.facts import fact_reader
 from harness.foreign import read_foreign
 from harness.report.frame import Frame, Line
@@ -386,3 +387,59 @@ def test_settings_that_differ_beside_what_is_compared_are_named(frame: Frame) ->
 
     caption = grid(Frame.of([tuned(one) for one in frame.lines])).caption
     assert "Compared although they differ in lr 0.05 and 0.1: 8 of 8 pairs." in caption
+
+
+def test_a_recipe_of_several_knobs_is_no_baseline_by_its_bare_name(tmp_path: Path) -> None:
+    (tmp_path / "k.yaml").write_text(
+        "name: k\nprotocol: quick\ngrid: {dataset: digits, arch: resnet20, mask: snip, sparsity: 90%, "
+        "recipe: [default, gsw], gsw.b1: [2, 5], seed: 0..1}\n"
+    )
+    frame = Frame.of([line(cell, 90.0 + len(cell.recipe.parts)) for cell in expand(load_sweep(tmp_path / "k.yaml"))[0]])
+    made = grid(frame, TABLES["components"].model_copy(update={"baseline": "gsw"}))
+    assert all(not entry.differences for entry in made.entries.values())
+    assert "No differences: no cell here is gsw" in made.caption
+    made = grid(frame, TABLES["components"].model_copy(update={"baseline": "gsw(b1=5.0)"}))
+    assert made.entry(("default",), ("90%",)).differences == (-1.0, -1.0)
+
+
+def test_a_baseline_is_read_as_its_axis_is(tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text(
+        "name: b\nprotocol: quick\ngrid: {dataset: digits, arch: resnet20, mask: snip, sparsity: [90%, 98%], "
+        "recipe: gsw+ls}\ntables: [{shape: components, baseline: ls+gsw}, "
+        "{name: t, rows: [sparsity], columns: [recipe], baseline: {sparsity: 0.9}}]\n"
+    )
+    tables = load_sweep(tmp_path / "b.yaml").tables
+    assert tables[0].compared == {"recipe": "gsw+ls"}
+    assert tables[1].compared == {"sparsity": "90%"}
+
+
+def test_texts_of_others_are_no_markup_on_a_terminal(frame: Frame) -> None:
+    from rich.console import Console
+
+    made = grid(Frame.of([replace(one, cause="cannot open [/scratch/x] on [cuda]") for one in frame.lines]))
+    out = Console(width=300, record=True, file=io.StringIO())
+    out.print(*on_terminal(made, 300), sep="\n")
+    assert "[/scratch/x] on [cuda]" in out.export_text()
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("{name: cells, rows: [mask], columns: [sparsity]}", "a table cannot be named 'cells'"),
+        ("{shape: [any-mask]}", "is no table shape"),
+        ("{shape: any-mas}", "did you mean 'any-mask'"),
+        ("{shape: any-mask, blocks: [seed]}", "seed makes no block"),
+        ("{shape: any-mask, columns: [effect]}", "effect stands in rows only"),
+        ("{shape: any-mask, baseline: {mask: snp}}", "did you mean 'snip'"),
+        ("{shape: any-mask, mix: [epoch]}", "did you mean 'epochs'"),
+        ("{shape: any-mask, emphasis: bold}", "emphasis"),
+        ("{shape: any-mask, values: [speed]}", "is no metric"),
+        ("{shape: any-mask, blocks: [mask]}", "stands twice"),
+    ],
+)
+def test_a_table_that_cannot_be_is_told_at_its_line(table: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(f"{SWEEP}tables:\n  - {table}\n")
+    with pytest.raises(FileError) as error:
+        load_sweep(tmp_path / "x.yaml")
+    assert said in str(error.value)
+    assert "x.yaml:" in str(error.value)
