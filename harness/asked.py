@@ -16,10 +16,13 @@ def plan_of(given: str, store: Store, data: Path | None = None) -> SavedPlan:
     if not given.endswith(FILES):
         return read_plan(find_plan(store, given))
     from harness.check import load_sweep
+    from harness.declaring import check_claims
     from harness.planner import data_folder, make_plan
 
     sweep = load_sweep(Path(given))
-    return as_saved(make_plan(sweep, store, data_folder(sweep, data)), sweep)
+    plan = make_plan(sweep, store, data_folder(sweep, data))
+    check_claims(sweep, plan)
+    return as_saved(plan, sweep)
 
 
 def reported(given: str, store: Store, data: Path | None = None) -> SavedPlan:

@@ -65,7 +65,8 @@ def _numbers(table: Table, grid: Grid) -> Iterator[str]:
     )
     compared = any(entry.differences for entry in grid.entries.values())
     yield f"Mean ± standard deviation (number of seeds){signed if compared else ''}."
-    if not compared and any(metric(value).compared for value in table.values):
+    others = any(line.axis(axis) != label for line in grid.lines for axis, label in table.compared.items())
+    if not compared and others and any(metric(value).compared for value in table.values):
         yield f"No differences: no cell here is {_baseline(table)} at a place and seed that another has too."
     if table.emphasis == "best":
         yield "Bold: the highest mean of those compared."

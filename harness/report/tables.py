@@ -32,7 +32,8 @@ def build(table: Table, frame: Frame) -> list[Grid]:
         blocks[_labels(line, others)].append(line)
     grids = []
     for labels, lines in blocks.items():
-        suffix = "".join(f", {label}" for label in labels)
+        told = (label if axis in frame.axes else f"{axis} {label}" for axis, label in zip(others, labels, strict=True))
+        suffix = "".join(f", {text}" for text in told)
         columns = table.columns if len(table.values) == 1 else (*table.columns, METRIC)
         grid = Grid(f"{table.name}{suffix}", table.rows, columns, lines=lines)
         grids.append(grid)

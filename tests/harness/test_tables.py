@@ -261,7 +261,7 @@ def test_sweeps_that_differ_in_a_field_alone_stand_apart(frame: Frame) -> None:
         for one in frame.lines
     ]
     blocks = build(TABLES["any-mask"], Frame.of([*frame.lines, *other]))
-    assert [block.name for block in blocks] == ["any-mask, 0.1", "any-mask, 0.5"]
+    assert [block.name for block in blocks] == ["any-mask, lr 0.1", "any-mask, lr 0.5"]
     again = build(TABLES["any-mask"], Frame.of([*frame.lines, *frame.lines]))
     assert [block.name for block in again] == ["any-mask"], "the same cell of two sweeps counts once"
 
