@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.claims import Observer
-from harness.declared import Declared, Table
+from harness.declared import Table
 from harness.errors import UserError
 from harness.foreign import Foreign
 from harness.index import Standing, stand
@@ -56,9 +56,14 @@ class Report:
         return f"{self.done} of {count(len(self.frame.lines), 'cell')} done{holes}"
 
     @property
-    def declared(self) -> Declared:
-        """Return what the first sweep's file says of the report."""
-        return self.plans[0].declared
+    def unplaced(self) -> str:
+        """Return what is to be said of foreign numbers that stand in no table; nothing where all do."""
+        placed = {id(entry.foreign) for grid in self.grids for entry in grid.entries.values() if entry.foreign}
+        left = [row for row in self.frame.foreign if id(row) not in placed]
+        if not left or not self.tables:
+            return ""
+        where = f"the first in {left[0].file}, line {left[0].line}"
+        return f"{count(len(left), 'foreign number')} of axes or values that no table has: {where}"
 
 
 def make_report(

@@ -30,6 +30,8 @@ def print_tables(report: Report) -> None:
     out = Console(highlight=False)
     for grid in report.grids:
         out.print(*on_terminal(grid, out.width), sep="\n")
+    if report.unplaced:
+        typer.echo(printable(report.unplaced), err=True)
 
 
 def short_path(path: Path) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.declared import FIGURES
+from harness.foreign import read_foreign
 from harness.report.assemble import Report, make_report, write_report
 from harness.report.drawing import render, write_figures
 from harness.report.grids import Entry, Grid
@@ -150,6 +151,13 @@ def test_only_new_results_are_read_again(report: Report, monkeypatch: pytest.Mon
     again = make_report(report.store, report.plans)
     assert read == []
     assert again.done == report.done
+
+
+def test_foreign_numbers_that_stand_nowhere_are_told(report: Report) -> None:
+    assert report.unplaced == ""
+    odd = read_foreign(b"arch,mask,sparsity,recipe,value,source\nvgg16,snip,90%,default,1,elsewhere\n", "odd.csv")
+    other = make_report(report.store, report.plans, odd)
+    assert other.unplaced == "1 foreign number of axes or values that no table has: the first in odd.csv, line 2"
 
 
 def test_no_two_tables_become_one_file() -> None:
