@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,11 +179,28 @@ def _check(path: Path, first: int, table: Sequence[str], now: Sequence[Row], ver
         if body and MARK not in line and re.search(r"\d", text):
             verified.findings.append(Finding(path, number, f"has no mark: {text.strip()!r}"))
         body = body or r"\midrule" in line or number == rows[0].line
-    own = {number.mark for row in rows for number in row.numbers}
-    shared = Counter(other.grid for other in now for number in other.numbers if number.mark in own)
-    of = shared.most_common(1)[0][0] if shared else ""
+    of = _likest(rows, now)
     for row in rows:
-        _check_row(path, row, [other for other in now if other.grid == of], verified, headed=row is rows[0])
+        _check_row(path, row, of, verified, headed=row is rows[0])
+
+
+def _likest(rows: Sequence[Row], now: Sequence[Row]) -> list[Row]:
+    """Return the rows of the one of today's tables that a table of the paper is: several may have the same numbers."""
+    marks = {number.mark for row in rows for number in row.numbers}
+    labelled: dict[str, set[str]] = {}
+    for row in rows:
+        labelled.setdefault(row.labels, set()).update(number.mark for number in row.numbers)
+    grids: dict[str, list[Row]] = {}
+    for other in now:
+        grids.setdefault(other.grid, []).append(other)
+
+    def shared(others: Sequence[Row]) -> tuple[int, int, bool]:
+        held = {number.mark for other in others for number in other.numbers}
+        in_place = sum(any(n.mark in labelled.get(other.labels, ()) for n in other.numbers) for other in others)
+        return in_place, len(marks & held), others[0].heads == heads
+
+    heads = rows[0].heads
+    return max(grids.values(), key=shared, default=[])
 
 
 def _check_row(path: Path, row: Row, now: Sequence[Row], verified: Verified, headed: bool) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from harness.errors import UserError
 from harness.report.assemble import make_report, write_report
-from harness.report.latex import MARK
+from harness.report.latex import LABELS, MARK
 from harness.report.verify import Verified, verify
 from harness.store import Result
 from tests.harness.synthetic import write_fixture_store
@@ -66,6 +66,16 @@ def test_what_was_written_is_borne_out(paper: Path, whole: Path) -> None:
     found = checked(paper, whole)
     assert found.findings == []
     assert found.numbers > 13 * 3
+
+
+def test_each_table_is_held_against_itself_though_others_have_its_numbers_under_other_labels(
+    paper: Path, whole: Path
+) -> None:
+    tables = sorted((paper.parent / "tables").glob("*.tex"))
+    paper.write_text("\n".join(f"\\input{{tables/{table.name}}}" for table in tables))
+    found = checked(paper, whole)
+    assert [finding.text for finding in found.findings] == []
+    assert found.numbers == sum(table.read_text().count(MARK) - table.read_text().count(LABELS) for table in tables)
 
 
 @pytest.mark.parametrize(
