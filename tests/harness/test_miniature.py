@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from harness.check import load_sweep
+from harness.driver import Driver
+from harness.options import Options
+from harness.planfile import as_saved
 from harness.planner import make_plan
 from harness.store import Store
 from tests.conftest import results
@@ -50,6 +53,18 @@ def test_full_grids_miniature_has_every_sort_of_cell_once(tmp_path: Path) -> Non
     assert not plan.missing(), "no data set is needed"
     assert {cell.seed for cell, _ in plan.cells} == {0}
     assert {cell.world for cell, _ in plan.cells} == {1}
+
+
+SHIPPED = [file for file in sorted(FILE.parent.glob("*.yaml")) if "\nsearch:" not in file.read_text()]
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_every_sweep_that_comes_along_has_a_miniature_claims_or_not(file: Path, tmp_path: Path) -> None:
+    driver = Driver(file, tmp_path / "runs", None, yes=False, miniature=True)
+    driver.load(Options("local"), "", None)
+    saved = as_saved(driver.plan, driver.sweep)
+    assert saved.cells
+    assert not saved.declared.claims
 
 
 @pytest.mark.slow
