@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from harness.errors import UserError
@@ -46,6 +47,11 @@ class Row:
     """The head's last line, over the numbers."""
     grid: str = ""
     """The table that it is of."""
+
+    @cached_property
+    def marks(self) -> frozenset[str]:
+        """Return what its numbers are of."""
+        return frozenset(number.mark for number in self.numbers)
 
 
 @dataclass(frozen=True)
@@ -186,32 +192,30 @@ def _check(path: Path, first: int, table: Sequence[str], now: Sequence[Row], ver
 
 def _likest(rows: Sequence[Row], now: Sequence[Row]) -> list[Row]:
     """Return the rows of the one of today's tables that a table of the paper is: several may have the same numbers."""
-    marks = {number.mark for row in rows for number in row.numbers}
+    marks = {mark for row in rows for mark in row.marks}
     labelled: dict[str, set[str]] = {}
     for row in rows:
-        labelled.setdefault(row.labels, set()).update(number.mark for number in row.numbers)
+        labelled.setdefault(row.labels, set()).update(row.marks)
     grids: dict[str, list[Row]] = {}
     for other in now:
         grids.setdefault(other.grid, []).append(other)
 
     def shared(others: Sequence[Row]) -> tuple[int, int, bool]:
-        held = {number.mark for other in others for number in other.numbers}
-        in_place = sum(any(n.mark in labelled.get(other.labels, ()) for n in other.numbers) for other in others)
-        return in_place, len(marks & held), others[0].heads == heads
+        in_place = sum(bool(other.marks & labelled.get(other.labels, set())) for other in others)
+        held = {mark for other in others for mark in other.marks}
+        return in_place, len(marks & held), others[0].heads == rows[0].heads
 
-    heads = rows[0].heads
     return max(grids.values(), key=shared, default=[])
 
 
 def _check_row(path: Path, row: Row, now: Sequence[Row], verified: Verified, headed: bool) -> None:
     """Compare a row with the one of today's tables that it has most in common with."""
-    marks = {number.mark for number in row.numbers}
 
     def shared(other: Row) -> tuple[int, bool]:
-        return len(marks & {number.mark for number in other.numbers}), other.labels == row.labels
+        return len(row.marks & other.marks), other.labels == row.labels
 
     alike = max(now, key=shared, default=None)
-    if alike is None or not marks & {number.mark for number in alike.numbers}:
+    if alike is None or not row.marks & alike.marks:
         said = f"{row.labels!r}: the table of today has no number of these cells: the sweep or its results have changed"
         verified.findings.append(Finding(path, row.line, said))
         return
