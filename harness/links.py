@@ -34,6 +34,8 @@ class Link:
         self.connection = connection
         self.door, self._in = Pipe(duplex=False)
         """Readable when a message has come, or the line is dead."""
+        self._come = self._read = 0
+        """Messages that have come, and those of them that were read."""
         self._sending = threading.Lock()
         self._heard = time.monotonic()
         self._dead = threading.Event()
@@ -42,8 +44,8 @@ class Link:
 
     @property
     def dead(self) -> bool:
-        """Return whether the other side is gone."""
-        return self._dead.is_set()
+        """Return whether the other side is gone, and all that it said has been read."""
+        return self._dead.is_set() and self._read == self._come
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Send a message; over a dead line it is lost."""
@@ -51,19 +53,21 @@ class Link:
             with self._sending:
                 self.connection.send_bytes(json.dumps(message).encode())
         except (OSError, ValueError):
-            self._end()
+            self.close()
 
     def next(self) -> dict[str, Any] | None:
         """Return a message that has come, if any."""
         with contextlib.suppress(EOFError, OSError):
             if self.door.poll():
                 message: dict[str, Any] = json.loads(self.door.recv_bytes())
+                self._read += 1
                 return message
         return None
 
     def close(self) -> None:
-        """Hang up."""
-        self._end()
+        """Hang up. What has come by then can still be read."""
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.connection.fileno())) as line:
+            line.shutdown(socket.SHUT_RDWR)  # closing would leave a thread that reads from it asleep
 
     def _receive(self) -> None:
         with contextlib.suppress(EOFError, OSError, ValueError):
@@ -72,20 +76,15 @@ class Link:
                 self._heard = time.monotonic()
                 if data != b"{}":
                     self._in.send_bytes(data)
-        self._end()
+                    self._come += 1
+        self._dead.set()
+        self._in.close()
 
     def _pulse(self) -> None:
         while not self._dead.wait(PULSE):
             self.send({})
             if time.monotonic() - self._heard > SILENCE:
-                self._end()
-
-    def _end(self) -> None:
-        if not self._dead.is_set():
-            self._dead.set()
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.connection.fileno())) as line:
-                line.shutdown(socket.SHUT_RDWR)  # closing would leave a thread that reads from it asleep
-            self._in.close()
+                self.close()
 
 
 class Door:

@@ -51,7 +51,7 @@ class Distant:
         """Told with each of its messages, so that a late one of a trainer before it is not taken for its own."""
         self.pids: list[int] = []
         self.waiting: list[dict[str, Any]] = []
-        self.died = self.lost = False
+        self.died = False
         link.send({"start": self.life, "device": device})
 
     @property
@@ -72,7 +72,7 @@ class Distant:
         """Return its next message; the death of its node is its own."""
         if self.waiting:
             return self.waiting.pop(0)
-        if self.lost and not self.died:
+        if self.link.dead and not self.died:
             self.died = True
             return {"at": "died", "outcome": "lost", "message": f"node {self.host} is gone"}
         return None
@@ -111,6 +111,7 @@ class Lead:
 
     def team(self, device: str) -> Team:
         """Start a trainer for every rank. Raises NodeLost where a node is gone."""
+        self._sort()  # what the last team said late, behind which a line may have died
         for link, host in self.links.values():
             if link.dead:
                 raise NodeLost(f"node {host} is gone")
@@ -123,14 +124,11 @@ class Lead:
     def _sort(self) -> None:
         """Hand what came over the lines to the trainers that said it."""
         for link, _ in self.links.values():
-            gone = link.dead  # asked before its words are read, which may be its trainers' last
             while (said := link.next()) is not None:
                 if "signal" in said:
                     self.stop.set()
                 elif member := self.members.get(str(said.get("life"))):
                     member.waiting.append(said["message"])
-            for member in self.members.values():
-                member.lost |= gone and member.link is link
 
     def leave(self) -> None:
         """Send the agents home."""
@@ -147,9 +145,7 @@ def be_agent(shape: Shape, place: Path, start: Start, stop: threading.Event) -> 
     trainers: dict[str, Trainer] = {}
     killed, told = oom_kills(), False
     try:
-        gone = False
-        while not gone:
-            gone = link.dead  # asked before the orders are read: the last of them may be to leave
+        while not link.dead:
             while (order := link.next()) is not None:
                 if "leave" in order:
                     return

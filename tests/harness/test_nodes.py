@@ -36,6 +36,17 @@ def gone(link: Link) -> None:
     assert link._dead.wait(60)
 
 
+def test_what_has_come_is_read_though_one_hung_up_oneself(line: tuple[Link, Link]) -> None:
+    agent, leader = line
+    leader.send({"leave": True})
+    agent.close()  # as after a message that could not be sent
+    gone(agent)
+    assert not agent.dead
+    assert agent.next() == {"leave": True}
+    assert agent.dead
+    assert agent.next() is None
+
+
 @pytest.mark.parametrize(("said", "lost"), [({"leave": True}, False), (None, True)])
 def test_an_agent_hears_that_it_may_leave_though_its_leader_is_gone_by_then(
     line: tuple[Link, Link], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: dict | None, lost: bool
