@@ -6,6 +6,7 @@ import typer
 
 from harness import data, doctor, masks, status, sweep, tick, worker
 from harness.report import command as report
+from harness.track import command as track
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,6 +21,7 @@ app.command("tick")(tick.main)
 app.command("doctor")(doctor.main)
 app.add_typer(data.app, name="data")
 app.add_typer(masks.app, name="mask")
+app.add_typer(track.app, name="wandb")
 
 
 def main() -> None:

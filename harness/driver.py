@@ -21,7 +21,7 @@ from harness.detached import Detached
 from harness.display import ask
 from harness.dropped import ask_about_dropped
 from harness.errors import UserError, printable
-from harness.frontier import Frontier
+from harness.frontier import Frontier, Survey
 from harness.launch import Launcher
 from harness.launch.local import Machine, this_machine
 from harness.launch.slurm import Slurm
@@ -40,6 +40,7 @@ from harness.search import refuse_for_search
 from harness.spec import MOST_CELLS, Sweep
 from harness.store import Store
 from harness.supervisor import Setup
+from harness.track.beside import mirrored
 from harness.words import count
 from tost.catalog import nearest
 
@@ -77,7 +78,8 @@ class Driver:
         together = 0 if self.via(options) in HERE else TOGETHER
         self.whole = make_plan(self.sweep, self.store, data_folder(self.sweep, self.data), self.miniature, together)
         if self.miniature:  # its numbers mean nothing, and smaller knobs have other labels
-            self.sweep = replace(self.sweep, claims=())
+            file = self.sweep.file.model_copy(update={"wandb": None})
+            self.sweep = replace(self.sweep, claims=(), file=file)
         check_claims(self.sweep, self.whole)
         cells = self.whole.cells
         if only:
@@ -162,13 +164,8 @@ class Driver:
             return 2
         if self.sweep.search:
             return self._search(options)
-        via = self.via(options)
         if not (self.miniature or options.via or self.sweep.file.launch.model_fields_set & {"via"}):
             refuse_login_node()
-        if self.sweep.file.wandb and not self.miniature:
-            typer.echo(
-                "wandb: nothing is mirrored to Weights & Biases by this version; results are in the store", err=True
-            )
         if self.plan.united:
             typer.echo(f"{self.plan.united} duplicate cells united", err=True)
         if budget:
@@ -183,6 +180,13 @@ class Driver:
         saved = save_plan(self.plan, self.store, self.sweep, whole=not self.chosen)
         for claim in register(as_saved(self.whole, self.sweep), self.store) if self.sweep.claims else ():
             typer.echo(f"claim {claim.claim.name} registered: {claim.hash}", err=True)
+        live = not (options.detach or self.miniature)
+        with mirrored(self.sweep.file.wandb, self.store, self.plan.name, live):
+            return self._run_missing(survey, saved, options)
+
+    def _run_missing(self, survey: Survey, saved: Path, options: Options) -> int:
+        """Run what a saved plan lacks, where the options say; return the exit code."""
+        via = self.via(options)
         if not survey.todo:
             return self._close(interrupted=False)
         if via not in HERE or (via == "local" and options.detach):

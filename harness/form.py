@@ -13,6 +13,9 @@ from harness.reading import Document, Path_
 from tost.catalog import nearest
 
 MOST_TRIALS = 100_000
+PROJECT = r"^[^/\\#?%:\s]([^/\\#?%:\n]{0,94}[^/\\#?%:\s])?$"
+"""What W&B takes as a project's name, short enough for a shard's ending."""
+ENTITY = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 
 
 class When(Form):
@@ -36,11 +39,16 @@ class Launch(Form, strict=True):
 
 
 class Wandb(Form, strict=True):
-    """Where results are mirrored to."""
+    """Where results are mirrored to on Weights & Biases."""
 
-    project: str = Field(min_length=1, max_length=128)
-    entity: str | None = None
+    project: str = Field(pattern=PROJECT)
+    entity: str | None = Field(None, pattern=ENTITY)
+    """A team or a user; else the default one of whoever publishes."""
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    shard_by: list[Literal["dataset", "arch"]] | None = None
+    """Axes whose values have a project each; else as few as keep every project small enough to browse."""
+    artifacts: Literal["reference", "upload", "none"] = "reference"
+    """Masks and tickets: where they lie in the store, copies of them, or neither."""
 
 
 class Asha(Form, strict=True):
@@ -202,6 +210,8 @@ def sentence(error: Any) -> str:
         return f"{short(field)} is no field; there are {', '.join(known)}{nearest(field, known)}"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
+    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == PROJECT:
+        return f"{given} is not allowed; a project's name has 1 to 96 characters, none of / \\ # ? % : among them"
     if error["type"] == "string_pattern_mismatch" and NAME in error["ctx"]["pattern"]:
         return f"{given} is not allowed; a name is letters, digits, dots, dashes and underscores, at most 64"
     wanted = WANTED.get(error["type"], f"{error['msg'][0].lower()}{error['msg'][1:]}")

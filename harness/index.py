@@ -87,13 +87,13 @@ def _path(store: Store, name: str) -> Path:
     return store.root / "cache" / "index" / f"{name}.json"
 
 
-def stand(plan: Plan, store: Store, observer: Observer, rebuild: bool = False) -> Standing:
+def stand(plan: Plan, store: Store, observer: Observer, rebuild: bool = False, keep: bool = True) -> Standing:
     """Look at a plan's stages in the store.
 
     A folder of every kind and first two digits is listed (at most 1,024 listings), what the index knows as finished is
     believed, and only the other folders that exist are looked into, with at most `A_LOOK` operations each and one more
     for every further attempt; a finished parent of an unfinished stage costs one more, for its artifact. With `rebuild`
-    nothing is believed.
+    nothing is believed; without `keep` the index is left as it is.
     """
     standing = Standing(operations=2)
     known = {} if rebuild else _read(_path(store, plan.name))
@@ -113,7 +113,7 @@ def stand(plan: Plan, store: Store, observer: Observer, rebuild: bool = False) -
                 if result := looked[key].result():
                     standing.done[key] = Done.of(plan.stages[key], result)
                 standing.operations += 2 if result else A_LOOK + max(0, looked[key].generation - 1)
-    if any(known.get(key) != found for key, found in standing.done.items()):
+    if keep and any(known.get(key) != found for key, found in standing.done.items()):
         standing.operations += 1
         _write(_path(store, plan.name), {**known, **standing.done})  # a part of a sweep forgets nothing of the rest
     for key in _needed(plan, store, standing):

@@ -39,6 +39,8 @@ class SavedPlan:
     """The file's `launch:` as it was."""
     declared: Declared = field(default_factory=Declared)
     """What the file says of its report."""
+    wandb: Mapping[str, Any] = field(default_factory=dict)
+    """The file's `wandb:` as it was, empty where it has none."""
     written: int = 0
     """The time of the plan's file when it was read: another says that it was replaced, and decides no more."""
 
@@ -53,7 +55,8 @@ def as_saved(plan: Plan, sweep: Sweep) -> SavedPlan:
     facts = fact_reader()
     cells = [Place(tuple(str(cell.axis(axis)) for axis in axes), key, facts(cell)) for cell, key in plan.cells]
     launch = sweep.file.launch.model_dump(mode="json")
-    return SavedPlan(Path(), plan, axes, cells, source_digest(), launch, declare(sweep, plan))
+    wandb = sweep.file.wandb.model_dump(mode="json") if sweep.file.wandb else {}
+    return SavedPlan(Path(), plan, axes, cells, source_digest(), launch, declare(sweep, plan), wandb)
 
 
 class _Blocks:
@@ -152,6 +155,7 @@ def dump(saved: SavedPlan) -> bytes:
         "name": saved.plan.name,
         "source": saved.source,
         "launch": dict(saved.launch),
+        "wandb": dict(saved.wandb),
         "declared": saved.declared.model_dump(mode="json"),
         "blocks": blocks.values,
         "axes": saved.axes,
@@ -178,7 +182,8 @@ def read_plan(path: Path) -> SavedPlan:
             for labels, number, known in body["cells"]
         ]
         declared = Declared.model_validate(body["declared"])
-        return SavedPlan(path, plan, body["axes"], cells, body["source"], body["launch"], declared, written)
+        launch, wandb = body["launch"], body.get("wandb", {})
+        return SavedPlan(path, plan, body["axes"], cells, body["source"], launch, declared, wandb, written)
     except (FileNotFoundError, NotADirectoryError):
         folder = path.parent.parent
         there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []

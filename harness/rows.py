@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from harness.store import Folder
@@ -13,14 +12,15 @@ from harness.store import Folder
 def rows_of(folder: Folder) -> list[dict[str, Any]]:
     """Return a training's rows, an epoch each, of the newest attempt that has any."""
     for generation in range(folder.generation, 0, -1):
-        if rows := list(_lines(folder.attempt(generation) / "metrics.jsonl")):
+        if rows := list(rows_of_attempt(folder, generation)):
             return rows
     return []
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def rows_of_attempt(folder: Folder, generation: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one attempt, which are those of the checkpoint it went on from and its own."""
     try:
-        text = path.read_text()
+        text = (folder.attempt(generation) / "metrics.jsonl").read_text()
     except OSError:
         return
     for line in text.splitlines():

@@ -208,6 +208,12 @@ class Folder:
                 return result
         return None
 
+    def results(self) -> list[Result]:
+        """Return all results that are intact, oldest first."""
+        editions = self._numbers("result")
+        found = (Result.load(self.path / f"result-{edition:04d}.json", edition) for edition in editions)
+        return [result for result in found if result is not None]
+
     def has(self, artifact: Artifact) -> bool:
         """Return whether an artifact's file is there in its full size."""
         if artifact.file not in self.names:

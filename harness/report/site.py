@@ -6,7 +6,6 @@ import base64
 import gzip
 import hashlib
 import json
-import shlex
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from harness.catalog import METRICS
 from harness.report.frame import Frame, Line
 from harness.report.grids import Grid
 from harness.report.identity import NONE
+from harness.report.rerun import COMMANDS, only
 from harness.store import Store, canonical
 
 RESOURCES = Path(__file__).parent / "page"
@@ -39,12 +39,6 @@ OWN = (
     "job",
 )
 """What provenance says of one result alone."""
-COMMANDS = (
-    "python -m harness.sweep {file} --only {only}                 # run it, or what is missing of it",
-    "python -m harness.sweep {file} --only {only} --retry all     # run it again where it failed",
-    "python -m harness.sweep {file} --only {only} --via debug     # in one process, with your debugger",
-    "harness status {sweep} --why {key}",
-)
 
 
 class Shared:
@@ -188,7 +182,7 @@ def _cell(line: Line, shared: Shared, logs: Shared, curves: Curves, store: Store
         "reason": line.reason,
         "cause": line.cause,
         "log": logs.number(_tail(store, line.log)) if line.log else None,
-        "only": shlex.quote(",".join(f"{axis}={line.axis(axis)}" for axis in _telling(line))),
+        "only": only(line),
         "identity": {name: value for name, value in identity.items() if value and value != NONE},
         "protocol": shared.number({**line.facts.protocol, "dev": line.facts.dev}),
         "stamp": shared.number(measured.stamp) if measured else None,
@@ -201,16 +195,6 @@ def _cell(line: Line, shared: Shared, logs: Shared, curves: Curves, store: Store
         },
         "ghosts": max(ghosts, default=0),
     }
-
-
-def _telling(line: Line) -> list[str]:
-    """Return the axes that say which cell it is on the command line."""
-    usual = [axis for axis in ("dataset", "arch", "mask", "sparsity", "recipe", "seed") if line.labels.get(axis)]
-    if line.dense:
-        usual.remove("sparsity")
-    own = ["ticket_seed"] if line.axis("ticket_seed") != line.axis("seed") else []
-    known = {*usual, "sparsity", "ticket_seed", "world"}
-    return [*usual, *own, *(axis for axis, label in line.labels.items() if axis not in known and label)]
 
 
 def _tail(store: Store, log: str) -> str:

@@ -140,7 +140,8 @@ def finish(
         metrics = measured(cell, place, float(row["test"]), float(row["dev"]))
         rows = curve(int(cell.facts.protocol["epochs"]), float(row["test"]), float(row["dev"]), stage.key)
         (folder / "attempt-0001" / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    told = {"source": "0" * 16, "git": "1" * 40, "host": host, "seconds": 60.0, "finished": "2026-01-02T03:04:05Z"}
+    told = {"source": "0" * 16, "git": "1" * 40, "host": host, "generation": 1}
+    told |= {"seconds": 60.0, "finished": "2026-01-02T03:04:05Z"}
     theta0 = hashlib.sha256(f"{place.get('arch')} {place.get('ticket_seed')}".encode()).hexdigest()[:32]
     stamp = {"device": "cpu", "threads": 1, "theta0": theta0}
     result = Result(1, artifact, parents, metrics, stamp, told)

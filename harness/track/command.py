@@ -1,0 +1,236 @@
+"""`harness wandb`: publish the store to Weights & Biases, send later what could not be sent, compare, and reports."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.display import console
+from harness.errors import UserError, printable
+from harness.store import Store
+from harness.track.desk import Stalled
+from harness.track.mending import compare
+from harness.track.opening import Unreachable, drop_offline, find_target, follow, publisher
+from harness.track.publisher import Progress, Publisher
+from harness.track.target import Target, Wish, wishes
+from harness.words import count
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+Sweeps = Annotated[list[str], typer.Argument(help="Sweeps by name or file; else all of the store that name a project.")]
+StoreFolder = Annotated[Path, typer.Option("--store", help="The store's folder.")]
+PATIENT = 3
+"""Passes in a row that may fail before a command of its own gives up."""
+ALIVE = 10.0
+"""Seconds between two signs that a last pass gets on."""
+
+
+def _say(sentence: str) -> None:
+    typer.echo(printable(sentence), err=True)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn errors into sentences and exit codes."""
+    try:
+        yield
+    except UserError as error:
+        typer.echo(printable(str(error), 20_000), err=True)
+        raise typer.Exit(2) from None
+    except OSError as error:
+        typer.echo(
+            f"{error.filename or 'the store'}: {error.strerror or error}; nothing that was sent is lost", err=True
+        )
+        raise typer.Exit(3) from None
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def publish(
+    sweeps: Sweeps = [],  # noqa: B006
+    store: StoreFolder = Path("runs"),
+    stay: Annotated[bool, typer.Option("--follow", help="Go on until all is over and has come.")] = False,
+    beside: Annotated[bool, typer.Option("--beside", hidden=True)] = False,
+) -> None:
+    """Bring W&B to what the store says: once, for cron or by hand; or with --follow, on a login node.
+
+    Sweeps of one project go together. Exit codes: 0 all has come, 1 something has not, 2 a mistake or another publisher
+    at work, 3 the store cannot be read.
+    """
+    with _told():
+        place, over = Store(store), Parent() if beside else Never()
+        good = True
+        for wish in _wanted(place, sweeps, beside):
+            target, why = _target(wish)
+            with publisher(place, wish, target, print if beside else _say, over.waits) as work:
+                if work is None:
+                    continue
+                work.say(_welcome(work, why))
+                work.report = over.alive
+                leave = over.gone if beside else (lambda: not stay)
+                good = _bye(work, follow(work, leave, over.wait, patience=8 if beside else PATIENT)) and good
+    raise typer.Exit(not good)
+
+
+@app.command()
+def sync(sweeps: Sweeps = [], store: StoreFolder = Path("runs")) -> None:  # noqa: B006
+    """Send every finished run that the server lacks, each whole, as the store has it; for what was trained offline.
+
+    Stopped or killed, the same command goes on. Offline folders are no longer needed then, and removed.
+    """
+    with _told():
+        place, good = Store(store), True
+        for wish in _wanted(place, sweeps, beside=False):
+            with _online(place, wish) as work, _bar("sent") as show:
+                work.report, work.finished_only = show, True
+                progress = follow(work, lambda: True, Never().wait, patience=PATIENT)
+                drop_offline(work)
+            good = _bye(work, progress) and good
+    raise typer.Exit(not good)
+
+
+@app.command()
+def reconcile(
+    sweeps: Sweeps = [],  # noqa: B006
+    store: StoreFolder = Path("runs"),
+    dry: Annotated[bool, typer.Option("--dry", help="Compare only; send nothing.")] = False,
+) -> None:
+    """Compare every run on the server with the store: rows, summaries, tags, states; and send what is missing.
+
+    A run whose rows are others than the store's is begun anew under another id, the old one tagged superseded. Exit
+    codes: 0 all is the same (now), 1 something still differs, 2 a mistake.
+    """
+    with _told():
+        place, good = Store(store), True
+        for wish in _wanted(place, sweeps, beside=False):
+            with _online(place, wish) as work:
+                try:
+                    with _bar("compared") as show:
+                        found = compare(work, show)
+                    _say(f"wandb: {count(found.same, 'run')} the same, {found.wrong} not")
+                    for line in found.lines():
+                        _say(f"  {line}")
+                    if found.wrong and not dry:
+                        progress = follow(work, lambda: True, Never().wait, patience=PATIENT)
+                        good = _bye(work, progress) and good
+                    good = good and not (dry and found.wrong)
+                except Stalled as error:
+                    raise UserError(f"wandb: {work.target}: {error}; nothing was changed, try again later") from None
+    raise typer.Exit(not good)
+
+
+@contextmanager
+def _online(place: Store, wish: Wish) -> Iterator[Publisher]:
+    """Hold the lease of a target that can be reached. Raises UserError where it cannot."""
+    try:
+        target = find_target(wish, "online")
+    except Unreachable as error:
+        raise UserError(f"wandb: nothing can be sent now: {error}") from None
+    with publisher(place, wish, target, _say) as work:
+        if work is None:
+            raise UserError(f"wandb: another process may be publishing to {target}; try again in some minutes")
+        yield work
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[Progress], None]]:
+    """Show a bar on a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(f"stages, {{task.fields[runs]}} runs {what}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console(), transient=True) as bar:
+        task = bar.add_task(what, total=None, runs=0)
+        yield lambda seen: bar.update(task, total=seen.stages or None, completed=seen.seen, runs=seen.whole)
+
+
+def _wanted(place: Store, sweeps: list[str], beside: bool) -> list[Wish]:
+    found = [wish for wish in wishes(place, sweeps) if wish.mode != "disabled"]
+    if not found and not beside:
+        raise UserError(f"no sweep of {place.root} is to be mirrored; write wandb: {{project: NAME}} in a sweep file")
+    return found
+
+
+def _target(wish: Wish) -> tuple[Target, str]:
+    """Return where a wish goes: to a server, or into folders on this machine, for a reason."""
+    try:
+        return find_target(wish, wish.mode), ""
+    except Unreachable as error:
+        if wish.mode == "online":
+            raise UserError(
+                f"wandb: mode is online, but {error}. Results are in the store; once that is mended, "
+                f"`harness wandb sync {' '.join(wish.names)}` sends them"
+            ) from None
+        return Target("", "", wish.project), str(error)
+
+
+def _welcome(work: Publisher, why: str) -> str:
+    if work.target.host:
+        return f"wandb: mirrored to {work.target}"
+    return (
+        f"wandb: nothing is sent: {why}. `wandb leet {work.folder / 'offline' / 'wandb'}` shows what is finished, "
+        f"`harness wandb sync {' '.join(work.wish.names)}` sends it later"
+    )
+
+
+def _bye(work: Publisher, progress: Progress) -> bool:
+    """Say how it ended; return whether all that there is has come."""
+    sent = "sent" if work.target.host else "kept"
+    said = f"wandb: {progress.whole} of {count(progress.runs, 'run')} {sent}"
+    if not progress.complete:
+        said += f"; {progress.fault or 'some were refused'}: `harness wandb publish` goes on from here"
+    work.say(said)
+    return progress.complete
+
+
+class Never:
+    """Nobody who could leave: a command of its own."""
+
+    waits = gone = staticmethod(lambda: False)
+
+    def alive(self, progress: Progress) -> None:
+        """Hear how far a pass has come."""
+
+    def wait(self, seconds: float) -> None:
+        """Wait."""
+        threading.Event().wait(seconds)
+
+
+class Parent:
+    """The sweep command at the other end of this process's input: once that ends, a last pass is due."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+        os.nice(10)
+
+    def waits(self) -> bool:
+        """Return whether it is worth waiting for another publisher's end: while the command is there."""
+        return not self.gone()
+
+    def gone(self) -> bool:
+        """Return whether the command has ended, or is about to."""
+        ready, _, _ = select.select([sys.stdin], [], [], 0)
+        return bool(ready) and not sys.stdin.read(1)
+
+    def alive(self, progress: Progress) -> None:
+        """Say now and then that it gets on."""
+        if self.gone() and not progress.complete and time.monotonic() - self.last > ALIVE:
+            self.last = time.monotonic()
+            print(f"wandb: {progress.whole} of {count(progress.runs, 'run')} sent", flush=True)  # noqa: T201 - heard by the command
+
+    def wait(self, seconds: float) -> None:
+        """Wait, but not longer than the command is there."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self.gone():
+            select.select([sys.stdin], [], [], min(1.0, max(0.0, deadline - time.monotonic())))
+        if self.gone():
+            threading.Event().wait(min(seconds, max(0.0, deadline - time.monotonic())))

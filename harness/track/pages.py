@@ -1,0 +1,276 @@
+"""A page: everything that one run of the mirror says, made from the store alone and always the same."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache, cached_property
+from typing import Any
+
+from harness.states import EARLY, FAILED, State
+from harness.store import Artifact, Folder, Result, Store, digest
+from harness.track.about import About
+from harness.track.lives import Life, lives_of, rows_of_life
+
+VERSION = 1
+SUPERSEDED = "superseded"
+TYPES = {"mask": "mask", "rescale": "scales", "train": "ticket"}
+"""Kind of stage -> the type of its artifact."""
+DIGEST = "page"
+"""The key of a run's summary that holds its page's digest: once it is there, all before it has come."""
+ALIAS = 16
+"""Hex digits of an artifact's alias: the beginning of its SHA-256."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An artifact of a stage where the store has it."""
+
+    name: str
+    type: str
+    path: str
+    sha256: str
+    bytes: int
+    key: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """One run: step of a row = its place, from 0."""
+
+    id: str
+    project: str
+    name: str
+    group: str
+    job_type: str
+    tags: Sequence[str]
+    notes: str
+    config: Mapping[str, Any]
+    rows: Sequence[Mapping[str, float]]
+    summary: Mapping[str, Any]
+    state: str
+    """running, stopped, finished or failed."""
+    artifact: Mapping[str, Any] | None = None
+    uses: Sequence[str] = field(default_factory=list)
+    """Artifacts that it was made from, as `name:alias`."""
+    gone: bool = False
+    """Whether the store has its attempts no more: the rows that it was shown stay as they are."""
+
+    @cached_property
+    def body(self) -> dict[str, Any]:
+        """Return its fields."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @cached_property
+    def digest(self) -> str:
+        """Return a hash of all of it."""
+        return digest(self.body)[:16]
+
+    @property
+    def final(self) -> bool:
+        """Return whether it is that of a run that ended."""
+        return self.state in ("finished", "failed")
+
+    def prefix(self, rows: int) -> str:
+        """Return a hash of its first rows."""
+        return digest(self.rows[:rows])[:16]
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """Return the summary as it is sent, the page's digest in it."""
+        return {**self.summary, DIGEST: self.digest}
+
+
+@cache
+def plain(name: str) -> str:
+    """Return a metric's name in the letters that W&B can filter and sort by: `test@last` becomes `test_last`."""
+    return re.sub(r"\W", "_", name)
+
+
+def run_id(key: str, generation: int, turn: int = 0) -> str:
+    """Return a run's id; `turn` counts how often it had to be begun anew because its remote rows were spoilt."""
+    return f"{key}-{generation}" + (f"-{turn}" if turn else "")
+
+
+def without_turn(run: str) -> str:
+    """Return a run's id as it was first."""
+    return "-".join(run.split("-")[:2])
+
+
+@dataclass
+class Writer:
+    """Makes the pages of stages; remembers which run an artifact came from."""
+
+    store: Store
+    project: Callable[[About], str]
+    artifacts: bool
+    turns: Mapping[str, int] = field(default_factory=dict)
+    """Run id without a turn -> how often it was begun anew."""
+    _runs: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def pages(self, about: About, state: State | None, known: Sequence[str] = ()) -> list[Page]:
+        """Return the pages of a stage that is in a state, or done where that is None.
+
+        `known`: the runs that it was given before; one that is no more of its lives is told as superseded.
+        """
+        folder = self.store.folder(about.stage.kind, about.stage.key)
+        lives = lives_of(folder)
+        self._runs[about.stage.key] = {
+            life.result.artifact.sha256: self._id(about.stage.key, life) for life in lives if life.result
+        }
+        pages = [self._page(about, folder, life, state) for life in lives if self._shown(about, life, state)]
+        there = {page.id for page in pages}
+        return [*(self._lost(about, run) for run in known if run not in there), *pages]
+
+    def _id(self, key: str, life: Life) -> str:
+        plain_id = run_id(key, life.first)
+        return run_id(key, life.first, self.turns.get(plain_id, 0))
+
+    def _shown(self, about: About, life: Life, state: State | None) -> bool:
+        if life.result or life.end:
+            return True
+        return life.current and about.stage.kind == "train" and state is not None
+
+    def _page(self, about: About, folder: Folder, life: Life, state: State | None) -> Page:
+        mood, tags = _mood(life, state), list(about.tags)
+        if not life.current:
+            tags.append(SUPERSEDED)
+        elif state is not None and state.name == EARLY:
+            tags.append(EARLY)
+        summary = _results(about, life.result) if life.result else {}
+        notes = list(about.commands)
+        if mood == "failed":
+            failure = _failure(life, state if life.current else None)
+            log = folder.attempt(life.last) / "log"
+            notes += [f"failed ({failure['cause']}): {failure['message']}", *([f"log: {log}"] if log.exists() else [])]
+            summary |= {"failure": failure}
+        links = self._links(about, life.result)
+        again = "" if life.first == 1 and life.current else f" (from attempt {life.first})"
+        return Page(
+            self._id(about.stage.key, life),
+            self.project(about),
+            f"{about.name}{again}",
+            about.group,
+            about.stage.kind,
+            sorted(tags),
+            "\n".join(notes),
+            about.config | {"generation": life.first} | ({"uses": links} if links else {}),
+            [_row(row) for row in rows_of_life(folder, life)] if about.stage.kind == "train" else [],
+            _sound(summary),
+            mood,
+            self._artifact(about, folder, life.result) if self.artifacts and life.result else None,
+            self._used(about, life.result) if self.artifacts and life.result else [],
+        )
+
+    def _lost(self, about: About, run: str) -> Page:
+        """Return what is said of a run whose attempts count no more, and whose rows are left as they are."""
+        tags, config = sorted([*about.tags, SUPERSEDED]), dict(about.config)
+        name, notes = f"{about.name} (given up)", "\n".join(about.commands)
+        words = (name, about.group, about.stage.kind, tags, notes, config)
+        return Page(run, self.project(about), *words, [], {}, "stopped", gone=True)
+
+    def _links(self, about: About, result: Result | None) -> dict[str, Any]:
+        """Return the runs of the stages that this one is made from, with the artifacts that were read."""
+        links = {}
+        for role, key in about.parents.items():
+            sha256 = str(result.parents.get(key, "")) if result else ""
+            runs = self._runs_of(role, key, about)
+            run = runs.get(sha256) or next(reversed(runs.values()), "")
+            links[role] = {"key": key, "run": run, **({"sha256": sha256} if sha256 else {})}
+        return links
+
+    def _runs_of(self, role: str, key: str, about: About) -> dict[str, str]:
+        if key not in self._runs:
+            kind = _kind(role)
+            lives = lives_of(self.store.folder(kind, key))
+            self._runs[key] = {life.result.artifact.sha256: self._id(key, life) for life in lives if life.result}
+        return self._runs[key]
+
+    def _artifact(self, about: About, folder: Folder, result: Result) -> Mapping[str, Any] | None:
+        if about.stage.kind == "train" and not about.read:
+            return None
+        path = folder.path / result.artifact.file
+        if not folder.has(Artifact(result.artifact.sha256, result.artifact.bytes)):
+            return None
+        kind, artifact = about.stage.kind, result.artifact
+        name = artifact_name(kind, about.stage.key)
+        return asdict(Reference(name, TYPES[kind], str(path), artifact.sha256, artifact.bytes, about.stage.key))
+
+    def _used(self, about: About, result: Result) -> list[str]:
+        return [
+            f"{artifact_name(_kind(role), key)}:{result.parents[key][:ALIAS]}"
+            for role, key in about.parents.items()
+            if key in result.parents and self._there(role, key, result.parents[key])
+        ]
+
+    def _there(self, role: str, key: str, sha256: str) -> bool:
+        """Return whether a parent's artifact is still in the store, so that its run could tell of it."""
+        return (self.store.path(_kind(role), key) / f"{sha256}.safetensors").exists()
+
+
+def _kind(role: str) -> str:
+    """Return what kind of stage a parent is by the role it has."""
+    return role if role in ("mask", "rescale") else "train"
+
+
+def artifact_name(kind: str, key: str) -> str:
+    """Return the name of a stage's artifact."""
+    return f"{TYPES[kind]}-{key[:ALIAS]}"
+
+
+def _mood(life: Life, state: State | None) -> str:
+    if life.result:
+        return "finished"
+    if not life.current:
+        return "failed" if life.end else "stopped"
+    if state is None or state.name == EARLY:
+        return "finished"
+    if state.name in FAILED or (life.end or {}).get("outcome") in FAILED:
+        return "failed"
+    return "running" if state.name == "running" else "stopped"
+
+
+def _failure(life: Life, state: State | None) -> dict[str, str]:
+    end = life.end or {}
+    cause = (state.cause if state else "") or str(end.get("cause", end.get("outcome", "unknown")))
+    return {"cause": cause, "message": (state.detail if state else "") or str(end.get("message", ""))}
+
+
+def _results(about: About, result: Result) -> dict[str, Any]:
+    """Return all that a table may show of a result, what it was made on and with, and where it lies."""
+    metrics = {plain(name): _scalar(value) for name, value in result.metrics.items() if not isinstance(value, dict)}
+    reported = result.metrics.get(about.facts.protocol.get("report", "test@last"))
+    return {
+        **metrics,
+        **({"accuracy": reported} if reported is not None else {}),
+        "edition": result.edition,
+        "artifact": result.artifact.sha256,
+        "stamp": dict(result.stamp),
+        "provenance": dict(result.provenance),
+    }
+
+
+def _scalar(value: Any) -> Any:
+    return len(value) if isinstance(value, list) else value
+
+
+def _row(row: Mapping[str, Any]) -> dict[str, float]:
+    return {plain(name): value * 1 for name, value in row.items() if isinstance(value, int | float)}
+
+
+def _sound(value: Any) -> Any:
+    """Return a value that JSON has, and that wandb keeps: without what is no number, and without what is empty."""
+    if isinstance(value, Mapping):
+        inner = {str(name): _sound(part) for name, part in value.items()}
+        return {name: part for name, part in inner.items() if part is not None and part != {}}
+    if isinstance(value, list | tuple):
+        return [_sound(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def signature(about: About, project: str, of: Any) -> str:
+    """Return a hash that changes whenever a stage's pages may: its words, its project, its state or result."""
+    said = [VERSION, project, about.config, about.tags, about.name, about.group, about.commands, about.read, of]
+    return digest(said)[:16]

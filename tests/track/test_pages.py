@@ -1,0 +1,321 @@
+"""What runs are told: ids, groups, tags, shards, what was shown before; and the lease of who tells it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.catalog import METRICS
+from harness.claims import Observer, Owner
+from harness.errors import UserError
+from harness.facts import Facts
+from harness.index import stand
+from harness.plan import Stage
+from harness.planfile import SavedPlan
+from harness.store import Store
+from harness.track.about import About, about_stages
+from harness.track.ledger import Ledger, Queue, Shown
+from harness.track.pages import Page, Writer, plain, run_id, without_turn
+from harness.track.publisher import contradicts
+from harness.track.target import MOST_RUNS, Shards, Target, shards_of, wishes
+from tests.conftest import until
+from tests.harness.synthetic import write_fixture_store
+
+
+@pytest.fixture(scope="module")
+def fixture(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, SavedPlan]:
+    return write_fixture_store(tmp_path_factory.mktemp("fixture"))
+
+
+def pages_of(store: Store, saved: SavedPlan, artifacts: bool = True) -> dict[str, list[Page]]:
+    standing = stand(saved.plan, store, Observer(), keep=False)
+    writer = Writer(store, Shards("p").of, artifacts)
+    abouts = about_stages([saved])
+    return {key: writer.pages(about, standing.states.get(key)) for key, about in abouts.items()}
+
+
+def test_every_stage_but_data_has_a_run_of_its_own(fixture: tuple[Store, SavedPlan]) -> None:
+    store, saved = fixture
+    abouts = about_stages([saved])
+    assert list(abouts) == [key for key, stage in saved.plan.stages.items() if stage.kind != "data"]
+    assert {about.role for about in abouts.values()} == {"cell", "dense", "training", "mask", "rescale"}
+    for key, pages in pages_of(store, saved).items():
+        for page in pages:
+            assert re.fullmatch(rf"{key}-\d+", page.id)
+            assert page.job_type == abouts[key].stage.kind
+            assert len(page.group) <= 128
+            assert all(len(tag) <= 64 for tag in page.tags)
+            assert f"harness status synthetic --why {key}" in page.notes
+            assert "\n" not in page.name
+
+
+def test_a_group_is_a_cell_without_its_seed(fixture: tuple[Store, SavedPlan]) -> None:
+    _, saved = fixture
+    abouts = about_stages([saved])
+    axes = ("arch", "mask", "sparsity", "recipe")
+    groups: dict[tuple[str, ...], set[str]] = {}
+    for place, key in saved.places():
+        known = tuple("" if place["mask"] == "dense" and axis == "sparsity" else place[axis] for axis in axes)
+        groups.setdefault(known, set()).add(abouts[key].group)
+    assert all(len(group) == 1 for group in groups.values())
+    assert len({next(iter(group)) for group in groups.values()}) == len(groups)
+    rounds = [about for about in abouts.values() if about.role == "training"]
+    seeds = {about.labels["ticket_seed"] for about in rounds}
+    assert len({about.group for about in rounds}) * len(seeds) == len(rounds)
+
+
+def test_a_summary_has_every_number_that_a_table_can_show(fixture: tuple[Store, SavedPlan]) -> None:
+    store, saved = fixture
+    pages = pages_of(store, saved)
+    finished = [
+        page for some in pages.values() for page in some if page.state == "finished" and page.job_type == "train"
+    ]
+    cells = [page for page in finished if page.config["role"] in ("cell", "dense") and page.rows]
+    measured = store.folder("train", cells[0].config["key"]).result()
+    assert measured is not None
+    for name in METRICS:
+        if name in measured.metrics and not isinstance(measured.metrics[name], list):
+            assert cells[0].summary[plain(name)] == measured.metrics[name]
+    assert cells[0].summary["accuracy"] == measured.metrics["test@last"]
+    assert cells[0].summary["provenance"]["host"] in ("node1", "node2")
+    assert all(re.fullmatch(r"[A-Za-z_]\w*", name) for page in cells for name in (*page.summary, *page.rows[0]))
+    assert cells[0].config["protocol"]["epochs"] == 12
+
+
+def test_a_failure_is_told_with_its_cause(fixture: tuple[Store, SavedPlan]) -> None:
+    store, saved = fixture
+    failed = [page for some in pages_of(store, saved).values() for page in some if page.state == "failed"]
+    assert failed
+    for page in failed:
+        assert page.summary["failure"]["cause"]
+        assert page.summary["failure"]["message"] in page.notes
+
+
+def test_cells_name_the_runs_and_artifacts_they_were_made_from(fixture: tuple[Store, SavedPlan]) -> None:
+    store, saved = fixture
+    pages = {page.id: page for some in pages_of(store, saved).values() for page in some}
+    linked = [page for page in pages.values() if "mask" in page.config.get("uses", {}) and page.state == "finished"]
+    assert linked
+    for page in linked:
+        mask = pages[page.config["uses"]["mask"]["run"]]
+        assert mask.artifact is not None
+        assert mask.artifact["sha256"] == page.config["uses"]["mask"]["sha256"]
+        assert f"{mask.artifact['name']}:{mask.artifact['sha256'][:16]}" in page.uses
+    none = [page for some in pages_of(store, saved, artifacts=False).values() for page in some]
+    assert all(page.artifact is None and not page.uses for page in none)
+
+
+def test_a_page_is_the_same_whenever_it_is_made(fixture: tuple[Store, SavedPlan]) -> None:
+    store, saved = fixture
+    one, two = pages_of(store, saved), pages_of(store, saved)
+    assert [p.digest for some in one.values() for p in some] == [p.digest for some in two.values() for p in some]
+
+
+def test_a_stage_of_two_sweeps_is_one_run_with_both_their_names(fixture: tuple[Store, SavedPlan]) -> None:
+    _, saved = fixture
+    other = replace(saved, plan=replace(saved.plan, name="other"))
+    abouts = about_stages([saved, other])
+    assert {about.sweeps for about in abouts.values()} == {("synthetic", "other")}
+    assert all({"synthetic", "other"} <= set(about.tags) for about in abouts.values())
+
+
+PAGE = Page("k-1", "p", "n", "g", "train", [], "", {}, [{"a": 1}, {"a": 2}], {}, "running")
+
+
+@pytest.mark.parametrize(
+    ("rows", "state", "shown", "wrong"),
+    [
+        ([1, 2, 3], "running", [1, 2], False),
+        ([1, 2], "finished", [1, 2], False),
+        ([1, 9, 3], "running", [1, 2], True),
+        ([1], "running", [1, 2], False),
+        ([1], "finished", [1, 2], True),
+        ([], "failed", [], False),
+    ],
+)
+def test_rows_that_contradict_what_was_shown_are_noticed(
+    rows: list[int], state: str, shown: list[int], wrong: bool
+) -> None:
+    before = replace(PAGE, rows=[{"a": value} for value in shown])
+    page = replace(PAGE, rows=[{"a": value} for value in rows], state=state)
+    assert contradicts(page, Shown("", len(shown), before.prefix(len(shown)))) is wrong
+
+
+def test_a_run_that_is_gone_contradicts_nothing() -> None:
+    assert not contradicts(replace(PAGE, rows=[], state="stopped", gone=True), Shown("", 5, "x"))
+
+
+def test_a_run_begun_anew_has_an_id_that_tells_so() -> None:
+    assert run_id("ab", 2) == "ab-2"
+    assert run_id("ab", 2, 3) == "ab-2-3"
+    assert without_turn("ab-2-3") == without_turn("ab-2") == "ab-2"
+
+
+def many(datasets: int, archs: int, each: int) -> list[About]:
+    stage = Stage("k", "train", {}, {}, "")
+    return [
+        About(stage, "cell", "", "", {"dataset": f"imagefolder:./d {d}", "arch": f"a{a}"}, Facts(), ())
+        for d in range(datasets)
+        for a in range(archs)
+        for _ in range(each)
+    ]
+
+
+def test_projects_are_cut_so_that_each_stays_small(tmp_path: Path) -> None:
+    assert shards_of(tmp_path / "a", "p", None, many(1, 1, 10)).axes == ()
+    assert shards_of(tmp_path / "b", "p", None, many(3, 1, MOST_RUNS // 2)).axes == ("dataset",)
+    cut = shards_of(tmp_path / "c", "p", None, many(2, 2, MOST_RUNS // 2 + 1))
+    assert cut.axes == ("dataset", "arch")
+    sizes = cut.sizes(many(2, 2, 7))
+    assert sizes == {f"p-imagefolder_._d_{d}-a{a}": 7 for d in range(2) for a in range(2)}
+    assert shards_of(tmp_path / "a", "p", None, many(3, 1, 100)).axes == (), "what was decided stands"
+
+
+def test_what_cannot_be_cut_or_was_cut_otherwise_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"10,001 runs; .*spread the sweeps over several projects"):
+        shards_of(tmp_path / "a", "p", None, many(1, 1, MOST_RUNS + 1))
+    with pytest.raises(UserError, match=r"write shard_by: \[dataset\] \(at most 6,000\)"):
+        shards_of(tmp_path / "b", "p", [], many(2, 1, 6000))
+    shards_of(tmp_path / "c", "p", ["arch"], many(2, 2, 5))
+    with pytest.raises(UserError, match=r"cut by \['arch'\] since"):
+        shards_of(tmp_path / "c", "p", ["dataset"], many(2, 2, 5))
+
+
+def test_addresses() -> None:
+    assert Target("https://api.wandb.ai", "lab", "p").url("p-x", "/runs/1") == "https://wandb.ai/lab/p-x/runs/1"
+    assert Target("https://w.uni.edu:80/", "lab", "a b").folder(Store(Path("/s"))).name == "w.uni.edu_80--lab--a_b"
+
+
+def test_a_ledger_survives_its_process_and_a_torn_line(tmp_path: Path) -> None:
+    first = Ledger(tmp_path, "sent", 1)
+    first.note("a", "s1", {"a-1": Shown("d", 3, "p")})
+    first.note("b", "s2", {"b-1": Shown("e", 0, "")})
+    first.note("a", "s3", {"a-1": Shown("f", 4, "q")})
+    with first.path.open("a") as file:
+        file.write('["c", "s4", {"c-1": ["g", 1')
+    second = Ledger(tmp_path, "sent", 2)
+    assert second.entries == first.entries
+    assert second.path.read_text().count("\n") == 2, "only what counts is written again"
+    assert not first.path.exists()
+    second.forget("a")
+    assert Ledger(tmp_path, "sent", 3).entries["a"].signature == ""
+
+
+HOLD = """
+import sys, threading
+from pathlib import Path
+from harness.track.ledger import Queue
+held = Queue(Path(sys.argv[1]), float(sys.argv[2])).get(lambda: True)
+print("held", flush=True)
+threading.Event().wait()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HOLD), str(tmp_path), "2"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.send_signal(signal.SIGCONT)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_second_publisher_is_refused_and_takes_over_once_the_first_is_dead(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
+    with pytest.raises(UserError, match=f"process {holder.pid} on .* publishes this store to this project already"):
+        Queue(tmp_path, 2.0).get(lambda: False)
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    lease = Queue(tmp_path, 2.0).get(lambda: False)
+    assert lease is not None
+    assert lease.generation == 2
+    lease.release()
+    again = Queue(tmp_path, 2.0).get(lambda: False)
+    assert again is not None
+    assert again.generation == 3
+    assert lease.lost
+    again.release()
+
+
+def test_a_holder_elsewhere_is_overtaken_only_when_its_heart_stands_still(tmp_path: Path) -> None:
+    stranger = replace(Owner.me(lease=0.5), host="another")
+    (tmp_path / "claim-0001").write_bytes(json.dumps(_plain(stranger)).encode() + b"\n")
+    queue = Queue(tmp_path, 0.5)
+    assert queue.ask() is None
+    with (tmp_path / "claim-0001").open("ab") as file:
+        file.write(b".")
+    assert queue.ask() is None
+    assert queue.alive
+    taken = until(queue.ask, 30, every=0.05)
+    assert taken.generation == 2
+    taken.release()
+
+
+def _plain(owner: Owner) -> dict[str, Any]:
+    return {**vars(owner), "processes": [vars(process) for process in owner.processes]}
+
+
+def test_a_holder_that_was_frozen_sees_that_it_was_overtaken(tmp_path: Path) -> None:
+    first = Queue(tmp_path, 60).get(lambda: False)
+    assert first is not None
+    first._stop.set()
+    for number in (2, 3, 4):
+        (tmp_path / f"attempt-{number - 1:04d}").mkdir(exist_ok=True)
+        (tmp_path / f"attempt-{number - 1:04d}" / "end.json").write_text('{"outcome": "released"}')
+        taken = Queue(tmp_path, 60).get(lambda: False)
+        assert taken is not None
+        assert taken.generation == number
+        assert first.lost
+        taken.release()
+    assert len(list(tmp_path.glob("claim-*"))) <= 3
+
+
+def test_what_sweeps_say_of_one_project_goes_together(tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs")
+    for name, wandb in {
+        "one": {"project": "p", "entity": None, "shard_by": None, "artifacts": "reference", "mode": "auto"},
+        "two": {"project": "p", "entity": None, "shard_by": ["arch"], "artifacts": "upload", "mode": "auto"},
+        "three": {"project": "q", "entity": "lab", "shard_by": None, "artifacts": "none", "mode": "disabled"},
+        "four": {},
+    }.items():
+        write_plan(store, name, wandb)
+    found = wishes(store)
+    assert [(wish.project, wish.names, wish.shard_by, wish.artifacts) for wish in found] == [
+        ("p", ("one", "two"), ["arch"], "upload"),
+        ("q", ("three",), None, "none"),
+    ]
+    assert [wish.names for wish in wishes(store, ["two"])] == [("one", "two")], "one publisher for all of a project"
+    with pytest.raises(UserError, match="four has no `wandb:`"):
+        wishes(store, ["four"])
+    with pytest.raises(UserError, match="did you mean 'one'"):
+        wishes(store, ["ome"])
+    other = {"project": "p", "entity": None, "shard_by": ["dataset"], "artifacts": "none", "mode": "auto"}
+    write_plan(store, "five", other)
+    with pytest.raises(UserError, match="cut project p in two ways"):
+        wishes(store)
+
+
+def write_plan(store: Store, name: str, wandb: dict[str, Any]) -> None:
+    from harness.plan import Plan
+    from harness.planfile import NEWEST, dump
+
+    folder = store.sweep(name)
+    folder.mkdir(parents=True)
+    (folder / NEWEST).write_bytes(dump(SavedPlan(Path(), Plan(name), [], wandb=wandb)))
