@@ -180,8 +180,7 @@ class Driver:
         saved = save_plan(self.plan, self.store, self.sweep, whole=not self.chosen)
         for claim in register(as_saved(self.whole, self.sweep), self.store) if self.sweep.claims else ():
             typer.echo(f"claim {claim.claim.name} registered: {claim.hash}", err=True)
-        live = not (options.detach or self.miniature)
-        with mirrored(self.sweep.file.wandb, self.store, self.plan.name, live):
+        with mirrored(self.sweep.file.wandb, self.store, self.plan.name, not options.detach):
             return self._run_missing(survey, saved, options)
 
     def _run_missing(self, survey: Survey, saved: Path, options: Options) -> int:
@@ -246,7 +245,8 @@ class Driver:
         share, setup = self._trials(options, self.machine(options))
         most = options.workers or self.sweep.file.launch.workers
         data = data_folder(self.sweep, self.data)
-        return run_search(self.sweep, self.store, data, replace(setup, discard_weights=True), share, most)
+        with mirrored(self.sweep.file.wandb, self.store, self.sweep.name, live=True):
+            return run_search(self.sweep, self.store, data, replace(setup, discard_weights=True), share, most)
 
     @staticmethod
     def _setup(device: str, threads: int, options: Options) -> Setup:

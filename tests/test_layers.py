@@ -17,6 +17,8 @@ HEAVY = ("torch", "torchvision", "ray", "wandb", "matplotlib", "pandas", "sklear
         "harness.driver",
         "harness.supervisor",
         "harness.launch.local",
+        "harness.track.command",
+        "harness.track.publisher",
         "tost.catalog",
     ],
 )

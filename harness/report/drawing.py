@@ -14,7 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.report.figures import Figure, Panel
+from harness.report.figures import COLOURS, Figure, Panel
 from harness.report.latex import stems
 from harness.report.metrics import count
 from harness.store import digest, read_json, write_whole
@@ -31,8 +31,7 @@ COLUMN = 3.35
 """Inches of a column in the usual two-column formats."""
 ROW = 1.45
 """Inches that a row of panels is high."""
-# Okabe and Ito's palette (2008) without its yellow; dash and marker tell lines apart where there is no colour.
-COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+# Dash and marker tell lines apart where there is no colour.
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 RC: Any = {

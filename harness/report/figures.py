@@ -15,6 +15,8 @@ from harness.report.pairing import pairs
 
 SHOWN = ("dataset", "arch", "mask", "sparsity", "recipe")
 """Axes that figures tell apart; any other makes figures of its own."""
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+"""Okabe and Ito's palette (2008) without its yellow: told apart by everybody."""
 MOST_PANELS = 6
 MOST_SERIES = 16
 

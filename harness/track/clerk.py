@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.track.pages import ALIAS, DIGEST
+from harness.track.target import Target
 
 HANDS = 16
 """Runs that are written at the same time: each waits for the server most of its time."""
@@ -57,6 +58,8 @@ class Clerk:
                     self.hands.submit(self._answer, order, lambda o=order: {"rows": rows_of(o["where"], o["id"])})
                 case "list":
                     self.hands.submit(self._answer, order, lambda o=order: {"ids": ids_of(o["where"])})
+                case "draw":
+                    self._answer(order, lambda o=order: draw(o["sketch"], Target(**o["target"]), o["known"]))
                 case "probe":
                     self._answer(order, lambda o=order: probe(o["mode"], o["entity"]))
 
@@ -78,6 +81,8 @@ class Clerk:
                 self.open[page["id"]] = run
                 return {"rows": len(page["rows"])}
             self._tell_artifacts(run, page, order)
+            run.name, run.notes, run.tags = page["name"], page["notes"], tuple(page["tags"])  # of a resumed run the
+            run.config.update(order["config"], allow_val_change=True)  # server's would win over those given to init
             run.summary.update(order["summary"])
             if page["state"] == "stopped":
                 run.mark_preempting()
@@ -121,9 +126,6 @@ class Clerk:
             reinit="create_new",
             settings=settings,
         )
-        if run.resumed:  # the server's tags and config win over those given to init
-            run.tags = tuple(page["tags"])
-            run.config.update(page["config"], allow_val_change=True)
         run.define_metric("epoch")
         run.define_metric("*", step_metric="epoch")
         return run
@@ -189,10 +191,23 @@ def look(where: str, ids: list[str]) -> dict[str, Any]:
             found[run.id] = {
                 "rows": rows,
                 "state": run.state,
-                "digest": run.summary.get(DIGEST, ""),
+                "digests": [run.config.get(DIGEST, ""), run.summary.get(DIGEST, "")],
                 "tags": sorted(run.tags or ()),
             }
     return found
+
+
+def draw(sketch: Mapping[str, Any], target: Target, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Save a sketch as a report and views; return their addresses. `known`: those of an earlier call."""
+    from harness.track.boards import draw_report, draw_view
+
+    views = {f"{project}: {view['name']}": (view, project) for view in sketch["views"] for project in view["projects"]}
+    drawn = {
+        name: draw_view(view, target, project, known.get("views", {}).get(name, ""))
+        for name, (view, project) in views.items()
+    }
+    first = next((project for _, project in views.values()), target.project)
+    return {"report": draw_report(sketch, target, first, known.get("report", "")), "views": drawn}
 
 
 def rows_of(where: str, run: str) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import typer
 
 from harness.display import console
 from harness.errors import UserError, printable
+from harness.planfile import sweep_names
 from harness.store import Store
 from harness.track.desk import Stalled
 from harness.track.mending import compare
@@ -68,13 +69,12 @@ def publish(
     at work, 3 the store cannot be read.
     """
     with _told():
-        place, over = Store(store), Parent() if beside else Never()
-        good = True
+        place, over, good = Store(store), Parent() if beside else Never(), True
+        while beside and not set(sweeps) <= set(sweep_names(place)) and over.waits():  # a search plans as it goes
+            over.wait(1.0)
         for wish in _wanted(place, sweeps, beside):
             target, why = _target(wish)
             with publisher(place, wish, target, print if beside else _say, over.waits) as work:
-                if work is None:
-                    continue
                 work.say(_welcome(work, why))
                 work.report = over.alive
                 leave = over.gone if beside else (lambda: not stay)
@@ -129,6 +129,31 @@ def reconcile(
     raise typer.Exit(not good)
 
 
+@app.command()
+def report(
+    sweep: Annotated[str, typer.Argument(help="A sweep's name, or its file.")],
+    store: StoreFolder = Path("runs"),
+    data: Annotated[Path | None, typer.Option(help="The folder of data sets, where a file is given.")] = None,
+    spec: Annotated[
+        Path | None, typer.Option(help="Write what the report would show as JSON; no server is asked.", metavar="JSON")
+    ] = None,
+) -> None:
+    """Save the sweep's tables, curves, gains and failures as a W&B report, and a workspace view for every table.
+
+    The same command again updates them where they are. Exit codes: 0 saved, 2 a mistake or no server.
+    """
+    from harness.track.reporting import save_report, write_spec
+
+    with _told():
+        place = Store(store)
+        if spec is not None:
+            write_spec(place, sweep, data, spec)
+            _say(f"wandb: written to {spec}")
+            return
+        for address in save_report(place, sweep, data):
+            typer.echo(address)
+
+
 @contextmanager
 def _online(place: Store, wish: Wish) -> Iterator[Publisher]:
     """Hold the lease of a target that can be reached. Raises UserError where it cannot."""
@@ -137,8 +162,6 @@ def _online(place: Store, wish: Wish) -> Iterator[Publisher]:
     except Unreachable as error:
         raise UserError(f"wandb: nothing can be sent now: {error}") from None
     with publisher(place, wish, target, _say) as work:
-        if work is None:
-            raise UserError(f"wandb: another process may be publishing to {target}; try again in some minutes")
         yield work
 
 

@@ -87,7 +87,7 @@ class Delivery:
 
     def _order(self, page: Page) -> dict[str, Any]:
         entity = self.entity if self.online else None
-        return {"do": "put", "page": page.body, "summary": page.told, "entity": entity, "upload": self.upload}
+        return {"do": "put", "page": page.body, **page.told, "entity": entity, "upload": self.upload}
 
     def came(self, pages: Sequence[Page], patience: float = 0.0) -> set[str]:
         """Return those of some runs of which the server shows everything; it is asked again while that may help."""
@@ -115,7 +115,7 @@ class Delivery:
 
 def whole(page: Page, found: Mapping[str, Any] | None) -> bool:
     """Return whether the server shows all of a run: every row, its end, its tags, the digest that was sent last."""
-    if found is None or found["digest"] != page.digest or found["state"] == "running":
+    if found is None or set(found["digests"]) != {page.digest} or found["state"] == "running":
         return False
     if list(found["tags"]) != list(page.tags):
         return False

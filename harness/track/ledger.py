@@ -161,22 +161,28 @@ class Queue:
         self.alive = (self.holder is not None and self.holder.is_here) or self._size not in (None, size)
         self._size = size
 
-    def get(self, waits: Callable[[], bool], pause: float = 0.5) -> Lease | None:
-        """Return the lease, waiting as long as `waits` says.
+    def get(
+        self, waits: Callable[[], bool], say: Callable[[str], None] = lambda said: None, pause: float = 0.5
+    ) -> Lease:
+        """Return the lease, waiting for a living holder as long as `waits` says, and for a lost one always.
 
         Raises UserError where somebody else certainly lives and it says not to wait.
         """
+        said = False
         while (held := self.ask()) is None:
-            if not waits():
-                if self.alive and self.holder is not None:
-                    who = f"process {self.holder.processes[0].pid} on {self.holder.host}"
-                    raise UserError(
-                        f"wandb: {who} publishes this store to this project already, this sweep included; "
-                        "one at a time: leave it to that one, or end it"
-                    )
-                return None
+            if self.alive and not waits():
+                raise UserError(f"wandb: {self._who} publishes this store to this project already; one at a time")
+            if not said:
+                said = True
+                say(f"wandb: {self._who} publishes this store to this project; it takes this sweep along")
             threading.Event().wait(pause)
         return held
+
+    @property
+    def _who(self) -> str:
+        if self.holder is None:
+            return "another process"
+        return f"process {self.holder.processes[0].pid} on {self.holder.host}"
 
 
 def read_turns(folder: Path) -> dict[str, int]:

@@ -41,16 +41,13 @@ def find_target(wish: Wish, mode: str) -> Target:
 @contextlib.contextmanager
 def publisher(
     store: Store, wish: Wish, target: Target, say: Callable[[str], None], waits: Callable[[], bool] = lambda: False
-) -> Iterator[Publisher | None]:
-    """Hold a target's lease while the block runs; None where `waits` ended before it was free.
+) -> Iterator[Publisher]:
+    """Hold a target's lease while the block runs.
 
     Raises UserError where another process publishes there, and `waits` says not to wait.
     """
     folder = target.folder(store)
-    lease = Queue(folder).get(waits)
-    if lease is None:
-        yield None
-        return
+    lease = Queue(folder).get(waits, say)
     end_left_over(folder)
     delivery = Delivery(folder, target.entity, bool(target.host), wish.artifacts == "upload")
     try:

@@ -19,7 +19,9 @@ SUPERSEDED = "superseded"
 TYPES = {"mask": "mask", "rescale": "scales", "train": "ticket"}
 """Kind of stage -> the type of its artifact."""
 DIGEST = "page"
-"""The key of a run's summary that holds its page's digest: once it is there, all before it has come."""
+"""The key of a run's config and summary that holds its page's digest: they take different ways to the server, and once
+it is in both, all that was sent before has come.
+"""
 ALIAS = 16
 """Hex digits of an artifact's alias: the beginning of its SHA-256."""
 
@@ -78,9 +80,10 @@ class Page:
         return digest(self.rows[:rows])[:16]
 
     @property
-    def told(self) -> dict[str, Any]:
-        """Return the summary as it is sent, the page's digest in it."""
-        return {**self.summary, DIGEST: self.digest}
+    def told(self) -> dict[str, dict[str, Any]]:
+        """Return config and summary as they are sent last, the page's digest in both."""
+        sign = {DIGEST: self.digest}
+        return {"config": {**self.config, **sign}, "summary": {**self.summary, **sign}}
 
 
 @cache
@@ -156,7 +159,7 @@ class Writer:
             about.stage.kind,
             sorted(tags),
             "\n".join(notes),
-            about.config | {"generation": life.first} | ({"uses": links} if links else {}),
+            about.config | self._whose(life, links),
             [_row(row) for row in rows_of_life(folder, life)] if about.stage.kind == "train" else [],
             _sound(summary),
             mood,
@@ -164,9 +167,14 @@ class Writer:
             self._used(about, life.result) if self.artifacts and life.result else [],
         )
 
+    @staticmethod
+    def _whose(life: Life, links: Mapping[str, Any]) -> dict[str, Any]:
+        kept = "current" if life.current else SUPERSEDED
+        return {"life": kept, "generation": life.first, **({"uses": links} if links else {})}
+
     def _lost(self, about: About, run: str) -> Page:
         """Return what is said of a run whose attempts count no more, and whose rows are left as they are."""
-        tags, config = sorted([*about.tags, SUPERSEDED]), dict(about.config)
+        tags, config = sorted([*about.tags, SUPERSEDED]), {**about.config, "life": SUPERSEDED}
         name, notes = f"{about.name} (given up)", "\n".join(about.commands)
         words = (name, about.group, about.stage.kind, tags, notes, config)
         return Page(run, self.project(about), *words, [], {}, "stopped", gone=True)

@@ -99,7 +99,7 @@ class Publisher:
                     break
                 self._publish(tasks, progress)
                 self.report(progress)
-        except Stalled as error:
+        except (Stalled, OSError) as error:  # the server, or the store's file system
             self.delivery.close()
             self._live.clear()
             progress.fault = str(error)

@@ -38,10 +38,7 @@ def test_a_grid_trains_to_a_table_and_running_it_again_trains_nothing(sweep: Run
 
 
 def test_a_finished_stage_holds_few_files_and_no_checkpoint(sweep: Run, project: Path) -> None:
-    with (project / "tiny.yaml").open("a") as file:
-        file.write("wandb: {project: mine}\n")
-    done = sweep("tiny.yaml", "--only", "mask=random,seed=0,recipe=default", "--checkpoint-every", "0")
-    assert "nothing is mirrored to Weights & Biases by this version" in done.stderr
+    sweep("tiny.yaml", "--only", "mask=random,seed=0,recipe=default", "--checkpoint-every", "0")
     for folder in (project / "runs" / "stages" / "train").glob("*/*"):
         names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
         assert len(names) == 6, names

@@ -80,7 +80,7 @@ def assert_mirrors(server: Account, store: Store, superseded: int = 0) -> dict[s
         assert rows_of(run) == [dict(row) for row in page.rows], name
         assert not run.conflicting, name
         assert run.state == {"finished": "finished", "failed": "failed", "stopped": run.state}[page.state], name
-        told = json.loads(json.dumps(page.told))
+        told = json.loads(json.dumps(page.told["summary"]))
         assert {key: run.summary[key] for key in told} == told, name
         extra = {key for key in run.summary if key not in told and not key.startswith("_")}
         assert extra <= {key for row in page.rows for key in row}, name
@@ -88,6 +88,18 @@ def assert_mirrors(server: Account, store: Store, superseded: int = 0) -> dict[s
         assert words == {"group": page.group, "job_type": page.job_type, "notes": page.notes}
         assert sorted(run.tags) == list(page.tags), (run.tags, page.tags, run.id)
         assert run.display_name == page.name
-        config = json.loads(json.dumps(page.config))
+        config = json.loads(json.dumps(page.told["config"]))
         assert {key: run.config[key] for key in config} == config
     return pages
+
+
+def left_over(folder: Path) -> list[str]:
+    """Return the processes of a mirror that still run for a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"HOME={folder}\0".encode() in path.read_bytes():
+                found.append(path.parent.name)
+        except OSError:
+            continue
+    return found

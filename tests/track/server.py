@@ -279,6 +279,8 @@ class Server(Account):
                 except Refused as refusal:
                     return 404, {"error": str(refusal)}
             return 200, {"exitcode": None, "limits": {}}
+        if path == "/":
+            return 200, b""
         name = path.removeprefix("/storage/")
         if path == name or http.command == "POST":
             self.unknown.append(f"{http.command} {path}")

@@ -29,7 +29,6 @@ from harness.track.ledger import Ledger, Queue, Shown
 from harness.track.pages import Page, Writer, plain, run_id, without_turn
 from harness.track.publisher import contradicts
 from harness.track.target import MOST_RUNS, Shards, Target, shards_of, wishes
-from tests.conftest import until
 from tests.harness.synthetic import write_fixture_store
 
 
@@ -244,11 +243,9 @@ def test_a_second_publisher_is_refused_and_takes_over_once_the_first_is_dead(
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     lease = Queue(tmp_path, 2.0).get(lambda: False)
-    assert lease is not None
     assert lease.generation == 2
     lease.release()
     again = Queue(tmp_path, 2.0).get(lambda: False)
-    assert again is not None
     assert again.generation == 3
     assert lease.lost
     again.release()
@@ -259,12 +256,17 @@ def test_a_holder_elsewhere_is_overtaken_only_when_its_heart_stands_still(tmp_pa
     (tmp_path / "claim-0001").write_bytes(json.dumps(_plain(stranger)).encode() + b"\n")
     queue = Queue(tmp_path, 0.5)
     assert queue.ask() is None
+    assert not queue.alive
     with (tmp_path / "claim-0001").open("ab") as file:
         file.write(b".")
     assert queue.ask() is None
     assert queue.alive
-    taken = until(queue.ask, 30, every=0.05)
+    said: list[str] = []
+    taken = Queue(tmp_path, 0.5).get(lambda: False, said.append, pause=0.05)
     assert taken.generation == 2
+    assert said == [
+        f"wandb: process {os.getpid()} on another publishes this store to this project; it takes this sweep along"
+    ]
     taken.release()
 
 
@@ -274,13 +276,11 @@ def _plain(owner: Owner) -> dict[str, Any]:
 
 def test_a_holder_that_was_frozen_sees_that_it_was_overtaken(tmp_path: Path) -> None:
     first = Queue(tmp_path, 60).get(lambda: False)
-    assert first is not None
     first._stop.set()
     for number in (2, 3, 4):
         (tmp_path / f"attempt-{number - 1:04d}").mkdir(exist_ok=True)
         (tmp_path / f"attempt-{number - 1:04d}" / "end.json").write_text('{"outcome": "released"}')
         taken = Queue(tmp_path, 60).get(lambda: False)
-        assert taken is not None
         assert taken.generation == number
         assert first.lost
         taken.release()

@@ -1,0 +1,121 @@
+"""The mirror under fire: a publisher killed again and again, a server that fails in every way during a sweep."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.store import Store
+from tests.conftest import kill_tree, results, until, write_project
+from tests.harness.synthetic import write_store
+from tests.track.mirrored import WANDB, assert_mirrors, left_over, surroundings, wandb
+from tests.track.server import FAULTS, Server
+
+pytestmark = pytest.mark.slow
+
+KILLS = 20
+MANY = """
+name: many
+protocol: {preset: tost, epochs: 180}
+grid:
+  dataset: digits
+  arch: resnet20
+  mask: [random, snip]
+  sparsity: 90%
+  recipe: [default, ls]
+  seed: 0..49
+wandb: {project: mine}
+"""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+def test_a_publisher_killed_twenty_times_leaves_every_row_once(tmp_path: Path, server: Server) -> None:
+    (tmp_path / "many.yaml").write_text(MANY)
+    store, saved = write_store(
+        tmp_path, tmp_path / "many.yaml", lambda place: {"state": "done", "test": "90", "dev": "90", "cause": ""}
+    )
+    assert len(saved.cells) == 200
+    draw = random.Random(7)
+    argv = [sys.executable, "-m", "harness.cli", "wandb", "publish"]
+    killed = 0
+    while killed < KILLS:
+        process = subprocess.Popen(
+            argv,
+            cwd=tmp_path,
+            env=surroundings(tmp_path, server.url),
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            wanted = server.requests.total() + draw.randrange(2, 240)
+            until(lambda p=process, w=wanted: p.poll() is not None or server.requests.total() >= w, 180)
+            if process.poll() is not None:
+                break
+            os.kill(process.pid, signal.SIGKILL)
+            killed += 1
+        finally:
+            kill = process.poll() is None
+            process.wait() if not kill else (process.kill(), process.wait())
+    assert killed == KILLS, "it was done before it could be killed often enough"
+    said = wandb(tmp_path, server.url, "publish")
+    assert said.returncode == 0, said.stderr
+    assert_mirrors(server, store)
+    until(lambda: not left_over(tmp_path), 60, every=0.1)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_failing_server_holds_up_no_training_and_gets_everything_later(
+    fault: str, tmp_path: Path, server: Server
+) -> None:
+    write_project(tmp_path)
+    with (tmp_path / "tiny.yaml").open("a") as file:
+        file.write(WANDB)
+    store = Store(tmp_path / "runs")
+    sweep = subprocess.Popen(
+        [sys.executable, "-m", "harness.sweep", "tiny.yaml", "--only", "mask=random", "--checkpoint-every", "0"],
+        cwd=tmp_path,
+        env=surroundings(tmp_path, server.url),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        server.until(lambda: server.runs, 120)
+        server.fault = fault
+        until(lambda: len(results(store.root)) == 7, 120, every=0.1)
+        assert server.fault == fault
+        server.until(lambda: server.faulted or fault == "dead", 120)
+        server.fault = None
+        _, said = sweep.communicate(timeout=300)
+        assert sweep.returncode == 0, said
+        assert "Traceback" not in said
+        until(lambda: not left_over(tmp_path), 300, every=0.2)
+        assert_mirrors(server, store)
+    finally:
+        kill_tree(sweep.pid)
+        sweep.wait()
+
+
+def test_a_server_that_counts_requests_gets_everything_in_its_time(tmp_path: Path, server: Server) -> None:
+    (tmp_path / "many.yaml").write_text(MANY.replace("0..49", "0..1").replace("180", "12"))
+    store, _ = write_store(
+        tmp_path, tmp_path / "many.yaml", lambda place: {"state": "done", "test": "90", "dev": "90", "cause": ""}
+    )
+    server.rate = 240
+    said = wandb(tmp_path, server.url, "sync")
+    assert said.returncode == 0, said.stderr
+    server.rate = None
+    assert_mirrors(server, store)
