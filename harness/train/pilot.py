@@ -19,6 +19,7 @@ from harness.train.images import Split
 from harness.train.loop import Training, evaluate, train
 from harness.train.network import build, open_images
 from harness.train.order import Order
+from harness.train.process import prepare_process
 from harness.train.rescaling import make_scales
 from harness.train.scoring import make_mask
 from harness.train.training import prepare
@@ -166,5 +167,5 @@ def try_out(orders: Iterable[dict[str, Any]], seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    torch.backends.cudnn.allow_tf32 = False
+    prepare_process()
     try_out(map(json.loads, sys.stdin), float(sys.argv[1]))

@@ -60,6 +60,13 @@ def plan_only(project: Path) -> None:
 
 # Causes ---------------------------------------------------------------------------------------------------------------
 
+ADVICE = """
+Search for `cudaErrorX' in https://docs.nvidia.com/cuda/ for more information.
+CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be incorrect.
+Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.
+"""
+"""What torch writes below every error of CUDA."""
+
 
 @pytest.mark.parametrize(
     ("error", "outcome", "cause"),
@@ -72,8 +79,9 @@ def plan_only(project: Path) -> None:
         ),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "failed", "oom"),
         (torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"), "fault", "device"),
-        (torch.AcceleratorError("CUDA error: unspecified launch failure"), "fault", "device"),
-        (torch.AcceleratorError("CUDA error: device-side assert triggered"), "failed", "code"),
+        (torch.AcceleratorError(f"CUDA error: unspecified launch failure{ADVICE}"), "fault", "device"),
+        (torch.AcceleratorError(f"CUDA error: out of memory{ADVICE}"), "failed", "oom"),
+        (torch.AcceleratorError(f"CUDA error: device-side assert triggered{ADVICE}"), "failed", "code"),
         (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), "failed", "code"),
         (RuntimeError("shape '[3]' is invalid for input of size 4"), "failed", "code"),
         (OSError(errno.ENOENT, "no such file"), "failed", "code"),
