@@ -62,6 +62,23 @@ def write_project(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def cuda() -> Iterator[None]:
+    """Set torch to what a trainer relies on, GPU included; a test that uses it is skipped where there is none."""
+    import torch
+
+    from harness.train.process import prepare_process
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    prepare_process()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.cuda.empty_cache()
+
+
 def run_sweep(folder: Path, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run `python -m harness.sweep` in a folder, to its end."""
     return subprocess.run(
