@@ -1,7 +1,8 @@
-"""How fast finished runs are published to a W&B server on the loopback, and how much memory that takes.
+"""How fast finished runs are published to a W&B server on the loopback, in how much memory; and what trainings lose.
 
 1,000 made-up trainings of 180 epochs (tests/harness/synthetic.py), the server a fake in a process of its own
-(tests/track/server.py), so that network and W&B itself cost nothing. Run: python bench/wandb.py
+(tests/track/server.py), so that network and W&B itself cost nothing. Run: python bench/wandb.py; with --faults, a real
+training beside a server that fails in each way, against the same one without a mirror.
 """
 
 from __future__ import annotations
@@ -9,19 +10,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests.harness.synthetic import write_store  # noqa: E402 - the project's root is no package
-from tests.track.server import KEY, Remote  # noqa: E402
+from tests.track.server import FAULTS, KEY, Remote  # noqa: E402
 
 SWEEP = """
 name: many
@@ -68,12 +71,57 @@ def usage(pid: int) -> dict[str, tuple[int, float]]:
     return found
 
 
+ONE = """
+name: one
+protocol: {{preset: quick, epochs: {epochs}}}
+grid: {{dataset: digits, arch: resnet20, mask: dense, sparsity: 90%, recipe: default, seed: 0}}
+launch: {{workers: 1, threads: 1}}
+"""
+
+
+def trained(folder: Path, epochs: int, url: str, once_shown: Callable[[], object] = lambda: None) -> float:
+    """Train one network, mirrored to a server where there is one; return the seconds of its loop."""
+    shutil.rmtree(folder / "runs", ignore_errors=True)
+    (folder / "one.yaml").write_text(ONE.format(epochs=epochs) + ("wandb: {project: bench}\n" if url else ""))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(folder), "WANDB_API_KEY": KEY}
+    command = [sys.executable, "-m", "harness.sweep", "one.yaml", "--checkpoint-every", "2"]
+    environment |= {"WANDB_BASE_URL": url} if url else {}
+    nowhere = subprocess.DEVNULL
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=nowhere, stderr=nowhere)
+    pause, shown = threading.Event(), False
+    while not (found := list((folder / "runs").glob("stages/train/*/*/result-*.json"))):
+        if not shown and list((folder / "runs").glob("stages/train/*/*/attempt-0001/checkpoint-*")):
+            shown = True
+            once_shown()
+        pause.wait(0.2)
+    process.terminate()
+    process.wait()
+    return float(json.loads(found[0].read_text())["result"]["provenance"]["seconds"])
+
+
+def faults(epochs: int) -> dict[str, object]:
+    """Return the seconds of a training without a mirror, with one, and with one whose server fails in each way."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, took = Path(name), dict[str, list[float]]()
+        for _ in range(3):
+            took.setdefault("no mirror", []).append(trained(folder, epochs, ""))
+            for fault in (None, *FAULTS):
+                with Remote() as server:
+                    seconds = trained(folder, epochs, server.url, partial(server.fail, fault))
+                    took.setdefault(fault or "mirrored", []).append(seconds)
+        return {name: [round(seconds, 2) for seconds in found] for name, found in took.items()}
+
+
 def main() -> None:
     """Write a store, publish it, and print what it took."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=180)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--faults", action="store_true")
     given = parser.parse_args()
+    if given.faults:
+        sys.stdout.write(json.dumps(faults(min(given.epochs, 8)), indent=1) + "\n")
+        return
     with tempfile.TemporaryDirectory() as name, Remote() as server:
         folder = Path(name)
         (folder / "many.yaml").write_text(SWEEP.format(epochs=given.epochs, seeds=given.seeds - 1))

@@ -76,7 +76,12 @@ def mirrored(wanted: Wandb | None, store: Store, name: str, live: bool) -> Itera
         typer.echo(f"wandb: `harness wandb publish {name} --follow` mirrors it, from here or once from cron", err=True)
         yield
         return
-    beside = Beside.start(store, name, lambda sentence: typer.echo(printable(sentence), err=True))
+    try:
+        beside = Beside.start(store, name, lambda sentence: typer.echo(printable(sentence), err=True))
+    except OSError as error:
+        typer.echo(f"wandb: no publisher could be started ({error.strerror}); `harness wandb publish {name}`", err=True)
+        yield
+        return
     try:
         yield
     finally:

@@ -38,7 +38,7 @@ def _known_report(address: str) -> Any:
 
     try:
         return wr.Report.from_url(address) if address else None
-    except Exception:  # what a missing report raises differs from version to version
+    except (TypeError, ValueError):  # what it makes of a report that is no more; any other error is told
         return None
 
 
@@ -182,7 +182,7 @@ def _known_view(address: str) -> Any:
 
     try:
         return ws.Workspace.from_url(address) if address else None
-    except Exception:  # what a missing view raises differs from version to version
+    except (TypeError, ValueError):  # what it makes of a view that is no more; any other error is told
         return None
 
 

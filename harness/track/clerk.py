@@ -54,6 +54,8 @@ class Clerk:
                     self.hands.submit(self._answer, order, lambda o=order, lock=lock: self._put(o, lock))
                 case "look":
                     self.hands.submit(self._answer, order, lambda o=order: {"found": look(o["where"], o["ids"])})
+                case "leave":
+                    self._answer(order, lambda o=order: self._leave(o["id"]))
                 case "rows":
                     self.hands.submit(self._answer, order, lambda o=order: {"rows": rows_of(o["where"], o["id"])})
                 case "list":
@@ -80,7 +82,7 @@ class Clerk:
             if page["state"] == "running":
                 self.open[page["id"]] = run
                 return {"rows": len(page["rows"])}
-            self._tell_artifacts(run, page, order)
+            self._tell_artifacts(run, page)
             run.name, run.notes, run.tags = page["name"], page["notes"], tuple(page["tags"])  # of a resumed run the
             run.config.update(order["config"], allow_val_change=True)  # server's would win over those given to init
             run.summary.update(order["summary"])
@@ -90,6 +92,13 @@ class Clerk:
             if self.mode == "online":
                 shutil.rmtree(place, ignore_errors=True)
             return {"rows": len(page["rows"])}
+
+    def _leave(self, run: str) -> dict[str, Any]:
+        """End a run that is open as one that was stopped."""
+        if (held := self.open.pop(run, None)) is not None:
+            held.mark_preempting()
+            held.finish(exit_code=1)
+        return {}
 
     def _begin(self, page: Mapping[str, Any], entity: str | None, place: Path) -> Any:
         import wandb
@@ -130,25 +139,25 @@ class Clerk:
         run.define_metric("*", step_metric="epoch")
         return run
 
-    def _tell_artifacts(self, run: Any, page: Mapping[str, Any], order: Mapping[str, Any]) -> None:
+    def _tell_artifacts(self, run: Any, page: Mapping[str, Any]) -> None:
         """Log the stage's artifact, a reference or a copy, and name those that it was made from."""
-        if page["artifact"] is not None:
-            run.log_artifact(
-                artifact_of(page["artifact"], order["upload"]), aliases=[page["artifact"]["sha256"][:ALIAS]]
-            )
-        if self.mode == "online":  # offline there is no server that could know them
-            for name in page["uses"]:
+        from wandb.errors import CommError
+
+        if (said := page["artifact"]) is not None:
+            run.log_artifact(artifact_of(said), aliases=[said["sha256"][:ALIAS]])
+        for name in page["uses"] if self.mode == "online" else ():  # offline no server could know them
+            with contextlib.suppress(CommError):  # its own run was refused: no reason to refuse this one
                 run.use_artifact(f"{run.entity}/{page['project']}/{name}")
 
 
-def artifact_of(said: Mapping[str, Any], upload: bool) -> Any:
+def artifact_of(said: Mapping[str, Any]) -> Any:
     """Return a stage's artifact for wandb: where it lies in the store, with its hash, or a copy of it."""
     import wandb
 
     told = {"sha256": said["sha256"], "bytes": said["bytes"], "stage": said["key"]}
     artifact = wandb.Artifact(said["name"], said["type"], metadata=told)
     path = Path(said["path"])
-    if upload:
+    if said["upload"]:
         artifact.add_file(str(path), name=path.name)
     else:
         artifact.add_reference(path.absolute().as_uri(), name=path.name, checksum=False)
@@ -159,8 +168,10 @@ def probe(mode: str, entity: str | None) -> dict[str, Any]:
     """Say whether runs can be published now, whose they would be, and on which server; else why not."""
     import wandb
 
-    if mode in ("offline", "disabled") or os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
-        return {"online": False, "why": "as asked for"}
+    if mode == "offline":
+        return {"online": False, "why": "as its file asks for"}
+    if (told := os.environ.get("WANDB_MODE", "")) in ("offline", "disabled", "dryrun"):
+        return {"online": False, "why": f"WANDB_MODE={told} is set"}
     host = str(wandb.setup().settings.base_url)
     try:
         with urllib.request.urlopen(host, timeout=PROBE):  # noqa: S310 - wandb's own address; it retries for long
@@ -201,13 +212,17 @@ def draw(sketch: Mapping[str, Any], target: Target, known: Mapping[str, Any]) ->
     """Save a sketch as a report and views; return their addresses. `known`: those of an earlier call."""
     from harness.track.boards import draw_report, draw_view
 
-    views = {f"{project}: {view['name']}": (view, project) for view in sketch["views"] for project in view["projects"]}
-    drawn = {
-        name: draw_view(view, target, project, known.get("views", {}).get(name, ""))
-        for name, (view, project) in views.items()
-    }
-    first = next((project for _, project in views.values()), target.project)
-    return {"report": draw_report(sketch, target, first, known.get("report", "")), "views": drawn}
+    views = [(view, project) for view in sketch["views"] for project in view["projects"]]
+    first = views[0][1] if views else target.project
+    drawn: dict[str, Any] = {"report": known.get("report", ""), "views": {}}
+    try:
+        drawn["report"] = draw_report(sketch, target, first, drawn["report"])
+        for view, project in views:
+            name = f"{project}: {view['name']}"
+            drawn["views"][name] = draw_view(view, target, project, known.get("views", {}).get(name, ""))
+    except Exception as error:  # what has been saved is to be found again all the same
+        drawn["failed"] = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+    return drawn
 
 
 def rows_of(where: str, run: str) -> list[dict[str, Any]]:

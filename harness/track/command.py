@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -16,10 +17,9 @@ import typer
 
 from harness.display import console
 from harness.errors import UserError, printable
-from harness.planfile import sweep_names
 from harness.store import Store
 from harness.track.desk import Stalled
-from harness.track.mending import compare
+from harness.track.mending import compare, mark
 from harness.track.opening import Unreachable, drop_offline, find_target, follow, publisher
 from harness.track.publisher import Progress, Publisher
 from harness.track.target import Target, Wish, wishes
@@ -36,6 +36,12 @@ ALIVE = 10.0
 
 def _say(sentence: str) -> None:
     typer.echo(printable(sentence), err=True)
+
+
+def _heard(sentence: str) -> None:
+    """Say something to the sweep command, which may be gone."""
+    with contextlib.suppress(OSError):
+        print(printable(sentence), flush=True)  # noqa: T201 - the command's end of a pipe
 
 
 @contextmanager
@@ -65,21 +71,34 @@ def publish(
 ) -> None:
     """Bring W&B to what the store says: once, for cron or by hand; or with --follow, on a login node.
 
-    Sweeps of one project go together. Exit codes: 0 all has come, 1 something has not, 2 a mistake or another publisher
-    at work, 3 the store cannot be read.
+    Sweeps of one project go together. Exit codes: 0 all has come, or is kept where nothing is to be sent; 1 something
+    has not; 2 a mistake, or another publisher at work; 3 the store cannot be read.
     """
     with _told():
         place, over, good = Store(store), Parent() if beside else Never(), True
-        while beside and not set(sweeps) <= set(sweep_names(place)) and over.waits():  # a search plans as it goes
-            over.wait(1.0)
-        for wish in _wanted(place, sweeps, beside):
-            target, why = _target(wish)
-            with publisher(place, wish, target, print if beside else _say, over.waits) as work:
-                work.say(_welcome(work, why))
-                work.report = over.alive
-                leave = over.gone if beside else (lambda: not stay)
-                good = _bye(work, follow(work, leave, over.wait, patience=8 if beside else PATIENT)) and good
+        found = _wanted(place, sweeps, over.waits)
+        if stay and len(found) > 1:
+            names = "; ".join(f"{wish.project}: {', '.join(wish.names)}" for wish in found)
+            raise UserError(f"--follow is for one project at a time; name its sweeps ({names})")
+        for wish in found:
+            try:
+                good = _publish(place, wish, over, stay, beside) and good
+            except UserError as error:
+                if len(found) == 1:
+                    raise
+                _say(str(error))
+                good = False
     raise typer.Exit(not good)
+
+
+def _publish(place: Store, wish: Wish, over: Never | Parent, stay: bool, beside: bool) -> bool:
+    """Publish one project; return whether all that there is has come."""
+    target, why = _target(wish)
+    with publisher(place, wish, target, _heard if beside else _say, over.waits) as work:
+        work.say(_welcome(work, why))
+        work.report = over.alive
+        leave = over.gone if beside else (lambda: not stay)
+        return _bye(work, follow(work, leave, over.wait, patience=8 if beside else PATIENT))
 
 
 @app.command()
@@ -90,7 +109,7 @@ def sync(sweeps: Sweeps = [], store: StoreFolder = Path("runs")) -> None:  # noq
     """
     with _told():
         place, good = Store(store), True
-        for wish in _wanted(place, sweeps, beside=False):
+        for wish in _wanted(place, sweeps):
             with _online(place, wish) as work, _bar("sent") as show:
                 work.report, work.finished_only = show, True
                 progress = follow(work, lambda: True, Never().wait, patience=PATIENT)
@@ -112,7 +131,7 @@ def reconcile(
     """
     with _told():
         place, good = Store(store), True
-        for wish in _wanted(place, sweeps, beside=False):
+        for wish in _wanted(place, sweeps):
             with _online(place, wish) as work:
                 try:
                     with _bar("compared") as show:
@@ -121,6 +140,7 @@ def reconcile(
                     for line in found.lines():
                         _say(f"  {line}")
                     if found.wrong and not dry:
+                        mark(work, found)
                         progress = follow(work, lambda: True, Never().wait, patience=PATIENT)
                         good = _bye(work, progress) and good
                     good = good and not (dry and found.wrong)
@@ -176,11 +196,21 @@ def _bar(what: str) -> Iterator[Callable[[Progress], None]]:
         yield lambda seen: bar.update(task, total=seen.stages or None, completed=seen.seen, runs=seen.whole)
 
 
-def _wanted(place: Store, sweeps: list[str], beside: bool) -> list[Wish]:
-    found = [wish for wish in wishes(place, sweeps) if wish.mode != "disabled"]
-    if not found and not beside:
-        raise UserError(f"no sweep of {place.root} is to be mirrored; write wandb: {{project: NAME}} in a sweep file")
-    return found
+def _wanted(place: Store, sweeps: list[str], waits: Callable[[], bool] = lambda: False) -> list[Wish]:
+    """Return what is to be published. Raises UserError where that is nothing, unless it is worth waiting for."""
+    while True:
+        try:
+            found = wishes(place, sweeps)
+        except UserError:
+            if not waits():  # a search writes its first plan when its first trial is there
+                raise
+            threading.Event().wait(1.0)
+            continue
+        if not found:
+            raise UserError(
+                f"no sweep of {place.root} is to be mirrored; write wandb: {{project: NAME}} in a sweep file"
+            )
+        return found
 
 
 def _target(wish: Wish) -> tuple[Target, str]:
@@ -248,7 +278,7 @@ class Parent:
         """Say now and then that it gets on."""
         if self.gone() and not progress.complete and time.monotonic() - self.last > ALIVE:
             self.last = time.monotonic()
-            print(f"wandb: {progress.whole} of {count(progress.runs, 'run')} sent", flush=True)  # noqa: T201 - heard by the command
+            _heard(f"wandb: {progress.whole} of {count(progress.runs, 'run')} sent")
 
     def wait(self, seconds: float) -> None:
         """Wait, but not longer than the command is there."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ __all__ = ["Delivery", "Stalled"]
 
 AT_ONCE = 32
 """Pages that a clerk is given before the first is answered."""
-SHIFT = 400
+SHIFT = 250
 """Runs after which a clerk is replaced: it keeps a little of every one."""
 LOOKS = 3
 """Times that the server is asked for what it has taken but may not show yet."""
@@ -28,7 +28,8 @@ class Delivery:
     folder: Path
     entity: str
     online: bool
-    upload: bool = False
+    closed: Callable[[], object] = lambda: None
+    """Called when a clerk has gone, and with it all runs that were open."""
     patience: float = PATIENCE
     desk: Desk | None = None
     _sent: int = 0
@@ -50,6 +51,12 @@ class Delivery:
         if self.desk is not None:
             self.desk.close()
             self.desk = None
+            self.closed()
+
+    def leave(self, run: str) -> None:
+        """End a run that is open as it is."""
+        if self.desk is not None:
+            self.desk.ask(self.patience, do="leave", id=run)
 
     def send(self, pages: Sequence[Page]) -> dict[str, str]:
         """Hand over pages, and wait until all are written; return the runs that were refused, with the reason.
@@ -60,8 +67,7 @@ class Delivery:
         refused: dict[str, str] = {}
         desk = self.clerk()
         while waiting or sent:
-            while waiting and len(sent) < AT_ONCE:
-                page = waiting.pop()
+            while len(sent) < AT_ONCE and (page := _next(waiting, sent.values())) is not None:
                 sent[desk.send(**self._order(page))] = page
                 self._sent += 1
             answer = desk.receive(self.patience)
@@ -87,7 +93,7 @@ class Delivery:
 
     def _order(self, page: Page) -> dict[str, Any]:
         entity = self.entity if self.online else None
-        return {"do": "put", "page": page.body, **page.told, "entity": entity, "upload": self.upload}
+        return {"do": "put", "page": page.body, **page.told, "entity": entity}
 
     def came(self, pages: Sequence[Page], patience: float = 0.0) -> set[str]:
         """Return those of some runs of which the server shows everything; it is asked again while that may help."""
@@ -111,6 +117,14 @@ class Delivery:
         if "error" in answer:
             raise Stalled(str(answer["error"]))
         return dict(answer["found"])
+
+
+def _next(waiting: list[Page], sent: Iterable[Page]) -> Page | None:
+    """Take the last of some pages, unless it names an artifact that a page before it is still bringing."""
+    coming = {page.artifact["name"] for page in sent if page.artifact is not None}
+    if not waiting or any(use.partition(":")[0] in coming for use in waiting[-1].uses):
+        return None
+    return waiting.pop()
 
 
 def whole(page: Page, found: Mapping[str, Any] | None) -> bool:

@@ -26,6 +26,7 @@ PATIENCE = 120.0
 FREE = 500_000_000
 """Bytes that must be free where wandb keeps what it has not sent yet: on a full disk it drops rows without a word."""
 SIGNS = "clerk.json"
+SCRATCH = "harness-wandb-"
 
 
 class Stalled(Exception):
@@ -38,7 +39,7 @@ class Desk:
     def __init__(self, mode: str, folder: Path | None = None, keep: Path | None = None) -> None:
         """Start a clerk. `folder`: the target's, where its processes are noted; `keep`: where offline folders go."""
         self.folder, self.signed = folder, False
-        self.scratch = Path(tempfile.mkdtemp(prefix="harness-wandb-"))
+        self.scratch = Path(tempfile.mkdtemp(prefix=SCRATCH))
         where = keep or self.scratch
         where.mkdir(parents=True, exist_ok=True)
         environment = {
@@ -114,7 +115,7 @@ class Desk:
         """Note the clerk's processes, so that whoever publishes next can end what a killed publisher left."""
         self.signed = True
         if self.folder is not None:
-            said = {"boot": _boot(), "processes": _tree(self.process.pid)}
+            said = {"boot": _boot(), "processes": _tree(self.process.pid), "scratch": str(self.scratch)}
             write_whole(self.folder / SIGNS, json.dumps(said).encode())
 
     def close(self) -> None:
@@ -133,6 +134,9 @@ def end_left_over(folder: Path) -> None:
     said: Mapping[str, Any] = read_json(folder / SIGNS) or {}
     if said.get("boot") == _boot():
         end_processes([(int(pid), int(start)) for pid, start in said.get("processes", [])])
+        scratch = Path(str(said.get("scratch", "")))
+        if scratch.name.startswith(SCRATCH):
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def end_processes(processes: list[tuple[int, int]]) -> None:

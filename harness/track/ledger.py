@@ -157,7 +157,10 @@ class Queue:
 
     def _see(self, path: Path) -> None:
         self.holder = Owner.read(path)
-        size = path.stat().st_size
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:  # another has taken over since
+            return
         self.alive = (self.holder is not None and self.holder.is_here) or self._size not in (None, size)
         self._size = size
 
@@ -168,13 +171,15 @@ class Queue:
 
         Raises UserError where somebody else certainly lives and it says not to wait.
         """
-        said = False
+        said = ""
         while (held := self.ask()) is None:
             if self.alive and not waits():
                 raise UserError(f"wandb: {self._who} publishes this store to this project already; one at a time")
-            if not said:
-                said = True
-                say(f"wandb: {self._who} publishes this store to this project; it takes this sweep along")
+            does = "publishes this store to this project, and takes this sweep along"
+            now = f"wandb: {self._who} {does if self.alive else 'may be gone; waiting for its lease to end'}"
+            if now != said:
+                said = now
+                say(now)
             threading.Event().wait(pause)
         return held
 

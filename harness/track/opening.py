@@ -49,7 +49,7 @@ def publisher(
     folder = target.folder(store)
     lease = Queue(folder).get(waits, say)
     end_left_over(folder)
-    delivery = Delivery(folder, target.entity, bool(target.host), wish.artifacts == "upload")
+    delivery = Delivery(folder, target.entity, bool(target.host))
     try:
         yield Publisher(store, wish, target, folder, lease, delivery, logged(folder, say))
     finally:
@@ -72,13 +72,14 @@ def logged(folder: Path, say: Callable[[str], None]) -> Callable[[str], None]:
 def follow(work: Publisher, leave: Callable[[], bool], wait: Callable[[float], None], patience: float) -> Progress:
     """Publish until all is over and has come; asked to leave, until what there is has come, or patience ends.
 
-    `patience`: passes in a row that may bring nothing whole once there is nothing else to wait for.
+    `patience`: passes in a row that may bring not everything once there is nothing else to wait for.
     """
     while True:
         leaving = leave()
         progress = work.one_pass(rebuild=leaving)
         nothing_else = leaving or (progress.left == 0 and not progress.fault)
-        if work.lease.lost or (nothing_else and (progress.complete or work.faults >= patience)):
+        enough = progress.complete or work.faults >= patience or work.refusals >= patience
+        if work.lease.lost or (nothing_else and enough):
             return progress
         wait(max(work.pause, 0.0 if leaving else look_every(progress)))
 

@@ -36,6 +36,8 @@ class Reference:
     sha256: str
     bytes: int
     key: str
+    upload: bool
+    """Whether a copy goes to the server, or only this."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ class Writer:
 
     store: Store
     project: Callable[[About], str]
-    artifacts: bool
+    artifacts: str
+    """reference, upload or none."""
     turns: Mapping[str, int] = field(default_factory=dict)
     """Run id without a turn -> how often it was begun anew."""
     _runs: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -163,8 +166,8 @@ class Writer:
             [_row(row) for row in rows_of_life(folder, life)] if about.stage.kind == "train" else [],
             _sound(summary),
             mood,
-            self._artifact(about, folder, life.result) if self.artifacts and life.result else None,
-            self._used(about, life.result) if self.artifacts and life.result else [],
+            self._artifact(about, folder, life.result) if life.result else None,
+            self._used(about, life.result) if life.result else [],
         )
 
     @staticmethod
@@ -197,20 +200,21 @@ class Writer:
         return self._runs[key]
 
     def _artifact(self, about: About, folder: Folder, result: Result) -> Mapping[str, Any] | None:
-        if about.stage.kind == "train" and not about.read:
+        if self.artifacts == "none" or (about.stage.kind == "train" and not about.read):
             return None
         path = folder.path / result.artifact.file
         if not folder.has(Artifact(result.artifact.sha256, result.artifact.bytes)):
             return None
         kind, artifact = about.stage.kind, result.artifact
-        name = artifact_name(kind, about.stage.key)
-        return asdict(Reference(name, TYPES[kind], str(path), artifact.sha256, artifact.bytes, about.stage.key))
+        name, upload = artifact_name(kind, about.stage.key), self.artifacts == "upload"
+        words = (str(path), artifact.sha256, artifact.bytes, about.stage.key, upload)
+        return asdict(Reference(name, TYPES[kind], *words))
 
     def _used(self, about: About, result: Result) -> list[str]:
         return [
             f"{artifact_name(_kind(role), key)}:{result.parents[key][:ALIAS]}"
             for role, key in about.parents.items()
-            if key in result.parents and self._there(role, key, result.parents[key])
+            if self.artifacts != "none" and key in result.parents and self._there(role, key, result.parents[key])
         ]
 
     def _there(self, role: str, key: str, sha256: str) -> bool:
@@ -278,7 +282,18 @@ def _sound(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def signature(about: About, project: str, of: Any) -> str:
+def signature(about: About, writer: Writer, of: Any) -> str:
     """Return a hash that changes whenever a stage's pages may: its words, its project, its state or result."""
-    said = [VERSION, project, about.config, about.tags, about.name, about.group, about.commands, about.read, of]
+    said = [
+        VERSION,
+        writer.project(about),
+        writer.artifacts,
+        about.config,
+        about.tags,
+        about.name,
+        about.group,
+        about.commands,
+        about.read,
+        of,
+    ]
     return digest(said)[:16]

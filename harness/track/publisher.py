@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,8 @@ from harness.track.delivery import Delivery, Stalled
 from harness.track.ledger import Lease, Ledger, Shown, read_turns, write_turns
 from harness.track.lives import checkpoints
 from harness.track.pages import Page, Writer, signature, without_turn
-from harness.track.target import Target, Wish, plans_of, shards_of
+from harness.track.target import Target, Wish, plans_of, renewed, shards_of
+from harness.words import count
 
 LOOK = 100
 """Stages that are sent, and then looked at, together."""
@@ -73,13 +74,13 @@ class Publisher:
     lease: Lease
     delivery: Delivery
     say: Callable[[str], None]
-    stop: Callable[[], bool] = lambda: False
-    """Whether to leave as soon as that loses nothing."""
     report: Callable[[Progress], None] = lambda progress: None
     finished_only: bool = False
     observer: Observer = field(default_factory=Observer)
     faults: int = 0
-    """Passes in a row that did not bring all that there was."""
+    """Passes in a row that the server, or the store's file system, ended."""
+    refusals: int = 0
+    """Passes in a row that left out runs which the server would not have."""
     _said: set[str] = field(default_factory=set)
     _live: dict[str, str] = field(default_factory=dict)
     """Run that is open -> the digest of its page."""
@@ -88,48 +89,52 @@ class Publisher:
         self.ledger = Ledger(self.folder, "sent" if self.delivery.online else "kept", self.lease.generation)
         self.fresh = not self.ledger.entries and self.lease.generation == 1
         self.turns = read_turns(self.folder)
+        self.delivery.closed = self._live.clear
 
     def one_pass(self, rebuild: bool = False) -> Progress:
         """Publish all that is new. A fault of the server ends it early; the next one goes on from there."""
         progress = Progress()
         try:
-            for tasks in _chunks(self._tasks(progress, rebuild), LOOK):
-                if self.stop() or self.lease.lost:
-                    progress.fault = "asked to stop"
-                    break
-                self._publish(tasks, progress)
+            for tasks in chunks(self._tasks(progress, rebuild), LOOK):
+                if self.lease.lost:
+                    raise Stalled("another process publishes here now")
+                if not self._publish(tasks, progress):
+                    raise Stalled("it takes no run at all: " + next(iter(progress.refused.values())))
                 self.report(progress)
         except (Stalled, OSError) as error:  # the server, or the store's file system
             self.delivery.close()
-            self._live.clear()
             progress.fault = str(error)
             self.tell(f"wandb: {self.target}: {error}; trainings go on, what is missing is sent later")
-        for run, why in progress.refused.items():
-            self.tell(f"wandb: run {run} is left for later: {why}")
-        self.faults = 0 if progress.complete else self.faults + 1
+        for why in dict.fromkeys(progress.refused.values()) if not progress.fault else ():
+            runs = [run for run, reason in progress.refused.items() if reason == why]
+            self.tell(f"wandb: {count(len(runs), 'run')} left for later: {why} ({runs[0]})")
+        self.faults = self.faults + 1 if progress.fault else 0
+        self.refusals = self.refusals + 1 if progress.refused else 0
         self.report(progress)
         return progress
 
     @property
     def pause(self) -> float:
         """Return the seconds to wait before the server is tried again."""
-        return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0**self.faults) if self.faults else 0.0
+        return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self.faults, 10)) if self.faults else 0.0
 
     def writer(self, abouts: Mapping[str, About]) -> Writer:
         """Return what makes pages, in the project that each stage belongs to."""
         shards = shards_of(self.folder, self.wish.project, self.wish.shard_by, list(abouts.values()))
-        return Writer(self.store, shards.of, self.wish.artifacts != "none", self.turns)
+        return Writer(self.store, shards.of, self.wish.artifacts, self.turns)
 
     def begun(self, progress: Progress, rebuild: bool) -> Iterator[tuple[About, State | None, Any, Writer]]:
         """Yield the stages that have been begun, parents first, with their state, or their edition where done."""
-        plans = plans_of(self.store, self.wish)
+        self.wish = renewed(self.store, self.wish)
+        plans = plans_of(self.store, self.wish, self.tell)
         abouts = about_stages(plans)
         writer = self.writer(abouts)
-        states, done = self._standing(plans, rebuild)
+        states, done, held = self._standing(plans, rebuild)
         progress.stages = len(abouts)
+        self._let_go(abouts)
         for key, about in abouts.items():
             state = states.get(key) if key not in done else None
-            progress.left += state is not None and not state.over
+            progress.left += state is not None and not state.over and key not in held
             progress.seen += 1
             if key in done:
                 yield about, None, done[key], writer
@@ -139,26 +144,42 @@ class Publisher:
     def _tasks(self, progress: Progress, rebuild: bool) -> Iterator[Task]:
         """Yield the stages whose pages differ from what was published."""
         for about, state, of, writer in self.begun(progress, rebuild):
-            key, sign = about.stage.key, signature(about, writer.project(about), of)
+            key, sign = about.stage.key, signature(about, writer, of)
             entry = self.ledger.entries.get(key)
             if entry is not None and entry.signature == sign:
                 progress.runs += len(entry.runs)
                 progress.whole += len(entry.runs)
                 continue
-            pages = self.pages(writer, about, state)
+            all_pages = self.pages(writer, about, state)
+            pages = [page for page in all_pages if self._wanted(page)]
             progress.runs += len(pages)
+            later = len(pages) < len(all_pages) or any(page.state == "running" for page in pages)
             if pages:
-                yield Task(key, "" if any(page.state == "running" for page in pages) else sign, pages)
+                yield Task(key, "" if later else sign, pages)
 
-    def _standing(self, plans: Sequence[SavedPlan], rebuild: bool) -> tuple[dict[str, State], dict[str, Any]]:
-        """Return the states of what is unfinished, and the editions of what is done."""
+    def _wanted(self, page: Page) -> bool:
+        """Return whether a page is to be sent now."""
+        if self.finished_only or not self.delivery.online:
+            return page.final or (page.gone and self.delivery.online)
+        return page.state != "running" or page.id in self._live or len(self._live) < SHOWN
+
+    def _let_go(self, abouts: Mapping[str, About]) -> None:
+        """End the runs that are open of stages that no sweep has any more."""
+        for run in [run for run in self._live if run.split("-")[0] not in abouts]:
+            self.delivery.leave(run)
+            self._live.pop(run, None)
+
+    def _standing(self, plans: Sequence[SavedPlan], rebuild: bool) -> tuple[dict[str, State], dict[str, Any], set[str]]:
+        """Return the states of what is unfinished, the editions of what is done, what a failed stage holds back."""
         states: dict[str, State] = {}
         done: dict[str, Any] = {}
+        held: set[str] = set()
         for saved in plans:
             standing = stand(saved.plan, self.store, self.observer, rebuild, keep=False)
             done |= {key: [found.edition, found.sha256] for key, found in standing.done.items()}
             states |= standing.states
-        return states, done
+            held |= standing.blocked(saved.plan).keys()
+        return states, done, held
 
     def _checkpoints(self, about: About, state: State | None) -> list[str]:
         goes_on = state is not None and not state.over and about.stage.kind == "train"
@@ -171,9 +192,7 @@ class Publisher:
         if spoilt := [page.id for page in pages if page.id in known and contradicts(page, known[page.id])]:
             self.turn(spoilt)
             pages = writer.pages(about, state, list(known))
-        if self.finished_only or not self.delivery.online:
-            pages = [page for page in pages if page.final]
-        return [page for page in pages if page.state != "running" or self._may_show(page)]
+        return pages
 
     def turn(self, runs: Sequence[str]) -> None:
         """Give runs that cannot be put right a new id each; the old ones are told as superseded."""
@@ -181,11 +200,11 @@ class Publisher:
             self.turns[run] = self.turns.get(run, 0) + 1
         write_turns(self.folder, self.turns)
 
-    def _may_show(self, page: Page) -> bool:
-        return page.id in self._live or len(self._live) < SHOWN
+    def _publish(self, tasks: Sequence[Task], progress: Progress) -> bool:
+        """Send the pages of some stages, look whether they have come, and note those that have.
 
-    def _publish(self, tasks: Sequence[Task], progress: Progress) -> None:
-        """Send the pages of some stages, look whether they have come, and note those that have."""
+        Return whether any did.
+        """
         known = {run: shown for task in tasks for run, shown in self.ledger.runs(task.key).items()}
         pages = [page for task in tasks for page in task.pages]
         new = [page for page in pages if page.digest not in (self._digest(known, page), self._live.get(page.id))]
@@ -202,7 +221,7 @@ class Publisher:
             ended = [page for page in missing if page.state != "running"]
             came = self.delivery.came([page for page in ended if page.id not in refused], patience=1.0 + attempt)
             missing = [page for page in missing if page.id in refused or (page in ended and page.id not in came)]
-            if not missing or self.stop():
+            if not missing:
                 break
         for page in missing:
             progress.refused[page.id] = refused.get(page.id, "not all of it came")
@@ -212,6 +231,7 @@ class Publisher:
             self._live.pop(run, None)
         self._note(tasks, come, {task.key for task in tasks if not left & {page.id for page in task.pages}})
         progress.whole += len(pages) - len(left)
+        return len(left) < len(new) or len(new) < 2
 
     @staticmethod
     def _digest(known: Mapping[str, Shown], page: Page) -> str:
@@ -244,7 +264,8 @@ def contradicts(page: Page, shown: Shown) -> bool:
     return page.prefix(shown.rows) != shown.prefix if shown.rows else False
 
 
-def _chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield items in lists of a size, the last one shorter."""
     some: list[T] = []
     for item in items:
         some.append(item)

@@ -59,12 +59,13 @@ def save_report(store: Store, given: str, data: Path | None) -> list[str]:
         raise UserError(f"wandb: {target}: {error}; the report is not saved, try again later") from None
     finally:
         desk.close()
-    if "error" in answer:
-        first = f"`harness wandb publish {saved.plan.name}` comes first"
-        raise UserError(f"wandb: {target}: {answer['error']}; the report is not saved ({first})")
-    drawn = {"report": answer["report"], "views": answer["views"]}
+    had = known.get(saved.plan.name, {}).get("views", {})
+    drawn = {"report": answer.get("report", ""), "views": {**had, **answer.get("views", {})}}
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / KNOWN, json.dumps({**known, saved.plan.name: drawn}, indent=1).encode())
+    if why := answer.get("error") or answer.get("failed"):
+        first = f"`harness wandb publish {saved.plan.name}` comes first, then this again"
+        raise UserError(f"wandb: {target}: {why}; the report is not saved, or not all of it ({first})")
     return [answer["report"], *answer["views"].values()]
 
 

@@ -6,14 +6,14 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from harness.errors import UserError
-from harness.planfile import SavedPlan, plans_in_force, read_plan, sweep_name, sweep_names
+from harness.planfile import NEWEST, SavedPlan, plans_in_force, read_plan, sweep_name, sweep_names
 from harness.store import Store, publish, read_json
 from harness.track.about import About
 from tost.catalog import nearest
@@ -122,7 +122,7 @@ class Wish:
 
 
 def wishes(store: Store, names: Sequence[str] = ()) -> list[Wish]:
-    """Return what the sweeps of a store, or the named ones, say of W&B, those of one target together.
+    """Return what the sweeps of a store say of W&B, those of one target together; of all targets, or the named sweeps'.
 
     Raises UserError for a named sweep that says nothing, and where two of one target contradict each other.
     """
@@ -135,42 +135,47 @@ def wishes(store: Store, names: Sequence[str] = ()) -> list[Wish]:
     found: dict[tuple[str | None, str], Wish] = {}
     for name in known:
         said = _said(store, name)
-        if not said:
+        if not said or said["mode"] == "disabled":
             if name in asked:
-                raise UserError(f"{name} has no `wandb:` in its file; write wandb: {{project: NAME}} and plan it again")
+                why = "says mode: disabled" if said else "has no `wandb:` in its file"
+                raise UserError(f"{name} {why}; write wandb: {{project: NAME}} and run the sweep command again")
             continue
         place = (said.get("entity"), said["project"])
         wish = Wish(place[1], place[0], said.get("shard_by"), said["artifacts"], said["mode"], (name,))
-        had = found.get(place)
-        if had is not None and wish.shard_by is not None and had.shard_by not in (None, wish.shard_by):
-            raise UserError(
-                f"wandb: {had.names[0]} and {name} cut project {place[1]} in two ways; give both one shard_by"
-            )
-        found[place] = wish if had is None else _joined(had, wish)
+        found[place] = _joined(found[place], wish) if place in found else wish
     return [wish for wish in found.values() if not asked or set(asked) & set(wish.names)]
 
 
+def renewed(store: Store, wish: Wish) -> Wish:
+    """Return what the sweeps of a wish's target say now: others may have come."""
+    same = (found for found in wishes(store) if (found.entity, found.project) == (wish.entity, wish.project))
+    return next(same, wish)
+
+
 def _joined(had: Wish, more: Wish) -> Wish:
+    """Return the wish of two sweeps of one target. Raises UserError where they cut it in two ways."""
+    if None not in (had.shard_by, more.shard_by) and had.shard_by != more.shard_by:
+        both = f"{had.names[0]} and {more.names[0]}"
+        raise UserError(f"wandb: {both} cut project {had.project} in two ways; give them the same shard_by")
     shard_by = had.shard_by if had.shard_by is not None else more.shard_by
     most = max((had.artifacts, more.artifacts), key=("none", "reference", "upload").index)
-    return Wish(had.project, had.entity, shard_by, most, had.mode, (*had.names, *more.names))
+    mode = max((had.mode, more.mode), key=("auto", "online", "offline").index)
+    return Wish(had.project, had.entity, shard_by, most, mode, (*had.names, *more.names))
+
+
+def _plans(store: Store, name: str, tell: Callable[[str], None] = lambda said: None) -> Iterator[SavedPlan]:
+    """Yield the plans that a sweep stands for: those of parts, which are newer, before that of the whole."""
+    for path in sorted(plans_in_force(store, name), key=lambda path: path.name == NEWEST):
+        try:
+            yield read_plan(path)
+        except UserError as error:
+            tell(f"wandb: not mirrored: {error}")
 
 
 def _said(store: Store, name: str) -> Mapping[str, Any]:
-    for path in plans_in_force(store, name):
-        try:
-            return read_plan(path).wandb
-        except UserError:
-            continue
-    return {}
+    return next((saved.wandb for saved in _plans(store, name) if saved.wandb), {})
 
 
-def plans_of(store: Store, wish: Wish) -> list[SavedPlan]:
-    """Return the plans that the sweeps of a target stand for, those of whole sweeps first."""
-    found = []
-    for name in wish.names:
-        for path in plans_in_force(store, name):
-            saved = read_plan(path)
-            if saved.wandb:
-                found.append(saved)
-    return found
+def plans_of(store: Store, wish: Wish, tell: Callable[[str], None] = lambda said: None) -> list[SavedPlan]:
+    """Return the plans of the sweeps of a target; one that cannot be read is told of, and left out."""
+    return [saved for name in wish.names for saved in _plans(store, name, tell)]

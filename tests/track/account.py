@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ class Account:
         self.runs: dict[tuple[str, str, str], RemoteRun] = {}
         self.artifacts: dict[tuple[str, str, str, str], list[RemoteArtifact]] = {}
         self.views: dict[str, RemoteView] = {}
+        self.numbers = itertools.count(1000)
         self.blobs: dict[str, bytes] = {}
         self.query: Node = {
             "__typename": "Query",
@@ -386,9 +388,7 @@ class Account:
             entity, project = input["entityName"], input["projectName"]
             if (entity, project) not in self.projects:
                 raise Refused(f"project {entity}/{project} not found")
-            view = RemoteView(
-                opaque("View", 1000 + len(self.views)), entity, project, "runs", "", "", "", "{}", writes=0
-            )
+            view = RemoteView(opaque("View", next(self.numbers)), entity, project, "runs", "", "", "", "{}", writes=0)
             self.views[view.id] = view
         changes = given(
             input, type="type", name="name", display_name="displayName", description="description", spec="spec"

@@ -54,7 +54,7 @@ def pages_of(store: Store) -> dict[str, Page]:
         abouts = about_stages(plans)
         (folder,) = [path for path in (store.root / "wandb").iterdir() if not path.name.startswith("offline")]
         shards = shards_of(folder, wish.project, wish.shard_by, list(abouts.values()))
-        writer = Writer(store, shards.of, wish.artifacts != "none", read_turns(folder))
+        writer = Writer(store, shards.of, wish.artifacts, read_turns(folder))
         for saved in plans:
             states = stand(saved.plan, store, Observer(), keep=False).states
             for key, about in abouts.items():

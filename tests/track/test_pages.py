@@ -28,7 +28,7 @@ from harness.track.about import About, about_stages
 from harness.track.ledger import Ledger, Queue, Shown
 from harness.track.pages import Page, Writer, plain, run_id, without_turn
 from harness.track.publisher import contradicts
-from harness.track.target import MOST_RUNS, Shards, Target, shards_of, wishes
+from harness.track.target import MOST_RUNS, Shards, Target, plans_of, renewed, shards_of, wishes
 from tests.harness.synthetic import write_fixture_store
 
 
@@ -37,7 +37,7 @@ def fixture(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, SavedPlan]
     return write_fixture_store(tmp_path_factory.mktemp("fixture"))
 
 
-def pages_of(store: Store, saved: SavedPlan, artifacts: bool = True) -> dict[str, list[Page]]:
+def pages_of(store: Store, saved: SavedPlan, artifacts: str = "reference") -> dict[str, list[Page]]:
     standing = stand(saved.plan, store, Observer(), keep=False)
     writer = Writer(store, Shards("p").of, artifacts)
     abouts = about_stages([saved])
@@ -111,7 +111,7 @@ def test_cells_name_the_runs_and_artifacts_they_were_made_from(fixture: tuple[St
         assert mask.artifact is not None
         assert mask.artifact["sha256"] == page.config["uses"]["mask"]["sha256"]
         assert f"{mask.artifact['name']}:{mask.artifact['sha256'][:16]}" in page.uses
-    none = [page for some in pages_of(store, saved, artifacts=False).values() for page in some]
+    none = [page for some in pages_of(store, saved, artifacts="none").values() for page in some]
     assert all(page.artifact is None and not page.uses for page in none)
 
 
@@ -264,9 +264,7 @@ def test_a_holder_elsewhere_is_overtaken_only_when_its_heart_stands_still(tmp_pa
     said: list[str] = []
     taken = Queue(tmp_path, 0.5).get(lambda: False, said.append, pause=0.05)
     assert taken.generation == 2
-    assert said == [
-        f"wandb: process {os.getpid()} on another publishes this store to this project; it takes this sweep along"
-    ]
+    assert said == [f"wandb: process {os.getpid()} on another may be gone; waiting for its lease to end"]
     taken.release()
 
 
@@ -290,26 +288,47 @@ def test_a_holder_that_was_frozen_sees_that_it_was_overtaken(tmp_path: Path) -> 
 def test_what_sweeps_say_of_one_project_goes_together(tmp_path: Path) -> None:
     store = Store(tmp_path / "runs")
     for name, wandb in {
-        "one": {"project": "p", "entity": None, "shard_by": None, "artifacts": "reference", "mode": "auto"},
-        "two": {"project": "p", "entity": None, "shard_by": ["arch"], "artifacts": "upload", "mode": "auto"},
-        "three": {"project": "q", "entity": "lab", "shard_by": None, "artifacts": "none", "mode": "disabled"},
+        "one": ONE,
+        "two": {**ONE, "shard_by": ["arch"], "artifacts": "upload", "mode": "offline"},
+        "three": {**ONE, "mode": "disabled"},
         "four": {},
     }.items():
         write_plan(store, name, wandb)
-    found = wishes(store)
-    assert [(wish.project, wish.names, wish.shard_by, wish.artifacts) for wish in found] == [
-        ("p", ("one", "two"), ["arch"], "upload"),
-        ("q", ("three",), None, "none"),
-    ]
-    assert [wish.names for wish in wishes(store, ["two"])] == [("one", "two")], "one publisher for all of a project"
+    (wish,) = wishes(store)
+    assert (wish.project, wish.names, wish.shard_by, wish.artifacts) == ("p", ("one", "two"), ["arch"], "upload")
+    assert wish.mode == "offline", "where one says so, nothing is sent"
+    assert [found.names for found in wishes(store, ["two"])] == [("one", "two")], "one publisher for all of a project"
     with pytest.raises(UserError, match="four has no `wandb:`"):
         wishes(store, ["four"])
+    with pytest.raises(UserError, match="three says mode: disabled"):
+        wishes(store, ["three"])
     with pytest.raises(UserError, match="did you mean 'one'"):
         wishes(store, ["ome"])
-    other = {"project": "p", "entity": None, "shard_by": ["dataset"], "artifacts": "none", "mode": "auto"}
-    write_plan(store, "five", other)
+    write_plan(store, "later", {**ONE, "mode": "auto"})
+    assert renewed(store, wish).names == ("later", "one", "two")
+    write_plan(store, "five", {**ONE, "shard_by": ["dataset"]})
     with pytest.raises(UserError, match="cut project p in two ways"):
         wishes(store)
+
+
+def test_a_plan_that_cannot_be_read_is_told_of_and_left_out(tmp_path: Path) -> None:
+    store, said = Store(tmp_path / "runs"), list[str]()
+    write_plan(store, "one", ONE)
+    write_plan(store, "two", ONE)
+    (store.sweep("two") / "plan-00.json").write_text('{"format": 0}')
+    (wish,) = wishes(store)
+    assert [saved.plan.name for saved in plans_of(store, wish, said.append)] == ["one", "two"]
+    (sentence,) = said
+    assert "written by another version" in sentence
+
+
+ONE: dict[str, Any] = {
+    "project": "p",
+    "entity": None,
+    "shard_by": None,
+    "artifacts": "reference",
+    "mode": "auto",
+}
 
 
 def write_plan(store: Store, name: str, wandb: dict[str, Any]) -> None:

@@ -15,9 +15,10 @@ import pytest
 
 from harness.planfile import SavedPlan
 from harness.store import Artifact, Result, Store, forget_index
+from harness.track.ledger import Entry, Ledger
 from tests.conftest import kill_tree, until, write_project
 from tests.harness.synthetic import SWEEP, write_fixture_store, write_store
-from tests.track.mirrored import WANDB, assert_mirrors, left_over, surroundings, wandb
+from tests.track.mirrored import ROOT, WANDB, assert_mirrors, left_over, surroundings, wandb
 from tests.track.server import KEY, Server
 
 SMALL = """
@@ -49,6 +50,7 @@ def small(folder: Path, more: str = WANDB) -> tuple[Store, SavedPlan]:
     return write_store(folder, folder / "small.yaml", done())
 
 
+@pytest.mark.slow
 def test_the_store_is_mirrored_whole_with_holes_and_failures(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,12 +64,24 @@ def test_the_store_is_mirrored_whole_with_holes_and_failures(
     assert_no_more_is_sent(tmp_path, server)
 
 
+def entries(store: Store) -> dict[str, Entry]:
+    """Return what the newest ledger of the only mirror says."""
+    (path,) = (store.root / "wandb").glob("*/sent-*")
+    number = int(path.stem.removeprefix("sent-"))
+    copy = path.parent.parent / "copy"
+    shutil.copytree(path.parent, copy)
+    found = Ledger(copy, "sent", number + 1).entries
+    shutil.rmtree(copy)
+    return found
+
+
 def assert_no_more_is_sent(folder: Path, server: Server) -> None:
     before = server.requests["UpsertBucket"]
     assert wandb(folder, server.url, "publish").returncode == 0
     assert server.requests["UpsertBucket"] == before
 
 
+@pytest.mark.slow
 def test_what_changes_is_sent_and_what_was_replaced_is_told_as_superseded(tmp_path: Path, server: Server) -> None:
     store, saved = small(tmp_path)
     assert wandb(tmp_path, server.url, "publish").returncode == 0
@@ -92,6 +106,54 @@ def test_what_changes_is_sent_and_what_was_replaced_is_told_as_superseded(tmp_pa
     assert pages[f"{cell.key}-2"].summary["accuracy"] == 91.0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["publish", "sync"])
+def test_whoever_sends_the_new_run_tags_the_old_one(verb: str, tmp_path: Path, server: Server) -> None:
+    store, saved = small(tmp_path)
+    assert wandb(tmp_path, server.url, "publish").returncode == 0
+    folder = store.folder("train", saved.cells[0].key)
+    made = folder.result()
+    assert made is not None
+    shutil.rmtree(folder.path)
+    for number in (1, 2):
+        (folder.path / f"attempt-{number:04d}").mkdir(parents=True)
+        (folder.path / f"claim-{number:04d}").write_bytes(b"")
+    (folder.path / "attempt-0001" / "end.json").write_text('{"outcome": "stopped", "released": true}')
+    rows = [{"epoch": 1, "train_loss": 9.0, "best": False}]
+    (folder.path / "attempt-0002" / "metrics.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    told = {**made.provenance, "generation": 2}
+    new = Result(1, Artifact("f" * 64, 3), made.parents, made.metrics, made.stamp, told)
+    (folder.path / "result-0001.json").write_bytes(new.dump())
+    forget_index(store)
+    assert wandb(tmp_path, server.url, verb).returncode == 0
+    assert_mirrors(server, store, superseded=1)
+
+
+@pytest.mark.slow
+def test_a_stage_behind_a_failure_is_not_waited_for(tmp_path: Path, server: Server) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL + WANDB)
+    broken = "mask digits resnet20 snip 90% ticket seed 0"
+    store, saved = write_store(tmp_path, tmp_path / "small.yaml", done(), broken)
+    said = wandb(tmp_path, server.url, "publish", "--follow")
+    assert said.returncode == 0, said.stderr
+    assert_mirrors(server, store)
+    held = [cell.key for cell in saved.cells if not store.folder("train", cell.key).generation]
+    assert held
+
+
+@pytest.mark.slow
+def test_artifacts_that_were_left_out_come_once_they_are_wanted(tmp_path: Path, server: Server) -> None:
+    small(tmp_path, "wandb: {project: mine, artifacts: none}\n")
+    assert wandb(tmp_path, server.url, "publish").returncode == 0
+    assert not server.artifacts
+    store, _ = small(tmp_path)
+    said = wandb(tmp_path, server.url, "publish")
+    assert said.returncode == 0, said.stderr
+    assert server.artifacts
+    assert_mirrors(server, store)
+
+
+@pytest.mark.slow
 def test_a_lost_ledger_costs_a_look_and_no_row(tmp_path: Path, server: Server) -> None:
     store, _ = small(tmp_path)
     assert wandb(tmp_path, server.url, "publish").returncode == 0
@@ -102,6 +164,7 @@ def test_a_lost_ledger_costs_a_look_and_no_row(tmp_path: Path, server: Server) -
     assert_mirrors(server, store)
 
 
+@pytest.mark.slow
 def test_another_sweep_of_the_same_cells_adds_its_name_to_their_runs(tmp_path: Path, server: Server) -> None:
     store, saved = small(tmp_path)
     assert wandb(tmp_path, server.url, "publish").returncode == 0
@@ -134,12 +197,14 @@ def test_masks_are_references_with_lineage_and_copies_only_if_asked_for(tmp_path
     assert not any(name.endswith(".safetensors") for name in server.blobs)
 
 
+@pytest.mark.slow
 def test_masks_are_uploaded_where_that_is_asked_for(tmp_path: Path, server: Server) -> None:
     small(tmp_path, "wandb: {project: mine, artifacts: upload}\n")
     assert wandb(tmp_path, server.url, "publish").returncode == 0
     assert any(name.endswith(".safetensors") for name in server.blobs)
 
 
+@pytest.mark.slow
 def test_a_project_is_cut_where_the_file_says_so(tmp_path: Path, server: Server) -> None:
     store, _ = small(tmp_path, "wandb: {project: mine, shard_by: [dataset, arch]}\n")
     assert wandb(tmp_path, server.url, "publish").returncode == 0
@@ -147,6 +212,7 @@ def test_a_project_is_cut_where_the_file_says_so(tmp_path: Path, server: Server)
     assert_mirrors(server, store)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_on_the_server_is_found_and_put_right(tmp_path: Path, server: Server) -> None:
     store, _ = small(tmp_path)
     assert wandb(tmp_path, server.url, "publish").returncode == 0
@@ -157,11 +223,14 @@ def test_what_is_wrong_on_the_server_is_found_and_put_right(tmp_path: Path, serv
     trained[3].tags.append("odd")
     first = min(trained[4].lines)
     trained[4].lines[first] = trained[4].lines[first].replace('"epoch":1', '"epoch":7')
+    before = entries(store)
     dry = wandb(tmp_path, server.url, "reconcile", "--dry")
     assert dry.returncode == 1
     assert "1 missing on the server" in dry.stderr
     assert "3 incomplete there" in dry.stderr
     assert "1 with other rows there" in dry.stderr
+    assert not list((store.root / "wandb").glob("*/turns.json")), "it only looked"
+    assert entries(store) == before
     mended = wandb(tmp_path, server.url, "reconcile")
     assert mended.returncode == 0, mended.stderr
     assert_mirrors(server, store, superseded=1)
@@ -171,6 +240,7 @@ def test_what_is_wrong_on_the_server_is_found_and_put_right(tmp_path: Path, serv
     assert " 0 not" in again.stderr
 
 
+@pytest.mark.slow
 def test_without_a_server_runs_are_kept_for_browsing_and_sent_later(tmp_path: Path, server: Server) -> None:
     store, saved = small(tmp_path)
     server.fault = "dead"
@@ -201,6 +271,7 @@ def test_without_a_server_runs_are_kept_for_browsing_and_sent_later(tmp_path: Pa
     assert not list(left), "`wandb sync` of them would double every row"
 
 
+@pytest.mark.slow
 def test_without_a_key_it_says_so_and_goes_offline(tmp_path: Path, server: Server) -> None:
     small(tmp_path)
     said = wandb(tmp_path, server.url, "publish", WANDB_API_KEY="")
@@ -228,6 +299,7 @@ def test_nothing_is_mirrored_where_that_is_disabled(tmp_path: Path, server: Serv
     assert not (store.root / "wandb").exists()
 
 
+@pytest.mark.slow
 def test_a_second_publisher_of_a_store_is_refused(tmp_path: Path, server: Server) -> None:
     small(tmp_path)
     server.fault = "hang"
@@ -248,10 +320,21 @@ def test_a_second_publisher_of_a_store_is_refused(tmp_path: Path, server: Server
         first.wait()
 
 
+@pytest.mark.slow
 def test_a_sweep_is_mirrored_while_it_trains_and_its_key_is_nowhere(tmp_path: Path, server: Server) -> None:
     write_project(tmp_path)
     with (tmp_path / "tiny.yaml").open("a") as file:
         file.write(WANDB)
+    planned = subprocess.run(
+        [sys.executable, "-m", "harness.sweep", "tiny.yaml", "--plan", "--via", str(ROOT / "slurm" / "a100.yaml")],
+        cwd=tmp_path,
+        env=surroundings(tmp_path, server.url),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "#SBATCH" in planned.stdout, planned.stderr
+    assert KEY not in planned.stdout + planned.stderr
     said = subprocess.run(
         [sys.executable, "-m", "harness.sweep", "tiny.yaml", "--checkpoint-every", "0"],
         cwd=tmp_path,
@@ -267,6 +350,5 @@ def test_a_sweep_is_mirrored_while_it_trains_and_its_key_is_nowhere(tmp_path: Pa
     assert_mirrors(server, store)
     for path in [*store.root.rglob("*"), *tmp_path.glob("*.yaml")]:
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
-    assert not list(store.root.rglob("wandb-settings*"))
     shutil.rmtree(store.root / "wandb")
     until(lambda: not left_over(tmp_path), 30, every=0.1)

@@ -21,6 +21,7 @@ from tests.track.remote import RemoteRun
 from tests.track.server import FAULTS, Remote, Server
 
 pytest.importorskip("wandb")
+pytestmark = pytest.mark.slow
 
 FATAL = ("401", "403", "409")
 

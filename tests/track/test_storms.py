@@ -96,7 +96,6 @@ def test_a_failing_server_holds_up_no_training_and_gets_everything_later(
         server.until(lambda: server.runs, 120)
         server.fault = fault
         until(lambda: len(results(store.root)) == 7, 120, every=0.1)
-        assert server.fault == fault
         server.until(lambda: server.faulted or fault == "dead", 120)
         server.fault = None
         _, said = sweep.communicate(timeout=300)
@@ -106,7 +105,34 @@ def test_a_failing_server_holds_up_no_training_and_gets_everything_later(
         assert_mirrors(server, store)
     finally:
         kill_tree(sweep.pid)
-        sweep.wait()
+        sweep.communicate()
+
+
+def test_a_publisher_that_the_command_leaves_behind_goes_on(tmp_path: Path, server: Server) -> None:
+    write_project(tmp_path)
+    with (tmp_path / "tiny.yaml").open("a") as file:
+        file.write(WANDB)
+    sweep = subprocess.Popen(
+        [sys.executable, "-m", "harness.sweep", "tiny.yaml", "--only", "mask=random"],
+        cwd=tmp_path,
+        env=surroundings(tmp_path, server.url),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        server.until(lambda: server.runs, 120)
+        server.fault = "hang"
+        _, said = sweep.communicate(timeout=300)
+        assert "wandb: goes on by itself" in said
+        assert left_over(tmp_path)
+        server.fault = None
+        until(lambda: not left_over(tmp_path), 300, every=0.2)
+        assert_mirrors(server, Store(tmp_path / "runs"))
+    finally:
+        kill_tree(sweep.pid)
+        sweep.communicate()
 
 
 def test_a_server_that_counts_requests_gets_everything_in_its_time(tmp_path: Path, server: Server) -> None:
