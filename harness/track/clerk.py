@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
-from harness.track.pages import ALIAS, DIGEST
+from harness.track.page import ALIAS, DIGEST
 from harness.track.target import Target
 
 HANDS = 16

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.track.desk import PATIENCE, Desk, Stalled
-from harness.track.pages import Page
-
-__all__ = ["Delivery", "Stalled"]
+from harness.track.page import Page
 
 AT_ONCE = 32
 """Pages that a clerk is given before the first is answered."""

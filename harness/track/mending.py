@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.track.delivery import whole
 from harness.track.desk import Stalled
-from harness.track.pages import Page
+from harness.track.page import Page
 from harness.track.publisher import LOOK, Progress, Publisher, chunks
 
 OURS = re.compile(r"[0-9a-f]{32}-\d+(-\d+)?")

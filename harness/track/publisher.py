@@ -14,11 +14,13 @@ from harness.planfile import SavedPlan
 from harness.states import State
 from harness.store import Store
 from harness.track.about import About, about_stages
-from harness.track.delivery import Delivery, Stalled
+from harness.track.delivery import Delivery
+from harness.track.desk import Stalled
 from harness.track.ledger import Lease, Ledger, Shown, read_turns, write_turns
 from harness.track.lives import checkpoints
-from harness.track.pages import Page, Writer, signature, without_turn
+from harness.track.page import Page, without_turn
 from harness.track.target import Target, Wish, plans_of, renewed, shards_of
+from harness.track.writer import Writer, signature
 from harness.words import count
 
 LOOK = 100

@@ -18,7 +18,7 @@ from harness.track.desk import Desk, Stalled
 from harness.track.ledger import read_turns
 from harness.track.lives import lives_of
 from harness.track.opening import Unreachable, find_target
-from harness.track.pages import run_id
+from harness.track.page import run_id
 from harness.track.sketch import Whereabouts, sketch
 from harness.track.target import Target, Wish, plans_of, shards_of, wishes
 

@@ -14,7 +14,7 @@ from harness.report.assemble import Report
 from harness.report.figures import COLOURS
 from harness.report.frame import Line
 from harness.report.grids import Entry, Grid
-from harness.track.pages import plain
+from harness.track.page import plain
 
 VERSION = 1
 MOST_RUNS = 1000

@@ -15,8 +15,9 @@ from harness.index import stand
 from harness.store import Store
 from harness.track.about import about_stages
 from harness.track.ledger import read_turns
-from harness.track.pages import Page, Writer
+from harness.track.page import Page
 from harness.track.target import plans_of, shards_of, wishes
+from harness.track.writer import Writer
 from tests.track.account import Account
 from tests.track.remote import RemoteRun
 from tests.track.server import KEY

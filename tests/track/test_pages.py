@@ -26,9 +26,10 @@ from harness.planfile import SavedPlan
 from harness.store import Store
 from harness.track.about import About, about_stages
 from harness.track.ledger import Ledger, Queue, Shown
-from harness.track.pages import Page, Writer, plain, run_id, without_turn
+from harness.track.page import Page, plain, run_id, without_turn
 from harness.track.publisher import contradicts
 from harness.track.target import MOST_RUNS, Shards, Target, plans_of, renewed, shards_of, wishes
+from harness.track.writer import Writer
 from tests.harness.synthetic import write_fixture_store
 
 

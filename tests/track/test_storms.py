@@ -75,23 +75,27 @@ def test_a_publisher_killed_twenty_times_leaves_every_row_once(tmp_path: Path, s
     until(lambda: not left_over(tmp_path), 60, every=0.1)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_failing_server_holds_up_no_training_and_gets_everything_later(
-    fault: str, tmp_path: Path, server: Server
-) -> None:
-    write_project(tmp_path)
-    with (tmp_path / "tiny.yaml").open("a") as file:
+def start_sweep(folder: Path, server: Server) -> subprocess.Popen[str]:
+    """Start the tiny sweep's random masks, mirrored to a server."""
+    write_project(folder)
+    with (folder / "tiny.yaml").open("a") as file:
         file.write(WANDB)
-    store = Store(tmp_path / "runs")
-    sweep = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-m", "harness.sweep", "tiny.yaml", "--only", "mask=random", "--checkpoint-every", "0"],
-        cwd=tmp_path,
-        env=surroundings(tmp_path, server.url),
+        cwd=folder,
+        env=surroundings(folder, server.url),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_failing_server_holds_up_no_training_and_gets_everything_later(
+    fault: str, tmp_path: Path, server: Server
+) -> None:
+    sweep, store = start_sweep(tmp_path, server), Store(tmp_path / "runs")
     try:
         server.until(lambda: server.runs, 120)
         server.fault = fault
@@ -109,18 +113,7 @@ def test_a_failing_server_holds_up_no_training_and_gets_everything_later(
 
 
 def test_a_publisher_that_the_command_leaves_behind_goes_on(tmp_path: Path, server: Server) -> None:
-    write_project(tmp_path)
-    with (tmp_path / "tiny.yaml").open("a") as file:
-        file.write(WANDB)
-    sweep = subprocess.Popen(
-        [sys.executable, "-m", "harness.sweep", "tiny.yaml", "--only", "mask=random"],
-        cwd=tmp_path,
-        env=surroundings(tmp_path, server.url),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    sweep = start_sweep(tmp_path, server)
     try:
         server.until(lambda: server.runs, 120)
         server.fault = "hang"
