@@ -212,6 +212,8 @@ def sentence(error: Any) -> str:
         return str(error["ctx"]["error"])
     if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == PROJECT:
         return f"{given} is not allowed; a project's name has 1 to 96 characters, none of / \\ # ? % : among them"
+    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == ENTITY:
+        return f"{given} is not allowed; an entity, a user or a team, is letters, digits, dashes and underscores"
     if error["type"] == "string_pattern_mismatch" and NAME in error["ctx"]["pattern"]:
         return f"{given} is not allowed; a name is letters, digits, dots, dashes and underscores, at most 64"
     wanted = WANTED.get(error["type"], f"{error['msg'][0].lower()}{error['msg'][1:]}")

@@ -35,7 +35,10 @@ def write_spec(store: Store, given: str, data: Path | None, path: Path) -> None:
     mine = [folder for folder in folders if folder.name.endswith(f"--{wish.project}")]
     folder = mine[0] if mine else Target("", "", wish.project).folder(store)
     made = sketch(make_report(store, [saved]), whereabouts(store, saved, wish, folder))
-    write_whole(path, json.dumps(made, indent=1).encode())
+    try:
+        write_whole(path, json.dumps(made, indent=1).encode())
+    except OSError as error:
+        raise UserError(f"--spec {path}: {error.strerror}; name a file in a folder that is there") from None
 
 
 def save_report(store: Store, given: str, data: Path | None) -> list[str]:

@@ -177,6 +177,9 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "table with an axis twice": (grid("tables: [{name: t, rows: [mask], columns: [mask]}]\n"), "'mask' stands twice"),
     "odd wandb mode": (grid("wandb: {project: p, mode: on}\n"), "wandb.mode: 'on' is not allowed"),
+    "odd wandb project": (grid("wandb: {project: a/b}\n"), "wandb.project: 'a/b' is not allowed; a project's name has"),
+    "odd wandb entity": (grid("wandb: {project: p, entity: my lab}\n"), "an entity, a user or a team, is letters"),
+    "odd wandb shard": (grid("wandb: {project: p, shard_by: [recipe]}\n"), "wandb.shard_by.0: 'recipe' is not allowed"),
     "empty further block": (grid("also: [{}]\n"), "an empty block repeats the grid"),
     "all excluded": (grid("exclude: [\"mask == 'snip'\"]\n"), "no cell is left after exclude"),
 }

@@ -185,7 +185,10 @@ def test_without_a_server_there_is_a_sketch_and_a_way_to_a_report(tmp_path: Path
     unknown = wandb(tmp_path, server.url, "report", "smal")
     assert unknown.returncode == 2
     assert "did you mean 'small'" in unknown.stderr
-    assert not any("Traceback" in run.stderr for run in (said, refused, unknown))
+    nowhere = wandb(tmp_path, server.url, "report", "small", "--spec", "nowhere/out.json")
+    assert nowhere.returncode == 2
+    assert "--spec nowhere/out.json: No such file or directory" in nowhere.stderr
+    assert not any("Traceback" in run.stderr for run in (said, refused, unknown, nowhere))
 
 
 def test_a_sweep_that_is_not_mirrored_has_no_report_there(tmp_path: Path, server: Server) -> None:
