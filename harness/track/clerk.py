@@ -76,15 +76,20 @@ class Clerk:
         """Write a page: what is new of its rows, what else it says; leave it open where more will come."""
         page, place = order["page"], self.folder / order["page"]["id"]
         with lock:
-            run = self.open.pop(page["id"], None) or self._begin(page, order["entity"], place)
+            run = self.open.pop(page["id"], None)
+            known = run is not None  # its words may be others by now
+            if run is None:
+                run = self._begin(order, place)
+                known = run.resumed  # the server's words win over those given to init
             for step in range(run.step, len(page["rows"])):
                 run.log(page["rows"][step], step=step, commit=True)
             if page["state"] == "running":
                 self.open[page["id"]] = run
                 return {"rows": len(page["rows"])}
             self._tell_artifacts(run, page)
-            run.name, run.notes, run.tags = page["name"], page["notes"], tuple(page["tags"])  # of a resumed run the
-            run.config.update(order["config"], allow_val_change=True)  # server's would win over those given to init
+            if known:
+                run.name, run.notes, run.tags = page["name"], page["notes"], tuple(page["tags"])
+                run.config.update(order["config"], allow_val_change=True)
             run.summary.update(order["summary"])
             if page["state"] == "stopped":
                 run.mark_preempting()
@@ -100,9 +105,10 @@ class Clerk:
             held.finish(exit_code=1)
         return {}
 
-    def _begin(self, page: Mapping[str, Any], entity: str | None, place: Path) -> Any:
+    def _begin(self, order: Mapping[str, Any], place: Path) -> Any:
         import wandb
 
+        page = order["page"]
         settings = wandb.Settings(
             console="off",
             disable_git=True,
@@ -121,7 +127,7 @@ class Clerk:
         where.mkdir(parents=True, exist_ok=True)
         run: Any = wandb.init(
             mode="online" if self.mode == "online" else "offline",
-            entity=entity,
+            entity=order["entity"],
             project=page["project"],
             id=page["id"],
             name=page["name"],
@@ -129,7 +135,7 @@ class Clerk:
             job_type=page["job_type"],
             tags=page["tags"],
             notes=page["notes"],
-            config=page["config"],
+            config=page["config"] if page["state"] == "running" else order["config"],
             dir=str(where),
             resume="allow" if self.mode == "online" else None,
             reinit="create_new",
