@@ -21,6 +21,7 @@ import pytest
 from harness.claims import Observer
 from harness.clean import find_waste, remove
 from harness.frontier import Frontier
+from harness.index import stand
 from harness.plan import Plan
 from harness.presence import present
 from harness.store import Store, file_sha256
@@ -92,24 +93,28 @@ def test_eight_workers_killed_and_frozen_at_random_do_every_stage_once(tmp_path:
     save(plan, store)
     draw, pause = random.Random(1), threading.Event()
     workers = {slot: start("0.8", "2") for slot in range(8)}
-    due = {slot: time.monotonic() + draw.uniform(0.8, 3) for slot in workers}
+    due: dict[int, float] = {}
     kills, thawed = Counter[int](), Counter[int]()
     frozen: set[int] = set()
-    while left := [slot for slot in workers if kills[slot] < 20]:
-        slot = min(left, key=lambda slot: due[slot])
-        pause.wait(due[slot] - time.monotonic())
-        if slot in frozen:
-            group(workers[slot], signal.SIGCONT)
-            frozen.remove(slot)
-            thawed[slot] += 1
-        elif draw.random() < 0.1:
-            group(workers[slot], signal.SIGSTOP)
-            frozen.add(slot)
-        else:
-            kill(workers[slot])
-            kills[slot] += 1
-            workers[slot] = start("0.8", "2")
-        due[slot] = time.monotonic() + (3.0 if slot in frozen else draw.uniform(0.8, 3))
+    while left := [slot for slot in workers if kills[slot] < 20 and workers[slot].poll() is None]:
+        pause.wait(0.05)
+        owners = stand(plan, store, Observer(), keep=False).owners.values()
+        at_work, now = {owner.processes[0].pid for owner, _, _ in owners}, time.monotonic()
+        due |= {s: now + draw.uniform(0, 1.5) for s in left if s not in due and workers[s].pid in at_work}
+        for slot in [slot for slot in left if due.get(slot, now + 1) <= now]:
+            del due[slot]
+            if slot in frozen:
+                group(workers[slot], signal.SIGCONT)
+                frozen.remove(slot)
+                thawed[slot] += 1
+            elif draw.random() < 0.1:
+                group(workers[slot], signal.SIGSTOP)
+                frozen.add(slot)
+                due[slot] = now + 3.0
+            else:
+                kill(workers[slot])
+                kills[slot] += 1
+                workers[slot] = start("0.8", "2")
     for slot in frozen:
         group(workers[slot], signal.SIGCONT)
     assert thawed.total() > 5
@@ -117,7 +122,7 @@ def test_eight_workers_killed_and_frozen_at_random_do_every_stage_once(tmp_path:
     assert [worker.returncode for worker in workers.values() if worker.returncode] == []
     assert_done_once(store, plan)
     outcomes = Counter(outcome for said in ends(store, plan).values() for outcome in said)
-    assert outcomes["vanished"] > 20, "the kills must have met stages at work"
+    assert outcomes["vanished"] > 20, f"the kills must have met stages at work: {outcomes}, {kills}"
     assert not list(present(store, NAME))
     remove(store, find_waste(store, plan, Observer()))
     waste = find_waste(store, plan, Observer())
