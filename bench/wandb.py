@@ -32,7 +32,7 @@ protocol: {{preset: tost, epochs: {epochs}}}
 grid:
   dataset: digits
   arch: [resnet20, resnet32]
-  mask: [random, snip, grasp, synflow, magnitude]
+  mask: {mask}
   sparsity: [90%, 95%]
   recipe: [default, gsw, gsk, ls, tost]
   seed: 0..{seeds}
@@ -118,13 +118,16 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=180)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--faults", action="store_true")
+    parser.add_argument("--plain", action="store_true", help="as many trainings, but dense: no masks, no lineage")
     given = parser.parse_args()
     if given.faults:
         sys.stdout.write(json.dumps(faults(min(given.epochs, 8)), indent=1) + "\n")
         return
+    mask = "dense" if given.plain else "[random, snip, grasp, synflow, magnitude]"
+    seeds = given.seeds * 10 if given.plain else given.seeds  # every sparsity and all five masks become one
     with tempfile.TemporaryDirectory() as name, Remote() as server:
         folder = Path(name)
-        (folder / "many.yaml").write_text(SWEEP.format(epochs=given.epochs, seeds=given.seeds - 1))
+        (folder / "many.yaml").write_text(SWEEP.format(epochs=given.epochs, seeds=seeds - 1, mask=mask))
         _, saved = write_store(folder, folder / "many.yaml", row_of)
         environment = {
             **os.environ,
