@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -239,7 +239,7 @@ class Publisher:
     def _digest(known: Mapping[str, Shown], page: Page) -> str:
         return known[page.id].digest if page.id in known else ""
 
-    def _note(self, tasks: Sequence[Task], shown: Mapping[str, Shown], whole: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    def _note(self, tasks: Sequence[Task], shown: Mapping[str, Shown], whole: Collection[str] = ()) -> None:
         """Note what runs were shown, or are about to be; and the stages of which everything has come."""
         for task in tasks:
             mine = {page.id: shown[page.id] for page in task.pages if page.id in shown}
