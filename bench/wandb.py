@@ -8,6 +8,7 @@ training beside a server that fails in each way, against the same one without a 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -17,13 +18,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.harness.synthetic import write_store  # noqa: E402 - the project's root is no package
+from harness.track.desk import processes  # noqa: E402 - the project's root is no package
+from tests.harness.synthetic import write_store  # noqa: E402
 from tests.track.server import FAULTS, KEY, Remote  # noqa: E402
 
 SWEEP = """
@@ -46,29 +49,33 @@ def row_of(place: Mapping[str, str]) -> dict[str, str]:
     return {"state": "done", "test": f"{value}", "dev": f"{value}", "cause": ""}
 
 
-def usage(pid: int) -> dict[str, tuple[int, float]]:
-    """Return the resident bytes, and the seconds of processor time, of a process and all below it, by command."""
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
-        except (OSError, IndexError):
-            continue
-    found: dict[str, tuple[int, float]] = {}
-    waiting = [pid]
-    while waiting:
-        here = waiting.pop()
-        waiting += parents.get(here, [])
-        try:
-            name = "core" if b"wandb-core" in (raw := Path(f"/proc/{here}/cmdline").read_bytes()) else "python"
-            pages = int(Path(f"/proc/{here}/statm").read_text().split()[1])
-            ticks = sum(map(int, Path(f"/proc/{here}/stat").read_text().rpartition(")")[2].split()[11:13]))
-        except OSError:
-            continue
-        label = "clerk" if b"harness.track.clerk" in raw else "publisher" if name == "python" else name
-        size, worked = found.get(label, (0, 0.0))
-        found[label] = size + pages * os.sysconf("SC_PAGE_SIZE"), worked + ticks / os.sysconf("SC_CLK_TCK")
-    return found
+@dataclass
+class Usage:
+    """What a process and all below it use: clerks come and go, so processor time is kept by process."""
+
+    pid: int
+    together: int = 0
+    bytes: dict[str, int] = field(default_factory=dict)
+    """Kind of process -> the most resident bytes of its kind at once."""
+    seconds: dict[tuple[int, str], float] = field(default_factory=dict)
+
+    def look(self) -> None:
+        """Look at all of them once."""
+        now: dict[str, int] = {}
+        for pid, _ in processes(self.pid):
+            with contextlib.suppress(OSError):  # ended meanwhile
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+                kind = next((word for word in ("wandb-core", "clerk") if word.encode() in command), "publisher")
+                pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+                ticks = sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+                now[kind] = now.get(kind, 0) + pages * os.sysconf("SC_PAGE_SIZE")
+                self.seconds[pid, kind] = ticks / os.sysconf("SC_CLK_TCK")
+        self.together = max(self.together, sum(now.values()))
+        self.bytes |= {kind: max(size, self.bytes.get(kind, 0)) for kind, size in now.items()}
+
+    def worked(self) -> dict[str, float]:
+        """Return the seconds of processor time by kind of process."""
+        return {kind: round(sum(t for (_, mine), t in self.seconds.items() if mine == kind), 1) for kind in self.bytes}
 
 
 ONE = """
@@ -112,57 +119,51 @@ def faults(epochs: int) -> dict[str, object]:
         return {name: [round(seconds, 2) for seconds in found] for name, found in took.items()}
 
 
+def published(plain: bool, epochs: int, seeds: int) -> dict[str, object]:
+    """Write a store of made-up trainings, publish it, and return what that took."""
+    mask = "dense" if plain else "[random, snip, grasp, synflow, magnitude]"
+    seeds = seeds * 10 if plain else seeds  # every sparsity and all five masks become one
+    with tempfile.TemporaryDirectory() as name, Remote() as server:
+        folder = Path(name)
+        (folder / "many.yaml").write_text(SWEEP.format(epochs=epochs, seeds=seeds - 1, mask=mask))
+        _, saved = write_store(folder, folder / "many.yaml", row_of)
+        paths = {"PYTHONPATH": str(ROOT), "HOME": name}
+        environment = {**os.environ, **paths, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+        command = [sys.executable, "-m", "harness.cli", "wandb", "publish", "many"]
+        began, pause = time.monotonic(), threading.Event()
+        process = subprocess.Popen(command, cwd=folder, env=environment)
+        used, fake = Usage(process.pid), Usage(server.process.pid)
+        while process.poll() is None:
+            used.look()
+            pause.wait(0.5)
+        seconds = time.monotonic() - began
+        fake.look()
+        runs = sum(stage.kind != "data" for stage in saved.plan.stages.values())
+        return {
+            "trainings": len(saved.cells),
+            "rows": len(saved.cells) * epochs,
+            "runs, masks among them": runs,
+            "code": process.returncode,
+            "seconds": round(seconds, 1),
+            "runs a second": round(runs / seconds, 1),
+            "trainings a second": round(len(saved.cells) / seconds, 1),
+            "processor seconds": {**used.worked(), "fake server": sum(fake.worked().values())},
+            "processors": os.cpu_count(),
+            "peak memory in MB": {kind: round(size / 1e6) for kind, size in used.bytes.items()},
+            "together": round(used.together / 1e6),
+        }
+
+
 def main() -> None:
-    """Write a store, publish it, and print what it took."""
+    """Print what publishing, or a failing server, takes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=180)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--faults", action="store_true")
     parser.add_argument("--plain", action="store_true", help="as many trainings, but dense: no masks, no lineage")
     given = parser.parse_args()
-    if given.faults:
-        sys.stdout.write(json.dumps(faults(min(given.epochs, 8)), indent=1) + "\n")
-        return
-    mask = "dense" if given.plain else "[random, snip, grasp, synflow, magnitude]"
-    seeds = given.seeds * 10 if given.plain else given.seeds  # every sparsity and all five masks become one
-    with tempfile.TemporaryDirectory() as name, Remote() as server:
-        folder = Path(name)
-        (folder / "many.yaml").write_text(SWEEP.format(epochs=given.epochs, seeds=seeds - 1, mask=mask))
-        _, saved = write_store(folder, folder / "many.yaml", row_of)
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "WANDB_BASE_URL": server.url,
-            "WANDB_API_KEY": KEY,
-            "HOME": name,
-        }
-        command = [sys.executable, "-m", "harness.cli", "wandb", "publish", "many"]
-        began = time.monotonic()
-        process = subprocess.Popen(command, cwd=folder, env=environment)
-        most: dict[str, int] = {}
-        worked: dict[str, float] = {}
-        total, pause = 0, threading.Event()
-        while process.poll() is None:
-            now = usage(process.pid)
-            total = max(total, sum(size for size, _ in now.values()))
-            for label, (size, took) in now.items():
-                most[label], worked[label] = max(most.get(label, 0), size), max(worked.get(label, 0.0), took)
-            pause.wait(0.5)
-        seconds = time.monotonic() - began
-        runs = sum(stage.kind != "data" for stage in saved.plan.stages.values())
-        said = {
-            "trainings": len(saved.cells),
-            "rows": len(saved.cells) * given.epochs,
-            "runs, masks among them": runs,
-            "code": process.returncode,
-            "seconds": round(seconds, 1),
-            "runs a second": round(runs / seconds, 1),
-            "trainings a second": round(len(saved.cells) / seconds, 1),
-            "processor seconds": worked,
-            "of the fake server": usage(server.process.pid),
-            "peak memory in MB": {"together": round(total / 1e6), **{k: round(v / 1e6) for k, v in most.items()}},
-        }
-        sys.stdout.write(json.dumps(said, indent=1) + "\n")
+    found = faults(min(given.epochs, 8)) if given.faults else published(given.plain, given.epochs, given.seeds)
+    sys.stdout.write(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import gc
 import json
 import os
 import shutil
@@ -109,20 +111,6 @@ class Clerk:
         import wandb
 
         page = order["page"]
-        settings = wandb.Settings(
-            console="off",
-            disable_git=True,
-            disable_code=True,
-            save_code=False,
-            silent=True,
-            init_timeout=START,
-            finish_timeout=START,
-            finish_timeout_raises=True,
-            x_disable_stats=True,
-            x_disable_meta=True,
-            x_disable_machine_info=True,
-            x_save_requirements=False,
-        )
         where = place if self.mode == "online" else self.folder
         where.mkdir(parents=True, exist_ok=True)
         run: Any = wandb.init(
@@ -139,7 +127,7 @@ class Clerk:
             dir=str(where),
             resume="allow" if self.mode == "online" else None,
             reinit="create_new",
-            settings=settings,
+            settings=settings_of_runs(),
         )
         run.define_metric("epoch")
         run.define_metric("*", step_metric="epoch")
@@ -154,6 +142,35 @@ class Clerk:
         for name in page["uses"] if self.mode == "online" else ():  # offline no server could know them
             with contextlib.suppress(CommError):  # its own run was refused: no reason to refuse this one
                 run.use_artifact(f"{run.entity}/{page['project']}/{name}")
+
+
+@functools.cache
+def settings_of_runs() -> Any:
+    """Return what is the same of all runs (made once: wandb checks some 150 fields)."""
+    import wandb
+
+    return wandb.Settings(
+        console="off",
+        disable_git=True,
+        disable_code=True,
+        save_code=False,
+        silent=True,
+        init_timeout=START,
+        finish_timeout=START,
+        finish_timeout_raises=True,
+        x_disable_stats=True,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+    )
+
+
+def spare_collections() -> None:
+    """Collect garbage rarely: wandb's thousands of classes were walked for every few rows (a fifth of all time)."""
+    import wandb  # noqa: F401 - here for what its import makes
+
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def artifact_of(said: Mapping[str, Any]) -> Any:
@@ -265,6 +282,7 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nothing, number)
+    spare_collections()
     guard = threading.Lock()
 
     def say(message: Mapping[str, Any]) -> None:

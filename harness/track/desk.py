@@ -115,12 +115,12 @@ class Desk:
         """Note the clerk's processes, so that whoever publishes next can end what a killed publisher left."""
         self.signed = True
         if self.folder is not None:
-            said = {"boot": _boot(), "processes": _tree(self.process.pid), "scratch": str(self.scratch)}
+            said = {"boot": _boot(), "processes": processes(self.process.pid), "scratch": str(self.scratch)}
             write_whole(self.folder / SIGNS, json.dumps(said).encode())
 
     def close(self) -> None:
         """End the clerk, and what it has started."""
-        end_processes(_tree(self.process.pid))
+        end_processes(processes(self.process.pid))
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             with contextlib.suppress(OSError):
@@ -151,7 +151,7 @@ def _boot() -> str:
     return " ".join(machine())
 
 
-def _tree(pid: int) -> list[tuple[int, int]]:
+def processes(pid: int) -> list[tuple[int, int]]:
     """Return a process and all below it, with their start times (Linux; elsewhere itself alone)."""
     below: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
