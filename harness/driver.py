@@ -30,6 +30,7 @@ from harness.miniature import TOGETHER, own_store
 from harness.only import cell_filter
 from harness.options import CAUSES, Options
 from harness.outlook import Outlook, by_axis, data_stages, describe
+from harness.packing import pack
 from harness.plan import Plan
 from harness.planfile import as_saved, save_plan
 from harness.planner import data_folder, make_plan
@@ -110,9 +111,20 @@ class Driver:
     def machine(self, options: Options) -> Machine:
         """Return how this machine is used: as the command line says, then as the file does."""
         launch = self.sweep.file.launch
-        return this_machine(
-            options.workers or launch.workers, options.threads or launch.threads, options.device or launch.device
-        )
+        return this_machine(self.most(options), options.threads or launch.threads, options.device or launch.device)
+
+    def most(self, options: Options) -> int | None:
+        """Return the number of workers asked for, None where it is left to the machine."""
+        wanted = options.workers or self.sweep.file.launch.workers
+        return wanted if isinstance(wanted, int) else None
+
+    def packed(self, options: Options) -> Machine:
+        """Return how this machine is used; with `auto` by as many workers as train fastest."""
+        machine = self.machine(options)
+        if (options.workers or self.sweep.file.launch.workers) != "auto" or not self.frontier.survey().todo:
+            return machine
+        self.make_data(options)
+        return pack(machine, self.frontier, lambda sentence: typer.echo(printable(sentence), err=True))
 
     def print_plan(self, options: Options, pilot: bool, budget: str) -> None:
         """Print cells, stages and sharing, and what the rest will cost."""
@@ -192,7 +204,7 @@ class Driver:
             return self._elsewhere(via, saved, options)
         if options.detach:
             raise UserError(f"--detach: the workers of {via} live and die with this command; use local or a profile")
-        machine = self.machine(options)
+        machine = self.packed(options) if via == "local" else self.machine(options)
         outlook, began = Outlook(self.frontier, survey, machine), time.monotonic()
         outlook.keep(saved.parent)
         if via == "ray":
@@ -228,7 +240,7 @@ class Driver:
         share, setup = self._trials(options, machine)
         mark = self.store.sweep(self.plan.name) / CANCELLED
         mark.unlink(missing_ok=True)
-        most = options.workers or self.sweep.file.launch.workers
+        most = self.most(options)
         return run_with_ray(self.plan, saved, self.store, setup, share, most, mark)
 
     def _trials(self, options: Options, machine: Machine) -> tuple[Share, Setup]:
@@ -243,7 +255,7 @@ class Driver:
         from harness.searching import run_search
 
         share, setup = self._trials(options, self.machine(options))
-        most = options.workers or self.sweep.file.launch.workers
+        most = self.most(options)
         data = data_folder(self.sweep, self.data)
         with mirrored(self.sweep.file.wandb, self.store, self.sweep.name, live=True):
             return run_search(self.sweep, self.store, data, replace(setup, discard_weights=True), share, most)
@@ -269,7 +281,7 @@ class Driver:
         """Return the launcher of workers that outlive this command; they read the sweep's newest plan, or one named."""
         if via == "local":
             bound = ["--plan", plan] if plan else []
-            return Detached(self.machine(options), self.store, self.plan.name, [*bound, *options.argv])
+            return Detached(self.packed(options), self.store, self.plan.name, [*bound, *options.argv])
         return self.slurm(via, options, plan)
 
     def slurm(self, via: str, options: Options, plan: str = "") -> Slurm:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
@@ -29,7 +29,8 @@ class Launch(Form, strict=True):
     """Where workers live: this machine (`local`), or a cluster profile."""
 
     via: str = "local"
-    workers: int | None = Field(None, ge=1, le=1024)
+    workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] | None = None
+    """`auto`: as many as train the most images a second here, which is tried out."""
     threads: int | None = Field(None, ge=1, le=1024)
     device: str | None = Field(None, pattern=r"^[a-z]+(:\d+)?$")
     gpus: float | None = Field(None, ge=0, le=64)

@@ -45,7 +45,7 @@ def remember(costs: Costs, todo: Sequence[str], cache: Path) -> list[Stage]:
 def pilot(frontier: Frontier, costs: Costs, unknown: Sequence[Stage], cache: Path, say: Callable[[str], None]) -> None:
     """Try the stages out, one after another, on this machine; their data sets must be there."""
     tried = {stage.key: stage for stage in unknown if stage.kind != "data"}
-    orders = [order for stage in tried.values() if (order := _order(frontier, costs, stage))]
+    orders = [order for stage in tried.values() if (order := order_of(frontier, costs, stage))]
     environment = {**os.environ, "OMP_NUM_THREADS": str(costs.place.threads), "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     process = subprocess.Popen(
         [sys.executable, "-m", "harness.train.pilot", str(SECONDS)],
@@ -75,7 +75,7 @@ def pilot(frontier: Frontier, costs: Costs, unknown: Sequence[Stage], cache: Pat
             say(f"pilot: {stage.label}: about {said['seconds']:.1f} s")
 
 
-def _order(frontier: Frontier, costs: Costs, stage: Stage) -> dict[str, Any] | None:
+def order_of(frontier: Frontier, costs: Costs, stage: Stage) -> dict[str, Any] | None:
     """Return what a pilot is told of a stage: its spec, and its data set; nothing where that is not made yet."""
     if stage.spec.get("control") == "shuffled" or "data" not in stage.parents:
         return None

@@ -51,6 +51,11 @@ class Protocol(BaseModel):
     resize: int = Field(0, ge=0, le=1024)
     on_collapse: Literal["allow", "error", "keep_one"] = "allow"
     """What a mask does that leaves a layer nothing: it is reported, refused, or keeps that layer's best weight."""
+    batch_norm: Literal["synced", "local"] = "synced"
+    """Whose images a batch norm sees where several processes train: the whole batch's, or its own process's.
+
+    It is in the key for one process too, where both are the same: how many train is not, and may change on the way.
+    """
     match_cost: str = ""
     """A recipe: training is lengthened by what that recipe costs more. Written `epochs: match_cost(RECIPE)`."""
 

@@ -35,7 +35,9 @@ def main(
     cancel: Annotated[
         bool, typer.Option("--cancel", help="End the sweep's workers; with --only, those of some cells.")
     ] = False,
-    workers: Annotated[int | None, typer.Option(help="Workers on this machine.", min=1)] = None,
+    workers: Annotated[
+        str, typer.Option(help="Workers on this machine; auto: as many as train fastest, which is tried out.")
+    ] = "",
     threads: Annotated[int | None, typer.Option(help="CPU threads a worker.", min=1)] = None,
     device: Annotated[str | None, typer.Option(help="A torch device: cpu, cuda, mps.")] = None,
     retry: Annotated[
@@ -80,13 +82,23 @@ def main(
             raise UserError("name a sweep file, for example: python -m harness.sweep sweeps/quickstart.yaml")
         from harness.closing import clean_up
         from harness.driver import Driver
-        from harness.options import Options
+        from harness.options import Options, given_workers
 
         if until:
             given_span("--until", until)
         discard = discard_weights or miniature
         options = Options(
-            via, workers, threads, device, retry, checkpoint_every, lease, scratch, until, discard, detach
+            via,
+            given_workers(workers),
+            threads,
+            device,
+            retry,
+            checkpoint_every,
+            lease,
+            scratch,
+            until,
+            discard,
+            detach,
         )
         driver = Driver(file, store, data, yes, miniature)
         driver.load(options, only, limit)

@@ -41,8 +41,11 @@ def main(
         if (place.sweep(name) / ARGV).exists() or launch.get("via", "local") != "local":
             launcher: Launcher = kept(place, name)
         else:
+            wanted = launch.get("workers")  # `auto` is tried out by the sweep command alone
             machine = this_machine(
-                workers or launch.get("workers"), threads or launch.get("threads"), device or launch.get("device")
+                workers or (wanted if isinstance(wanted, int) else None),
+                threads or launch.get("threads"),
+                device or launch.get("device"),
             )
             argv = ["--lease", str(lease), *(["--until", until] if until else [])]
             launcher = Detached(machine, place, name, argv)

@@ -30,6 +30,8 @@ IMPERSONAL = (
     "seconds",
     "seconds_of_all_attempts",
     "device_seconds",
+    "first_step_after",
+    "writing_seconds",
     "peak_memory",
     "device_memory",
     "resumed",

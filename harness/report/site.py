@@ -28,6 +28,8 @@ OWN = (
     "seconds",
     "seconds_of_all_attempts",
     "device_seconds",
+    "first_step_after",
+    "writing_seconds",
     "peak_memory",
     "device_memory",
     "resumed",

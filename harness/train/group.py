@@ -2,15 +2,18 @@
 
 Every rank has the whole network and sees its part of each batch of the order that one process would see. Gradients are
 sums weighted by the true number of images, so that the update is the one of a single process but for the order in which
-numbers are added.
+numbers are added. They are exchanged while the backward pass still goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
+from itertools import islice
+from operator import is_
 from typing import Any
 
 import torch
@@ -20,13 +23,15 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined] # public, t
 
 from harness.errors import UserError
 from harness.train.order import Order
-from harness.train.synced_norm import synchronise
+from harness.train.synced_norm import remember, statistics, synchronise
 from harness.trainer_signals import STALL
 
 JOINING = timedelta(minutes=10)
 """How long a rank waits for the others to join it."""
 PATIENCE = timedelta(seconds=STALL)
 """How long a collective may take: a rank that waits for a file system is not dead; its supervisor decides."""
+BUCKET = 4 * 2**20
+"""Bytes of gradients in one collective: DDP's 25 MiB would leave small networks' whole exchange to the end."""
 
 
 class Group:
@@ -35,8 +40,12 @@ class Group:
     rank = 0
     world = 1
 
-    def prepare(self, model: nn.Module) -> None:
-        """Make a network's batch statistics those of the whole batch."""
+    def prepare(self, model: nn.Module, batch_norm: str = "synced") -> None:
+        """Make a network's batch statistics those of the whole batch, or leave them those of a rank's part of it."""
+
+    def shares(self, count: int) -> bool:
+        """Return whether a batch of `count` images is shared; of one too small for that, every rank has the whole."""
+        return True
 
     def part(self, batch: Tensor) -> Tensor:
         """Return this rank's part of a batch [N, ...]: contiguous, parts differ by one image at most."""
@@ -46,8 +55,23 @@ class Group:
         """Return the weight of this rank's mean loss in the mean over a batch of `count` images."""
         return 1.0
 
-    def add_gradients(self, model: nn.Module) -> None:
-        """Sum the gradients of all ranks, in every rank."""
+    def backward(self, model: nn.Module, loss: Tensor, count: int) -> None:
+        """Give every rank the gradients of the mean over a batch of `count` images, of which `loss` is its own part's.
+
+        A parameter that no rank's images used keeps none.
+        """
+        torch.autograd.backward(loss)
+
+    def statistics(self, model: nn.Module) -> Tensor | None:
+        """Return what the ranks' batch norms remember [ranks, values], where that may differ; else None."""
+        return None
+
+    def restore(self, model: nn.Module, rows: Tensor) -> None:
+        """Give batch norms back what `statistics` found; by another number of ranks, its mean."""
+        remember(model, rows[self.rank] if len(rows) == self.world else rows.mean(0))
+
+    def agree(self, model: nn.Module) -> None:
+        """Give the batch norms of all ranks the mean of what they remember."""
 
     def total(self, sums: Tensor) -> Tensor:
         """Return sums over all ranks, of a tensor of the same shape in each."""
@@ -71,47 +95,191 @@ class Group:
 ALONE = Group()
 
 
+class Bucket:
+    """Gradients of one dtype that are summed by one collective, and the memory that it sums them in."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters = parameters
+        self.flat = parameters[0].new_empty(sum(parameter.numel() for parameter in parameters))
+        parts = torch.split(self.flat, [parameter.numel() for parameter in parameters])
+        self.views = [
+            part.as_strided(parameter.shape, torch.empty_like(parameter, device="meta").stride())
+            for part, parameter in zip(parts, parameters, strict=True)
+        ]
+        """The summed gradients, lying in memory as their parameters do."""
+        self.idle: set[int] = set()
+        """Parameters that no rank had a gradient for at the last step, and that are not waited for at this one."""
+        self.awaited: set[int] = set()
+        self.work: Any = None
+        """The collective, once it is under way."""
+        self.stale = False
+        """Whether a gradient came, or changed, after it was sent."""
+
+    def expect(self) -> None:
+        """Wait for the gradients of a new step."""
+        self.awaited, self.work, self.stale = set(range(len(self.parameters))) - self.idle, None, False
+
+    def send(self, group: Any) -> None:
+        """Begin to sum the gradients that are there, with zeros for the others."""
+        there = [(view, p.grad) for view, p in zip(self.views, self.parameters, strict=True) if p.grad is not None]
+        if len(there) < len(self.views):
+            self.flat.zero_()
+        if there:
+            torch._foreach_copy_([view for view, _ in there], [gradient for _, gradient in there])
+        self.work = dist.all_reduce(self.flat, group=group, async_op=True)
+
+    def receive(self, there: Sequence[int]) -> None:
+        """Wait for the sums; they become the gradients of those parameters for which any rank had one."""
+        self.work.wait()
+        self.idle = {number for number, any_rank in enumerate(there) if not any_rank}
+        for parameter, view, any_rank in zip(self.parameters, self.views, there, strict=True):
+            if any_rank:
+                parameter.grad = view
+
+
+def buckets(parameters: Sequence[Tensor]) -> list[Bucket]:
+    """Return buckets of parameters, the last parameters first, as backward passes mostly reach them."""
+    full: list[list[Tensor]] = []
+    filling: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for parameter in reversed(parameters):
+        kind = (parameter.dtype, parameter.device)
+        if kind not in filling or sum(p.nbytes for p in filling[kind]) + parameter.nbytes > BUCKET:
+            filling[kind] = []
+            full.append(filling[kind])
+        filling[kind].append(parameter)
+    return [Bucket(bucket) for bucket in full]
+
+
+class Gradients:
+    """Sums gradients over all ranks, bucket by bucket, while the backward pass still goes on.
+
+    All ranks send the same buckets in the same order: each once its gradients are there and the one before it is sent.
+    For which parameters a rank has none shows when its backward pass is over; it sends the buckets left then. What a
+    bucket holds follows from the parameters alone, and when it is sent changes no sum: a resumed training adds in the
+    same order as one that was not interrupted.
+    """
+
+    def __init__(self) -> None:
+        # A communicator of their own: between the collectives that batch norm makes in a backward pass, buckets are
+        # sent at another place on each rank, where a branch was not taken by all.
+        self.group = dist.new_group(timeout=PATIENCE)
+        self.parameters: list[Tensor] = []
+        self.buckets: list[Bucket] = []
+        self.hooks: list[Any] = []
+        self.sent = 0
+        self.passing = False
+        """Whether the backward pass goes on that these gradients are of; a network may do others on its way forward."""
+
+    def backward(self, model: nn.Module, loss: Tensor) -> None:
+        """Give every rank the sum of all ranks' gradients."""
+        self._watch([parameter for parameter in model.parameters() if parameter.requires_grad])
+        for bucket in self.buckets:
+            bucket.expect()
+        self.sent, self.passing = 0, True
+        torch.autograd.backward(loss)
+        self.passing = False
+        self.receive()
+
+    def receive(self) -> None:
+        """Send what is left, and wait for all sums."""
+        for bucket in self.buckets[self.sent :]:
+            bucket.send(self.group)
+        flags = [flag for b in self.buckets for flag in (b.stale, *(p.grad is not None for p in b.parameters))]
+        shared = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)  # between CPUs, so that no GPU is waited for
+        known = iter(shared.tolist())
+        for bucket in self.buckets:
+            if next(known):  # on any rank: then all send it once more, whole, so that nothing is added in another order
+                bucket.work.wait()
+                bucket.send(self.group)
+            bucket.receive(list(islice(known, len(bucket.parameters))))
+
+    def _watch(self, parameters: list[Tensor]) -> None:
+        """Hook the parameters that are trained now: they are others where one was frozen, replaced or removed."""
+        if len(parameters) == len(self.parameters) and all(map(is_, parameters, self.parameters)):
+            return
+        for hook in self.hooks:
+            hook.remove()
+        self.parameters, self.buckets = parameters, buckets(parameters)
+        self.hooks = [
+            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                partial(self._arrived, bucket, number)
+            )
+            for bucket in self.buckets
+            for number, parameter in enumerate(bucket.parameters)
+        ]
+
+    def _arrived(self, bucket: Bucket, number: int, parameter: Tensor) -> None:
+        if not self.passing:
+            return
+        bucket.stale = bucket.work is not None
+        bucket.awaited.discard(number)
+        while self.sent < len(self.buckets) and not self.buckets[self.sent].awaited:
+            self.buckets[self.sent].send(self.group)
+            self.sent += 1
+
+
 class Together(Group):
     """Several processes, over torch.distributed: gloo for tensors on the CPU, NCCL for those on GPUs."""
+
+    gradients: Gradients
 
     def __init__(self, rank: int, world: int, device: torch.device) -> None:
         self.rank, self.world, self.device = rank, world, device
         self.alone: list[Any] = []
         """The synchronised layers, told where a batch is too small to be shared."""
+        self.local = False
+        """Whether batch norms see only their rank's part of a batch."""
+        self.least = 1
+        """Images that a rank's part of a batch must have: of one alone there is no variance."""
 
-    def prepare(self, model: nn.Module) -> None:
-        """Make batch norm take the statistics of the whole batch. Raises UserError for layers of another kind."""
-        self.alone = synchronise(model)
+    def prepare(self, model: nn.Module, batch_norm: str = "synced") -> None:
+        """Make batch norm take the statistics of the whole batch. Raises UserError for layers of another kind.
+
+        `local` leaves every rank's to its own part of the batch.
+        """
+        self.gradients = Gradients()
+        self.local = batch_norm == "local"
+        if self.local:
+            self.least = 2
+        else:
+            self.alone = synchronise(model)
+
+    def shares(self, count: int) -> bool:
+        """Return whether there are images enough for all ranks."""
+        return count >= self.least * self.world
 
     def part(self, batch: Tensor) -> Tensor:
-        """Return this rank's part of a batch; of one with fewer images than ranks, all of it."""
-        shared = len(batch) >= self.world
+        """Return this rank's part of a batch; of one with too few images for all ranks, all of it."""
+        shared = self.shares(len(batch))
         for layer in self.alone:
             layer.synchronised = shared
         return batch.tensor_split(self.world)[self.rank] if shared else batch
 
     def weight(self, count: int) -> float:
         """Return the share of a batch's images that this rank has."""
-        if count < self.world:
+        if not self.shares(count):
             return 1 / self.world
         return (count // self.world + (self.rank < count % self.world)) / count
 
-    def add_gradients(self, model: nn.Module) -> None:
-        """Sum the gradients of all ranks in one collective for each dtype."""
-        by_type: dict[torch.dtype, list[Tensor]] = {}
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        there = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
-        dist.all_reduce(there, op=dist.ReduceOp.MAX)
-        for parameter, any_rank in zip(parameters, there.tolist(), strict=True):
-            if any_rank:
-                if parameter.grad is None:  # a branch that only other ranks' images took
-                    parameter.grad = torch.zeros_like(parameter)
-                by_type.setdefault(parameter.grad.dtype, []).append(parameter.grad)
-        for gradients in by_type.values():
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
-            dist.all_reduce(flat)
-            for gradient, summed in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
-                gradient.copy_(summed.view_as(gradient))
+    def backward(self, model: nn.Module, loss: Tensor, count: int) -> None:
+        """Sum the gradients of all ranks."""
+        self.gradients.backward(model, loss * self.weight(count))
+
+    def statistics(self, model: nn.Module) -> Tensor | None:
+        """Return what all ranks' batch norms remember, in every rank, where they see only their own images."""
+        own = [value.flatten() for value in statistics(model).values()] if self.local else []
+        if not own:
+            return None
+        mine = torch.cat(own)
+        rows = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(rows, mine)
+        return torch.stack(rows)
+
+    def agree(self, model: nn.Module) -> None:
+        """Take the mean over ranks; all compute it from the same numbers."""
+        if (rows := self.statistics(model)) is not None:
+            remember(model, rows.mean(0))
 
     def total(self, sums: Tensor) -> Tensor:
         """Return the sum over all ranks."""
@@ -132,10 +300,12 @@ class Together(Group):
         return values[0]
 
     def check(self, model: nn.Module) -> None:
-        """Compare a hash of all weights and buffers."""
+        """Compare a hash of all weights and buffers, but of what local batch norms remember."""
         digest = hashlib.sha256()
-        for value in model.state_dict().values():
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        differing = statistics(model) if self.local else {}
+        for name, value in model.state_dict().items():
+            if name not in differing:
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         mine = torch.tensor([int.from_bytes(digest.digest()[:7], "big")])
         least, most = mine.clone(), mine
         dist.all_reduce(least, op=dist.ReduceOp.MIN)

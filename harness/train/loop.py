@@ -68,6 +68,8 @@ class Training:
     epochs: int
     batch: int
     precision: str
+    layout: torch.memory_format
+    """How weights of convolutions and batches of images lie in memory."""
     until: int
     """The epoch to stop after: the last one, but of a training that others are rewound to."""
     blind: bool = False
@@ -80,8 +82,12 @@ class Training:
     """What the recipe adds to the operations of this training."""
     theta0: str = ""
     """Hash of the weights before masks, scales and recipe: what two trainings share that start alike."""
+    batch_norm: str = "synced"
+    """Whether batch norm sees the whole batch, or each process's its own part."""
     group: Group = ALONE
     """The processes that train this network together, of which this is one."""
+    statistics: Tensor | None = None
+    """What every process's batch norms remember, where that differs, as of when a checkpoint was last due."""
     position: Position = field(default_factory=Position)
     _worn: Masks | None = None
     _pruned: Pruned = field(default_factory=list)
@@ -99,6 +105,11 @@ class Training:
     def autocast(self) -> torch.autocast:
         """Return the precision's context."""
         return torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the network's output for a batch [N, C, H, W]."""
+        logits: Tensor = self.model(images.contiguous(memory_format=self.layout))
+        return logits
 
     def go_to(self, steps_done: int) -> None:
         """Set everything scheduled to a point of training."""
@@ -124,10 +135,8 @@ class Training:
 
     def update(self, loss: Tensor, count: int) -> None:
         """Take one step down the gradient of a mean loss over a batch of `count` images, of which this has a part."""
-        weight = self.group.weight(count)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss if weight == 1 else loss * weight)
-        self.group.add_gradients(self.model)
+        self.group.backward(self.model, loss, count)
         self.optimizer.step()
         self.prune()
 
@@ -144,6 +153,10 @@ def train(run: Training, watch: Watcher) -> None:
     def settle() -> None:
         _settle(run, pending)
 
+    def due() -> None:
+        settle()
+        run.statistics = run.group.statistics(run.model)
+
     criterion, check_every = run.criterion, 1 if run.images.device.type == "cpu" else CHECK_EVERY
     for part in run.parts:
         criterion = part.criterion(criterion)
@@ -154,16 +167,17 @@ def train(run: Training, watch: Watcher) -> None:
             run.go_to(run.done)
             torch.manual_seed(_seed(run))  # for dropout and the like in a user's network
             with run.autocast():
-                logits = run.model(images)
+                logits = run.logits(images)
                 loss = criterion(logits, labels)
             run.update(loss, count)
             pending.append((step, count, loss.detach(), (logits.detach().argmax(1) == labels).sum()))
             if len(pending) >= check_every:
                 settle()
             at.step = step + 1
-            watch.after_step(run, settle)
+            watch.after_step(run, due)
         settle()
         run.go_to(run.done)
+        run.group.agree(run.model)
         run.group.check(run.model)
         at.rows.append(_row(run))
         at.epoch, at.step, at.loss_sum, at.correct, at.seen = at.epoch + 1, 0, 0.0, 0, 0
@@ -198,7 +212,7 @@ def _settle(run: Training, pending: list[Seen]) -> None:
 
 def _once(group: Group, count: int) -> float:
     """Return what this rank's hits count for: of a batch that every rank has whole, they are counted once."""
-    return group.weight(count) if count < group.world else 1.0
+    return 1.0 if group.shares(count) else group.weight(count)
 
 
 def _row(run: Training) -> dict[str, Any]:
@@ -240,7 +254,7 @@ def evaluate(run: Training, split: Split) -> tuple[float, float]:
     sums = torch.zeros(2, -(-len(split) // EVAL_BATCH), dtype=torch.float64, device=run.images.device)
     for number, (images, labels) in enumerate(run.images.batches(split, rank, world)):
         with run.autocast():
-            logits = run.model(images)
+            logits = run.logits(images)
         sums[0, number * world + rank] = F.cross_entropy(logits.float(), labels, reduction="sum")
         sums[1, number * world + rank] = (logits.argmax(1) == labels).sum()
     losses, hits = run.group.total(sums).tolist()

@@ -20,6 +20,7 @@ from harness.plugins import load_frozen
 from harness.train.draws import global_draws
 from harness.train.images import Images
 from harness.train.order import Order
+from harness.train.remembered import remembered
 from tost.catalog import LIBRARIES, MODELS, resolve
 from tost.masks import imp_count, keep_count, prunable
 from tost.masks.io import split_masks
@@ -69,7 +70,8 @@ def build(order: Order, images: Images, least: int = 2) -> nn.Module:
         raise UserError(f"the architecture cannot be built: {error}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"the architecture returned {type(model).__name__}; it must return a torch.nn.Module")
-    _check_outputs(model, images, least)
+    made_of = [spec["arch"], spec.get("small"), images.shape, images.classes, least]
+    remembered("outputs", made_of, partial(_check_outputs, model, images, least))
     if "start" in order.parents:
         model.load_state_dict(load_weights(order.parent("start"))[0])
     return model.to(images.device)

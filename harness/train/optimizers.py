@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from harness.protocol import Protocol
+from harness.train.layout import like
 
 
 def sgd(parameters: Iterable[Tensor], protocol: Protocol) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum; weight decay on everything, as the ToST authors have it."""
+    weights = list(parameters)
     return torch.optim.SGD(
-        parameters,
+        weights,
+        fused=fusible(weights),
         lr=protocol.lr,
         momentum=protocol.momentum,
         nesterov=protocol.nesterov,
@@ -23,8 +26,15 @@ def sgd(parameters: Iterable[Tensor], protocol: Protocol) -> torch.optim.Optimiz
 
 def adamw(parameters: Iterable[Tensor], protocol: Protocol) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter, 2019)."""
-    betas = (protocol.beta1, protocol.beta2)
-    return torch.optim.AdamW(parameters, lr=protocol.lr, betas=betas, weight_decay=protocol.weight_decay)
+    weights, betas = list(parameters), (protocol.beta1, protocol.beta2)
+    return torch.optim.AdamW(
+        weights, fused=fusible(weights), lr=protocol.lr, betas=betas, weight_decay=protocol.weight_decay
+    )
+
+
+def fusible(weights: Sequence[Tensor]) -> bool:
+    """Return whether one kernel can update all weights."""
+    return all(weight.device.type in ("cpu", "cuda") and weight.is_floating_point() for weight in weights)
 
 
 def named_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
@@ -46,4 +56,5 @@ def load_named_state(optimizer: torch.optim.Optimizer, model: nn.Module, state: 
     for path, value in state.items():
         name, _, key = path.rpartition("/")
         parameter = parameters[name]
-        optimizer.state[parameter][key] = value.clone() if key == "step" else value.to(parameter.device, copy=True)
+        where = parameter.device if optimizer.defaults.get("fused") else value.device  # as torch itself begins
+        optimizer.state[parameter][key] = value.to(where, copy=True) if key == "step" else like(value, parameter)

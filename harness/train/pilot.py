@@ -74,13 +74,10 @@ def training_seconds(order: Order, seconds: float) -> float:
 
     Its mask is left out, since pruned weights are multiplied like the others, and so are learnt scales.
     """
-    began = time.monotonic()
-    spec = {k: v for k, v in order.spec.items() if k not in ("rewind", "start")}
-    spec["recipe"] = [part for part in spec["recipe"] if not ("name" in part and PARTS[part["name"]].stage)]
-    order = _with(order, spec=spec)
+    began, order = time.monotonic(), plain(order)
     run = prepare(order)
     setting_up = time.monotonic() - began
-    ends = [part["args"]["window"][1] for part in spec["recipe"] if "window" in part.get("args", {})]
+    ends = [part["args"]["window"][1] for part in order.spec["recipe"] if "window" in part.get("args", {})]
     ghosts = min(1.0, max(ends, default=0.0))
     first = _a_step(run, seconds, 0) if ghosts else 0.0
     later = _a_step(run, seconds, run.epochs - 1) if ghosts < 1 else 0.0
@@ -90,6 +87,13 @@ def training_seconds(order: Order, seconds: float) -> float:
     epochs = min(run.until, run.epochs)
     looking = _evaluation(run, run.images.dev) + TESTED * _evaluation(run, run.images.test)
     return setting_up + epochs * (run.steps * (ghosts * first + (1 - ghosts) * later) + looking)
+
+
+def plain(order: Order) -> Order:
+    """Return a training's order without what other stages would have to make first, a starting point and scales."""
+    spec = {k: v for k, v in order.spec.items() if k not in ("rewind", "start")}
+    spec["recipe"] = [part for part in spec["recipe"] if not ("name" in part and PARTS[part["name"]].stage)]
+    return _with(order, spec=spec)
 
 
 def _a_step(run: Training, seconds: float, epoch: int) -> float:
@@ -166,6 +170,34 @@ def try_out(orders: Iterable[dict[str, Any]], seconds: float) -> None:
         print(json.dumps(said), flush=True)  # noqa: T201 - the result of the process
 
 
-if __name__ == "__main__":
+def train_together(message: dict[str, Any], seconds: float, begin: Callable[[], object]) -> float:
+    """Return the images a second of a training's steps, timed once others have come as far: `begin` waits for them."""
+    parents = {role: tuple(value) for role, value in message["parents"].items()}
+    with tempfile.TemporaryDirectory(prefix="pilot-") as folder, contextlib.redirect_stdout(sys.stderr):
+        order = Order(**{**message, "parents": parents, "attempt": folder})
+        torch.set_num_threads(order.threads)
+        run = prepare(plain(order))
+        _a_step(run, 0.0, 0)
+        begin()
+        return run.batch / _a_step(run, seconds, 0)
+
+
+def main() -> None:
+    """Time the stages that come in as lines; or, with --together, one beside others that do the same."""
     prepare_process()
-    try_out(map(json.loads, sys.stdin), float(sys.argv[1]))
+    seconds = float(sys.argv[1])
+    if "--together" not in sys.argv:
+        try_out(map(json.loads, sys.stdin), seconds)
+        return
+    answers = sys.stdout
+
+    def begin() -> None:
+        print("ready", file=answers, flush=True)
+        sys.stdin.readline()
+
+    speed = train_together(json.loads(sys.stdin.readline()), seconds, begin)
+    print(json.dumps({"images_a_second": speed}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -224,6 +224,8 @@ def _made(order: Order, control: Desk) -> dict[str, Any]:
         "stamp": stamp(order) | watch.stamp,
         "resumed_at": watch.resumed_at,
         "resumed": watch.resumed,
+        "first_step": watch.first_step,
+        "writing": watch.writing,
         "device_memory": torch.cuda.max_memory_allocated() if order.device.startswith("cuda") else 0,
         "seconds": seconds,
         "device_seconds": seconds if order.device != "cpu" else time.process_time() - worked,
@@ -234,11 +236,13 @@ def stamp(order: Order) -> dict[str, Any]:
     """Return what describes how a number came about without defining it."""
     device = torch.device(order.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    local = order.world > 1 and order.spec.get("protocol", {}).get("batch_norm") == "local"
     return {
         "device": device.type,
         "device_name": name,
         "threads": order.threads,
         "world": order.world,
+        **({"batch_norm": "local"} if local else {}),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "harness": __version__,

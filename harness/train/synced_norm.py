@@ -1,4 +1,4 @@
-"""Batch norm whose statistics are those of the whole batch, however many processes share it, on CPUs too."""
+"""Batch norm under several processes: statistics of the whole batch, on CPUs too; what it remembers of its batches."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness.errors import UserError
+
+REMEMBERED = ("running_mean", "running_var")
+"""What depends on the images that a batch norm saw; the number of batches does not."""
 
 
 class _Sum(torch.autograd.Function):
@@ -103,3 +106,17 @@ def synchronise(model: nn.Module) -> list[SyncedBatchNorm]:
                 "processes; use torch's own batch norm, or world: 1"
             )
     return layers
+
+
+def statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Return the running means and variances of a network's batch norms, as in its state_dict."""
+    norms = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, _BatchNorm)]
+    found = {f"{name}.{kind}".lstrip("."): getattr(norm, kind) for name, norm in norms for kind in REMEMBERED}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def remember(model: nn.Module, flat: Tensor) -> None:
+    """Set what `statistics` returns to values [all of them, one after another]."""
+    values = list(statistics(model).values())
+    for value, part in zip(values, torch.split(flat, [value.numel() for value in values]), strict=True):
+        value.copy_(part)

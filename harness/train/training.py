@@ -18,11 +18,13 @@ from harness.train.checkpoint import Position, load_checkpoint
 from harness.train.cost import ghost_operations, matched
 from harness.train.group import ALONE, Group
 from harness.train.images import Images
+from harness.train.layout import fitting, usual
 from harness.train.loop import Training, Watcher, train
 from harness.train.measures import account, accuracies, activations, sparse_flops
 from harness.train.network import build, kept_weights, load_method, open_images, wanted_size, weights_hash
 from harness.train.optimizers import load_named_state, named_state
 from harness.train.order import Order, Outcome
+from harness.train.remembered import remembered
 from harness.train.rescaling import load_scales
 from tost.accounting import layers
 from tost.catalog import MASKS, PARTS, asked_for, resolve, settings
@@ -30,14 +32,14 @@ from tost.masks import MaskError, Masks
 from tost.masks.apply import apply_masks, check_contract, check_masks
 from tost.masks.io import MARK, load_masks
 from tost.masks.schedule import GradualPruning
-from tost.recipe import Part
+from tost.recipe import Criterion, Part
 
 
 def make_weights(order: Order, watch: Watcher, group: Group = ALONE) -> Outcome:
     """Run a train stage, from where the furthest checkpoint stands; of several processes, the first has the outcome."""
     run = prepare(order)
     run.group = group
-    group.prepare(run.model)
+    group.prepare(run.model, run.batch_norm)
     if (resumed := group.same(_checkpoint(order, run) if group.rank == 0 else None)) is not None:
         resume(run, *resumed)
         group.check(run.model)
@@ -66,24 +68,17 @@ def prepare(order: Order) -> Training:
     theta0 = weights_hash(model)
     criterion = resolve(LOSSES[protocol.loss].path)
     if "match_cost" in spec:
-        recipe = spec["match_cost"]["recipe"]
-        parts = partial(load_parts, order, recipe, images, dict.fromkeys(dict(model.named_parameters()), 1.0))
-        try:
-            protocol = matched(model, protocol, recipe, parts, criterion, images.shape, len(images.train))
-        except ValueError as error:
-            raise UserError(f"match_cost: the recipe does not fit this network: {error}") from error
+        protocol = _lengthened(order, protocol, model, criterion, images)
     masks, pruning = _masks(order, model, images.steps(protocol.batch) * protocol.epochs)
     first, until = spec.get("rewind", 0), spec.get("until", protocol.epochs)
     scales, spent = load_scales(order.parent("rescale")) if "rescale" in order.parents else ({}, 0)
-    recipe_parts = load_parts(order, spec["recipe"], images, scales)
-    try:
-        overhead = ghost_operations(
-            model, load_parts(order, spec["recipe"], images, scales), criterion, images.shape, protocol.epochs
-        )
-        for part in recipe_parts:
-            part.attach(model)
-    except ValueError as error:
-        raise UserError(f"the recipe does not fit this network: {error}") from error
+    recipe_parts, overhead = _with_recipe(order, protocol, model, criterion, images, scales)
+    layout = remembered(
+        "layout",
+        [*_made_of(order, images), order.device, protocol.precision],
+        lambda: fitting(model, usual(images.device, protocol.precision), images.shape),
+    )
+    model.to(memory_format=layout)
     schedule = resolve(SCHEDULES[protocol.schedule].path)
     return Training(
         model=model,
@@ -97,6 +92,8 @@ def prepare(order: Order) -> Training:
         epochs=protocol.epochs,
         batch=protocol.batch,
         precision=protocol.precision,
+        batch_norm=protocol.batch_norm,
+        layout=layout,
         until=until,
         blind=spec.get("blind", False),
         settled=pruning.last if pruning else 0,
@@ -105,6 +102,44 @@ def prepare(order: Order) -> Training:
         theta0=theta0,
         position=Position(epoch=first),
     )
+
+
+def _lengthened(order: Order, protocol: Protocol, model: nn.Module, criterion: Criterion, images: Images) -> Protocol:
+    """Return the protocol with as many epochs more as another recipe costs."""
+    recipe = order.spec["match_cost"]["recipe"]
+    parts = partial(load_parts, order, recipe, images, dict.fromkeys(dict(model.named_parameters()), 1.0))
+    try:
+        return matched(model, protocol, recipe, parts, criterion, images.shape, len(images.train))
+    except ValueError as error:
+        raise UserError(f"match_cost: the recipe does not fit this network: {error}") from error
+
+
+def _with_recipe(
+    order: Order,
+    protocol: Protocol,
+    model: nn.Module,
+    criterion: Criterion,
+    images: Images,
+    scales: Mapping[str, float],
+) -> tuple[list[Part], Sequence[int]]:
+    """Attach a recipe's parts to a network; return them, and by epoch the operations that they add for one image."""
+    parts, others = (load_parts(order, order.spec["recipe"], images, scales) for _ in range(2))
+    try:
+        overhead = remembered(
+            "operations",
+            [*_made_of(order, images), protocol.loss, protocol.epochs],
+            lambda: ghost_operations(model, others, criterion, images.shape, protocol.epochs),
+        )
+        for part in parts:
+            part.attach(model)
+    except ValueError as error:
+        raise UserError(f"the recipe does not fit this network: {error}") from error
+    return parts, overhead
+
+
+def _made_of(order: Order, images: Images) -> list[Any]:
+    """Return what a network's shape depends on, as JSON."""
+    return [order.spec["arch"], order.spec.get("small"), order.spec["recipe"], images.shape, images.classes]
 
 
 def _masks(order: Order, model: nn.Module, steps: int) -> tuple[Masks, GradualPruning | None]:
@@ -150,6 +185,8 @@ def state_tensors(run: Training) -> dict[str, Tensor]:
     tensors = {f"model/{name}": value for name, value in run.model.state_dict().items()}
     if isinstance(run.masks, GradualPruning):
         tensors |= {f"masks/{name}": mask.to(torch.uint8) for name, mask in run.masks.masks.items()}
+    if run.statistics is not None:  # those in the model are the first process's own
+        tensors["statistics"] = run.statistics
     return tensors | {f"optimizer/{name}": value for name, value in named_state(run.optimizer, run.model).items()}
 
 
@@ -159,6 +196,8 @@ def resume(run: Training, position: Position, tensors: dict[str, Tensor]) -> Non
     position.resumed += 1
     run.step_parts(run.done)
     run.model.load_state_dict(_under("model/", tensors))
+    if "statistics" in tensors:
+        run.group.restore(run.model, tensors["statistics"])
     load_named_state(run.optimizer, run.model, _under("optimizer/", tensors))
     if isinstance(run.masks, GradualPruning):
         run.masks.masks = {name: mask.bool() for name, mask in _under("masks/", tensors).items()}

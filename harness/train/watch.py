@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.store import write_whole
 from harness.train.checkpoint import Checkpoints, pack
+from harness.train.layout import LAYOUTS
 from harness.train.loop import Training
 from harness.train.order import Order
 from harness.train.training import state_tensors
@@ -53,11 +54,15 @@ class Watch:
         self.next_save, self.next_tell = now + order.checkpoint_every, now
         self.resumed_at = self.resumed = 0
         self.since, self.steps = now, 0
+        self.began, self.first_step = now, 0.0
+        """When this attempt began, and how many seconds later its first step was done."""
+        self.writing = 0.0
+        """Seconds that the loop has waited for checkpoints and metrics to be written."""
         self.stamp: dict[str, Any] = {}
 
     def begin(self, training: Training) -> None:
         """See the loop begin: write the rows of the checkpoint that this attempt goes on from; its own follow them."""
-        self.stamp["theta0"] = training.theta0
+        self.stamp |= {"theta0": training.theta0, "layout": LAYOUTS[training.layout]}
         self.resumed_at, self.resumed = training.done, training.position.resumed
         if len(worlds := training.position.worlds) > 1:
             self.stamp["worlds"] = worlds
@@ -68,6 +73,7 @@ class Watch:
         """See a step done."""
         self.steps += 1
         now = time.monotonic()
+        self.first_step = self.first_step or now - self.began
         stopping, first = self.control.stop.is_set(), self.order.rank == 0
         wish = training.group.most(STOP if stopping else SAVE if first and now >= self.next_save else GO_ON)
         if wish != GO_ON:
@@ -97,14 +103,18 @@ class Watch:
         """See an epoch done: add its row to the metrics."""
         if self.order.rank:
             return
+        began = time.monotonic()
         with open(self.attempt / "metrics.jsonl", "a") as file:
             file.write(_line(training.position.rows[-1]))
+        self.writing += time.monotonic() - began
         self.control.tell(at="epoch", row=training.position.rows[-1])
 
     def save(self, training: Training) -> None:
         """Write a checkpoint."""
+        began = time.monotonic()
         rests_on = {**self.order.read, "epochs": str(training.epochs)}
         self.checkpoints.write(*pack(training.done, training.position, state_tensors(training), rests_on))
+        self.writing += time.monotonic() - began
 
     def tell(self, training: Training, now: float) -> None:
         """Tell the supervisor where the loop stands, and how fast it is, in images a second."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -13,10 +14,10 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from harness.train.group import joined
+from harness.train.group import Group, joined
 from harness.train.loop import Training, train
 from harness.train.order import Order
-from harness.train.training import prepare
+from harness.train.training import prepare, resume, state_tensors
 
 
 class Losses:
@@ -46,8 +47,31 @@ def loaded(message: dict[str, Any]) -> Order:
     return Order(**{**message, "parents": parents})
 
 
-def main(steps: str, dtype: str, out: str) -> None:
-    """Take an order from stdin, train for some steps in a dtype, save losses and what the network holds then."""
+def prepared(order: Order, dtype: str) -> tuple[Training, str]:
+    """Return a training whose numbers are of a dtype, and a hash of weights and masks before that."""
+    run = prepare(order)
+    held = {**run.model.state_dict(), **{f"mask/{n}": mask for n, mask in run.masks(0).items()}}
+    ticket = sha256(save({name: value.contiguous() for name, value in held.items()}))
+    run.model.to(getattr(torch, dtype))
+    images = run.images
+    images.mean, images.std = (value.to(getattr(torch, dtype)) for value in (images.mean, images.std))
+    return run, ticket.hexdigest()
+
+
+def train_on(run: Training, group: Group, steps: int) -> list[float]:
+    """Train for some steps; return the losses."""
+    watch = Losses(steps)
+    with contextlib.suppress(StopIteration):
+        train(run, watch)
+    group.check(run.model)
+    return watch.sums
+
+
+def main(steps: str, dtype: str, cut: str, out: str) -> None:
+    """Take an order from stdin, train for some steps in a dtype, save losses and what the network holds then.
+
+    After the step `cut`, if not 0, a new training goes on from the checkpoint that the first one would have left there.
+    """
     torch.set_num_threads(1)
     order = loaded(json.loads(sys.stdin.readline()))
 
@@ -55,21 +79,20 @@ def main(steps: str, dtype: str, out: str) -> None:
         sys.stdout.write(json.dumps(message) + "\n")
         sys.stdout.flush()
 
-    run, watch = prepare(order), Losses(int(steps))
-    ticket = sha256(save({**run.model.state_dict(), **{f"mask/{n}": mask for n, mask in run.masks(0).items()}}))
-    run.model.to(getattr(torch, dtype))
-    images = run.images
-    images.mean, images.std = (value.to(getattr(torch, dtype)) for value in (images.mean, images.std))
+    run, ticket = prepared(order, dtype)
     with joined(order, tell) as group:
         run.group = group
-        group.prepare(run.model)
-        try:
-            train(run, watch)
-        except StopIteration:
-            group.check(run.model)
+        group.prepare(run.model, run.batch_norm)
+        if int(cut):
+            train_on(run, group, int(cut))
+            left = group.same((run.position, state_tensors(run)) if order.rank == 0 else None)
+            run, _ = prepared(order, dtype)
+            run.group = group
+            group.prepare(run.model, run.batch_norm)
+            resume(run, *left)
+        losses = train_on(run, group, int(steps) - int(cut))
         group.gather()
-    found = {"losses": watch.sums, "state": run.model.state_dict(), "rows": run.position.rows}
-    torch.save({**found, "ticket": ticket.hexdigest()}, out)
+    torch.save({"losses": losses, "state": run.model.state_dict(), "rows": run.position.rows, "ticket": ticket}, out)
 
 
 def trained(
@@ -80,15 +103,19 @@ def trained(
     folder: Path,
     place: Callable[[int], Sequence[str]] = lambda rank: (),
     meet: str = "127.0.0.1",
+    cut: int = 0,
 ) -> list[dict[str, Any]]:
     """Train an order by several processes; return what each of them has at the end.
 
-    `place`: what stands before a rank's command, such as srun; `meet`: the first one's host as the others call it.
+    `place`: what stands before a rank's command, such as srun; `meet`: the first one's host as the others call it;
+    `cut`: the step after which another training goes on.
     """
-    files = [folder / f"{world}-{dtype}-{rank}.pt" for rank in range(world)]
+    files = [folder / f"{world}-{dtype}-{cut}-{rank}.pt" for rank in range(world)]
+
+    told = (str(steps), dtype, str(cut))
 
     def command(rank: int) -> list[str]:
-        return [*place(rank), sys.executable, "-m", "tests.harness.ranks", str(steps), dtype, str(files[rank])]
+        return [*place(rank), sys.executable, "-m", "tests.harness.ranks", *told, str(files[rank])]
 
     message: dict[str, Any] = {**order.__dict__, "world": world, "meet": meet}
     first = _start(command(0), message)

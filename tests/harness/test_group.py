@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from torch import nn
 from torch.testing import assert_close
 
 from harness.errors import UserError
-from harness.train.group import Together
+from harness.protocol import Protocol
+from harness.train.group import ALONE, Together
 from harness.train.order import Order
-from harness.train.synced_norm import SyncedBatchNorm, synchronise
+from harness.train.process import stamp
+from harness.train.synced_norm import SyncedBatchNorm, statistics, synchronise
+from tests.harness.exchange import REPLACED, WORLD, Odd, exchanged, steps
 from tests.harness.ranks import trained
 from tests.harness.test_training import orders  # noqa: F401 - a fixture
 
@@ -101,3 +105,100 @@ def test_the_ranks_parts_make_up_the_batch(count: int, world: int) -> None:
         assert [rank.weight(count) for rank in ranks] == pytest.approx([len(part) / count for part in parts])
     else:
         assert all(part.tolist() == batch.tolist() for part in parts)
+
+
+# Gradients, exchanged while the backward pass goes on -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict[str, Any]]]:
+    """What came out of every rank that trained the odd network with a sort of batch norm."""
+    return cache(lambda batch_norm: exchanged(batch_norm, tmp_path_factory.mktemp(batch_norm)))
+
+
+Ranks = Callable[[str], list[dict[str, Any]]]
+
+
+@pytest.mark.parametrize("batch_norm", ["synced", "local"])
+def test_gradients_are_those_of_one_process_whichever_rank_has_some(batch_norm: str, ranks: Ranks) -> None:
+    local = batch_norm == "local"
+    found, alone = ranks(batch_norm), steps(ALONE, parts=WORLD if local else 1)
+    for name in untold(alone["state"]) if local else alone["state"]:
+        close = {"rtol": 1e-5, "atol": 1e-5}  # one layer computes in float32
+        assert_close(found[0]["state"][name], alone["state"][name], **close, msg=name)
+    torch.manual_seed(0)
+    untouched = {n: v for n, v in Odd().double().state_dict().items() if n.startswith(("unused", "frozen"))}
+    for rank in found:
+        assert rank["graded"] == alone["graded"]
+        for other in (found[0]["state"], rank["again"], untouched):
+            assert all(torch.equal(value, rank["state"][name]) for name, value in other.items())
+    assert [any(rank["taken"]) for rank in found] == [True, False, False]
+    assert not any(name.startswith(("unused", "frozen")) for names in alone["graded"] for name in names)
+
+
+def untold(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names of what does not tell which images a batch norm saw, and in how many passes."""
+    return [name for name in state if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+
+
+def test_all_is_sent_before_the_backward_pass_ends_but_at_a_rank_that_misses_something(ranks: Ranks) -> None:
+    first, *others = ranks("synced")
+    assert all(buckets > 3 for _, buckets in first["sent"])
+    unusual = {0, REPLACED}  # nothing is known of the parameters yet
+    for step, (sent, buckets) in enumerate(first["sent"]):
+        missed = set(first["graded"][step - 1]) - set(first["graded"][step])  # used by some rank until now
+        assert (sent == buckets) == (step not in unusual and not missed), step
+    assert any(sent < buckets for sent, buckets in others[0]["sent"])
+
+
+# Batch norm of a rank's own images ------------------------------------------------------------------------------------
+
+
+def test_local_batch_norms_agree_on_the_mean_of_what_they_remember(ranks: Ranks) -> None:
+    first, *others = ranks("local")
+    rows = first["rows"]
+    assert all(torch.equal(rank["rows"], rows) for rank in others)
+    assert not torch.equal(rows[0], rows[1])
+    net = Odd().double()
+    net.load_state_dict(others[0]["state"])
+    agreed = torch.cat([value.flatten() for value in statistics(net).values()])
+    assert_close(agreed, rows.mean(0))
+    ALONE.restore(net, rows)  # a checkpoint of several processes, resumed by one
+    assert_close(torch.cat([value.flatten() for value in statistics(net).values()]), agreed)
+
+
+def test_with_local_batch_norm_two_processes_resume_to_the_bit(
+    orders: Callable[..., dict[str, Order]],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    local = orders(", batch: 76, batch_norm: local")["train"]
+    whole, resumed = (trained(local, 2, STEPS, "float32", tmp_path, cut=cut) for cut in (0, 7))
+    for rank, again in zip(whole, resumed, strict=True):
+        assert rank["rows"] == again["rows"] == whole[0]["rows"]
+        assert all(torch.equal(value, rank["state"][name]) for name, value in again["state"].items())
+    first, second = (rank["state"] for rank in whole)
+    assert all(torch.equal(first[name], second[name]) for name in untold(first))
+    assert not torch.equal(first["1.running_mean"], second["1.running_mean"])
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_no_rank_normalises_a_single_image(count: int) -> None:
+    ranks = [Together(rank, 2, torch.device("cpu")) for rank in range(2)]
+    for rank in ranks:
+        rank.local, rank.least = True, 2
+    parts = [rank.part(torch.arange(count)) for rank in ranks]
+    assert min(map(len, parts)) >= 2
+    assert sum(rank.weight(count) for rank in ranks) == pytest.approx(1)
+    assert {rank.shares(count) for rank in ranks} == {count > 3}
+
+
+def test_key_and_stamp_tell_of_local_batch_norm() -> None:
+    synced, local = Protocol(), Protocol(batch_norm="local")
+    assert "batch_norm" not in synced.training
+    assert local.training["batch_norm"] == "local"
+
+    def stamped(protocol: Protocol, world: int) -> dict[str, Any]:
+        return stamp(Order("", "train", {"protocol": protocol.training}, "", "", (), {}, world=world))
+
+    assert stamped(local, 2)["batch_norm"] == "local"
+    assert not any("batch_norm" in one for one in (stamped(local, 1), stamped(synced, 2)))

@@ -353,6 +353,7 @@ def test_defaults_are_pinned_because_a_changed_one_would_rename_nothing_and_chan
         "prunable": "conv+linear",
         "resize": 0,
         "on_collapse": "allow",
+        "batch_norm": "synced",
         "match_cost": "",
     }
 

@@ -83,13 +83,16 @@ def check_contract(masks: Masks, keep: int, within: Masks | None = None) -> None
 
 
 Pruned = list[tuple[nn.Parameter, Tensor]]
-"""Parameters with their pruned positions, on the parameter's device."""
+"""Parameters with their pruned positions, on the parameter's device and laid out as it is."""
 
 
 def pruned(model: nn.Module, masks: Masks) -> Pruned:
     """Return what `clear` sets to 0, looked up once for many steps."""
     parameters = dict(model.named_parameters())
-    return [(parameters[name], ~mask.to(parameters[name].device)) for name, mask in masks.items()]
+    return [
+        (parameters[name], torch.empty_like(parameters[name], dtype=torch.bool).copy_(~mask))
+        for name, mask in masks.items()
+    ]
 
 
 @torch.no_grad()
