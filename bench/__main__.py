@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.figures import Given, Section, machine, table
 
-SECTIONS = ("peak", "data", "loop", "ddp")
+SECTIONS = ("peak", "data", "loop", "cells", "packing", "ddp")
 """Those that run when none is named, in this order."""
 NAMED = ()
 """Those that need more than Python, or long, and run when they are named."""

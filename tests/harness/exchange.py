@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from harness.train import group as groups
+from harness.train import exchange
 from harness.train.group import Group, Together
 
 STEPS = 8
@@ -102,7 +102,7 @@ def steps(group: Group, batch_norm: str = "synced", parts: int = 1, forgetful: b
 def main(rank: str, batch_norm: str, folder: str) -> None:
     """Train as one rank of several, twice, and save what came out."""
     torch.set_num_threads(1)
-    groups.BUCKET = 500  # bytes: of the odd network several buckets
+    exchange.BUCKET = 500  # bytes: of the odd network several buckets
     store = dist.FileStore(f"{folder}/meet", WORLD)
     dist.init_process_group("gloo", store=store, rank=int(rank), world_size=WORLD, timeout=timedelta(seconds=60))
     group = Together(int(rank), WORLD, torch.device("cpu"))
