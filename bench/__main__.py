@@ -13,9 +13,9 @@ from typing import Any
 
 from bench.figures import Given, Section, machine, table
 
-SECTIONS = ("peak", "data", "loop", "cells", "packing", "ddp")
+SECTIONS = ("peak", "data", "loop", "cells", "packing", "ddp", "masks", "planning", "status", "report", "overhead")
 """Those that run when none is named, in this order."""
-NAMED = ()
+NAMED = ("wandb", "slurm")
 """Those that need more than Python, or long, and run when they are named."""
 
 

@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in one go and within a given time: tests, resuming, images a second, a real grid.
+"""Everything that needs a GPU, in one go and within a given time: tests, resuming, benchmarks, a real grid.
 
 Run: bench/gpu.sh MINUTES OUT. Writes OUT/gpu.json and OUT/gpu.md; a phase that fails is told there and in the exit
 code, and the next one runs all the same.
@@ -10,8 +10,6 @@ import argparse
 import contextlib
 import csv
 import json
-import os
-import platform
 import shutil
 import signal
 import statistics
@@ -30,6 +28,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))  # run as a script, it would see only this folder
 
+from bench.figures import environment, machine, table  # noqa: E402
 from tests.conftest import hashes, kill_tree, results, until  # noqa: E402
 
 RESUME = """
@@ -49,20 +48,9 @@ figures: []
 KILLS = 3
 PART = {"train": 250, "test": 50}
 """Images of every class that the check of resuming is made with."""
-NETWORKS = (
-    "resnet18",
-    "resnet50",
-    "resnet20",
-    "resnet32",
-    "resnet56",
-    "resnet104",
-    "vgg16",
-    "mobilenet",
-    "mobilenetv2",
-)
-GHOSTS = "gsw+gsk+ls"
-"""The recipe `tost` as its steps are while the ghosts live; its scales are learnt before."""
-TOGETHER = (1, 2, 4)
+SECTIONS = ("peak", "data", "loop", "cells", "packing", "ddp", "masks")
+SHARED = "resnet18"
+"""The network of the grid."""
 MARGIN = 1.1
 """How many times the last seed's seconds must be left for another one."""
 
@@ -97,34 +85,6 @@ def run(command: Sequence[str], setting: Setting, seconds: float | None = None, 
         kill_tree(process.pid)
         process.wait()
         return 124
-
-
-def environment() -> dict[str, str]:
-    """Return the environment of what is run here: this checkout is the one that is measured."""
-    path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
-    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1", "COLUMNS": "120"}
-
-
-def machine(setting: Setting) -> dict[str, Any]:
-    """Return what all this was measured on."""
-    import torch
-
-    from harness.provenance import commit, driver, source_digest
-
-    cuda = setting.device == "cuda"
-    return {
-        "device": torch.cuda.get_device_name() if cuda else platform.machine(),
-        "memory_gib": round(torch.cuda.mem_get_info()[1] / 2**30, 1) if cuda else None,
-        "driver": driver(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "source": source_digest(),
-        "commit": commit()[0],
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-    }
 
 
 def tests(setting: Setting) -> dict[str, Any]:
@@ -198,65 +158,17 @@ def part_of(images: Path, folder: Path) -> Path:
     return folder
 
 
-def speed(setting: Setting) -> dict[str, Any]:
-    """Measure images a second: every network, the recipe's ghosts, several processes on the device."""
-    base = [str(HERE / "gpu_speed.py"), "--device", setting.device, "--seconds", "0.5" if setting.small else "1.5"]
-    base += ["--images", "500", "--batch", "4"] if setting.small else []
-    both = ["--precisions", "fp32", "bf16"]
-    networks = ["resnet20"] if setting.small else list(NETWORKS)
-    rows = measured([*base, "--archs", *networks, *both], 1, setting)
-    main = networks[0]
-    rows += measured([*base, "--archs", main, *both, "--recipes", GHOSTS], 1, setting)
-    return {"ok": len(rows) == 2 * len(networks) + 2, "batch": 128, "rows": rows}
-
-
-def sharing(setting: Setting) -> dict[str, Any]:
-    """Measure images a second of several processes on the device, all together; say how many of them do the most."""
-    command = [str(HERE / "gpu_speed.py"), "--device", setting.device, "--together", "--seconds", "3"]
-    command += ["--images", "500", "--batch", "4"] if setting.small else []
-    command += ["--archs", "resnet20" if setting.small else "resnet18", "--precisions", "bf16"]
-    rows = []
-    for count in TOGETHER:
-        found = measured(command, count, setting)
-        total = sum(row["images_per_second"] for row in found)
-        rows.append({"processes": count, "measured": len(found), "images_per_second": total})
-    best = max(rows, key=lambda row: row["images_per_second"])["processes"]
-    return {"ok": all(row["measured"] == row["processes"] for row in rows), "best": best, "rows": rows}
-
-
-def measured(command: Sequence[str], count: int, setting: Setting) -> list[dict[str, Any]]:
-    """Run a measurement in some processes at once and return all rows; those that wait begin together."""
-    threads = max(1, len(os.sched_getaffinity(0)) // count)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *command, "--threads", str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment(),
-            text=True,
-        )
-        for _ in range(count)
-    ]
-    if "--together" in command:
-        for process in processes:
-            assert process.stdout is not None  # it was asked for # noqa: S101
-            process.stdout.readline()
-    texts = []
-    for process in processes:
-        if "--together" in command:
-            assert process.stdin is not None  # noqa: S101
-            process.stdin.write("\n")
-            process.stdin.flush()
-    for process in processes:
-        try:
-            texts.append(process.communicate(timeout=max(1.0, setting.left))[0])
-        except subprocess.TimeoutExpired:
-            process.kill()
-            texts.append(process.communicate()[0])
-    rows = [json.loads(line) for text in texts for line in text.splitlines() if line.startswith("{")]
-    for row in rows:
-        print(json.dumps(row), flush=True)
-    return rows
+def bench(setting: Setting) -> dict[str, Any]:
+    """Run the sections of `python -m bench` that a GPU changes; say how many workers of resnet18 share it best."""
+    told = setting.out / "bench.json"
+    command = ["-m", "bench", *SECTIONS, "--device", setting.device, "--out", str(told)]
+    code = run([*command, *(["--small"] if setting.small else [])], setting, setting.left / 2, cwd=ROOT)
+    if not told.exists():
+        return {"ok": False, "code": code}
+    found = json.loads(told.read_text())["sections"]
+    packed = [row for row in found.get("packing", {}).get("rows", []) if row["network"] == SHARED]
+    best = max(packed, key=lambda row: row["cells an hour"], default={"workers": 1})
+    return {"ok": code == 0 and set(found) == set(SECTIONS), "best": best["workers"], "sections": found}
 
 
 def grid(setting: Setting) -> dict[str, Any]:
@@ -334,8 +246,7 @@ def spent(store: Path) -> list[dict[str, Any]]:
 PHASES: Mapping[str, Callable[[Setting], dict[str, Any]]] = {
     "tests": tests,
     "resume": resume,
-    "speed": speed,
-    "sharing": sharing,
+    "bench": bench,
     "grid": grid,
 }
 
@@ -354,27 +265,11 @@ def markdown(found: Mapping[str, Any], called: str) -> str:
         lines += ["", "## Tests marked `gpu`", "", ", ".join(f"{key}: {value}" for key, value in counts.items())]
     if "resume" in found:
         lines += ["", "## Killed and resumed", "", ", ".join(f"{k}: {v}" for k, v in found["resume"].items())]
-    if "rows" in found.get("speed", {}):
-        lines += ["", f"## Images a second, batch {found['speed']['batch']}, 3x32x32", *_speeds(found["speed"]["rows"])]
-    if "rows" in found.get("sharing", {}):
-        shown = (f"{r['processes']}: {r['images_per_second']:,.0f}" for r in found["sharing"]["rows"])
-        lines += ["", f"Processes that share the device (resnet18, bf16), all together: {', '.join(shown)}"]
+    for name, said in found.get("bench", {}).get("sections", {}).items():
+        lines += ["", f"## `python -m bench {name}`", "", table(said["rows"])]
     if "rows" in found.get("grid", {}):
         lines += ["", f"## {called}", *_grid(found["grid"])]
     return "\n".join(lines) + "\n"
-
-
-def _speeds(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = ["", "| network | recipe | fp32 | GiB | bf16 | GiB |", "|---|---|---:|---:|---:|---:|"]
-    pairs: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
-    for row in rows:
-        pairs[row["arch"], row["recipe"]][row["precision"]] = row
-    for (arch, recipe), by in pairs.items():
-        cells = [
-            f"{by[p]['images_per_second']:,.0f} | {by[p]['gib']:.2f}" if p in by else " | " for p in ("fp32", "bf16")
-        ]
-        lines.append(f"| {arch} | {recipe} | {' | '.join(cells)} |")
-    return lines
 
 
 def _grid(found: Mapping[str, Any]) -> list[str]:
@@ -418,7 +313,7 @@ def main() -> int:
         setting = Setting(
             options.device, images, work, options.out.resolve(), ends, options.workers or 1, options.small
         )
-        found: dict[str, Any] = {"machine": machine(setting)}
+        found: dict[str, Any] = {"machine": machine(setting.device)}
         for phase in options.phases.split(","):
             print(f"== {phase}, {setting.left:.0f} s left", flush=True)
             try:
@@ -426,7 +321,7 @@ def main() -> int:
             except Exception as error:  # told, and the next phase runs: a machine's time is dear
                 found[phase] = {"ok": False, "error": f"{type(error).__name__}: {error}"}
             print(f"== {phase}: {json.dumps({k: v for k, v in found[phase].items() if k != 'sweep'})}", flush=True)
-            if phase == "sharing" and not options.workers:
+            if phase == "bench" and not options.workers:
                 setting = replace(setting, workers=found[phase].get("best", 1))
             (options.out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
             (options.out / "gpu.md").write_text(markdown(found, options.called))

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Everything that needs a GPU, on a machine with one and no network: tests, resuming, images a second, a real grid.
+# Everything that needs a GPU, on a machine with one and no network: tests, resuming, benchmarks, a real grid.
 #
-#   bench/gpu.sh MINUTES OUT [--images FOLDER --called NAME] [--phases tests,resume,speed,sharing,grid] [--work FOLDER]
+#   bench/gpu.sh MINUTES OUT [--images FOLDER --called NAME] [--phases tests,resume,bench,grid] [--work FOLDER]
 #
 # What comes before the grid takes about 11 minutes on an H100; the grid's seeds fill the rest. With --work, a later
 # call with --phases grid goes on with it.

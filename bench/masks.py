@@ -1,21 +1,15 @@
-"""How long each mask method scores, and how much memory it takes: a fresh process a figure, a table at the end.
-
-python bench/masks.py --out bench/results/masks-cpu.md
-"""
+"""How long each mask method scores, and how much memory it takes: a fresh process a figure."""
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import json
-import platform
 import resource
-import statistics
-import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
+
+from bench.figures import ROOT, Given, Row, command, spread
 
 NETWORKS = ("resnet18", "vgg16", "resnet104")
 METHODS = ("random", "erk", "magnitude", "snip", "taylor", "grasp", "synflow")
@@ -23,7 +17,7 @@ KEEP = Fraction(1, 50)
 PER_CLASS = 10
 
 
-def measure(network: str, method: str, device: str, threads: int) -> dict[str, float]:
+def score(network: str, method: str, device: str, threads: int) -> dict[str, float]:
     """Find one mask of CIFAR-10's shape in this process; return seconds, and MiB above what the network takes."""
     import torch
 
@@ -64,42 +58,15 @@ def _peak(device: str) -> float:
     return torch.cuda.max_memory_allocated() / 2**20
 
 
-def main() -> None:
-    """Measure everything, several times, and print medians."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--one", nargs=2, metavar=("NETWORK", "METHOD"))
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    if options.one:
-        print(json.dumps(measure(*options.one, options.device, options.threads)))
-        return
-    lines = [
-        f"# Scoring one mask at 2 % density on {options.device}",
-        "",
-        f"{datetime.date.today()}, {platform.machine()}, {options.threads} threads; CIFAR-10 shapes, {PER_CLASS} "
-        f"images a class, default knobs; median of {options.repeats}, each in a fresh process; memory: peak above "
-        "the network's own.",
-        "",
-        "| network | method | seconds | peak MiB |",
-        "|---|---|---:|---:|",
-    ]
-    for network in NETWORKS:
+def measure(given: Given) -> Iterator[Row]:
+    """Yield a row for every network and method; each measurement is a process of its own."""
+    for network in NETWORKS[:1] if given.small else NETWORKS:
         for method in METHODS:
-            command = [sys.executable, __file__, "--one", network, method, "--device", options.device]
-            command += ["--threads", str(options.threads)]
-            runs = [
-                json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-                for _ in range(options.repeats)
-            ]
-            seconds, mib = (statistics.median(run[key] for run in runs) for key in ("seconds", "mib"))
-            lines.append(f"| {network} | {method} | {seconds:.1f} | {mib:,.0f} |")
-            print(lines[-1], flush=True)
-    if options.out:
-        options.out.write_text("\n".join(lines) + "\n")
+            told = (network, method, given.device, str(given.threads))
+            runs = [json.loads(command("bench.masks", *told, cwd=ROOT).stdout) for _ in range(given.repeats)]
+            seconds, memory = (spread([run[name] for run in runs]) for name in ("seconds", "mib"))
+            yield {"network": network, "method": method, "seconds": seconds, "peak MiB": memory}
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(score(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))))

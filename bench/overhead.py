@@ -1,7 +1,7 @@
 """What the harness adds to a cell: 100 one-step trainings in a warm worker, beside Ray Tune and submitit.
 
 Overhead is the wall time a cell takes in the end, less the seconds that the training function itself takes. All three
-run the same function on the same specs, one at a time. Run: python bench/overhead.py
+run the same function on the same specs, one at a time.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from bench.figures import Given, Row, environment
 
 CELLS = 100
 SUBMITTED = 6
@@ -142,19 +145,24 @@ def submitit_local(told: list[dict[str, Any]], folder: Path) -> tuple[list[float
     return walls, own
 
 
-def main() -> None:
-    """Print a line for each."""
+def measure(given: Given) -> Iterator[Row]:
+    """Yield a line for each."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder)
-        measured = {"harness": harness(folder)}
+        yield _row("harness, warm worker", *harness(folder))
         told = orders(folder)
-        measured["ray tune (actors reused)"] = ray_tune(told, folder)
-        measured["submitit LocalExecutor"] = submitit_local(told, folder)
-    for who, (walls, own) in measured.items():
-        wall, seconds = statistics.median(walls), statistics.median(own)
-        print(f"| {who} | {len(walls)} | {1e3 * wall:.0f} | {1e3 * seconds:.0f} | {1e3 * (wall - seconds):.0f} |")
+        os.environ["PYTHONPATH"] = environment()["PYTHONPATH"]  # processes of the others import this module
+        yield _row("Ray Tune, actors reused", *ray_tune(told, folder))
+        yield _row("submitit LocalExecutor (a process a job)", *submitit_local(told, folder))
 
 
-if __name__ == "__main__":
-    main()
+def _row(who: str, walls: list[float], own: list[float]) -> Row:
+    wall, seconds = 1e3 * statistics.median(walls), 1e3 * statistics.median(own)
+    return {
+        "who": who,
+        "cells": len(walls),
+        "wall ms": wall,
+        "of it the function": seconds,
+        "overhead ms": wall - seconds,
+    }

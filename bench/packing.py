@@ -16,8 +16,8 @@ from bench.training import NOISE
 NETWORKS = ("resnet20", "resnet32", "resnet18")
 COUNTS = {"cpu": (1, 2), "cuda": (1, 2, 4, 8)}
 CELLS = 8
-EPOCHS = {"cpu": 4, "cuda": 20}
-IMAGES = {"cpu": 2_000, "cuda": 50_000}
+EPOCHS = {"cpu": 4, "cuda": 4}
+IMAGES = {"cpu": 2_000, "cuda": 12_800}
 
 
 def measure(given: Given) -> Iterator[Row]:

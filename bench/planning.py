@@ -1,16 +1,16 @@
-"""How long planning takes: 12,960 cells from cold by the command, and a million cells expanded, keyed and saved.
-
-Run: python bench/planning.py
-"""
+"""How long planning takes: 12,960 cells from cold by the command, and a million cells expanded, keyed and saved."""
 
 from __future__ import annotations
 
+import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+from bench.figures import Given, Row, command
 
 GRID = """
 name: big
@@ -36,25 +36,23 @@ def in_process(folder: Path) -> None:
     plan = make_plan(load_sweep(folder / "big.yaml"), Store(folder / "runs"), folder)
     seconds = time.perf_counter() - began
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{len(plan.cells):,} cells, {len(plan.stages):,} stages: {seconds:.2f} s, {memory:.2f} GiB")
+    print(json.dumps({"cells": len(plan.cells), "stages": len(plan.stages), "seconds": seconds, "GiB": memory}))
 
 
-def main() -> None:
-    """Print a line for each size."""
+def measure(given: Given) -> Iterator[Row]:
+    """Yield the command, imports and printing included, and planning alone for two sizes."""
+    sizes = (A_SEED,) if given.small else (12_960, 1_000_000)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "big.yaml").write_text(GRID % (12_960 // A_SEED - 1))
-        began = time.perf_counter()
-        command = [sys.executable, "-m", "harness.sweep", "big.yaml", "--plan", "--via", "local"]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-        print(f"the command --plan, 12,960 cells, all in all: {time.perf_counter() - began:.2f} s", flush=True)
-        for cells in (12_960, 1_000_000):
+        for cells in sizes[:1]:
+            (folder / "big.yaml").write_text(GRID % (cells // A_SEED - 1))
+            began = time.perf_counter()
+            command("harness.sweep", "big.yaml", "--plan", "--via", "local", cwd=folder)
+            yield {"planning": "the command --plan", "cells": cells, "seconds": time.perf_counter() - began}
+        for cells in sizes:
             (folder / "big.yaml").write_text(GRID % (-(-cells // A_SEED) - 1))
-            subprocess.run([sys.executable, __file__, str(folder)], check=True)
+            yield {"planning": "alone", **json.loads(command("bench.planning", str(folder), cwd=folder).stdout)}
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        in_process(Path(sys.argv[1]))
-    else:
-        main()
+    in_process(Path(sys.argv[1]))

@@ -1,24 +1,21 @@
 """How long a report of 5,000 cells takes, the first time and when ten results are new, and how large its page is.
 
-The results are made up (tests/harness/synthetic.py), with learning curves of 182 epochs. Run: python bench/report.py
+The results are made up (tests/harness/synthetic.py), with learning curves of 182 epochs.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from tests.harness.synthetic import write_store  # noqa: E402 - the project's root is no package
+from bench.figures import ROOT, Given, Row
+from tests.harness.synthetic import write_store
 
 NEW = 10
 SWEEP = """
@@ -51,7 +48,7 @@ def report(folder: Path, *arguments: str) -> float:
     return time.monotonic() - began
 
 
-def main() -> None:
+def measure(given: Given) -> Iterator[Row]:
     """Write a store and time the command."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -68,7 +65,7 @@ def main() -> None:
         new = report(folder)
         page = store.sweep("many") / "report" / "report.html"
         figures = len(list((page.parent / "figures").glob("*.svg")))
-        said = {
+        yield {
             "cells": len(saved.cells),
             "first": round(first, 1),
             "nothing new": round(sorted(again)[1], 1),
@@ -77,8 +74,3 @@ def main() -> None:
             "figures": figures,
             "page in MB": round(page.stat().st_size / 1e6, 1),
         }
-        sys.stdout.write(json.dumps(said, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """What a stage costs through Slurm: 3,000 one-step trainings by two workers of the development cluster.
 
 Overhead is the workers' time less the seconds that the trainings themselves took. The scheduler's own counters say how
-often it was asked. Needs root and Slurm's packages (see slurm/devcluster). Run: python bench/slurm.py
+often it was asked. Needs root and Slurm's packages (see slurm/devcluster).
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+
+from bench.figures import Given, Row
 
 STAGES, WORKERS = 3000, 2
 DEVCLUSTER = Path(__file__).resolve().parents[1] / "slurm" / "devcluster"
@@ -47,8 +50,8 @@ nodes_submit: true
 """
 
 
-def main() -> None:
-    """Start a cluster, run the sweep through it, print what it cost."""
+def measure(given: Given) -> Iterator[Row]:
+    """Start a cluster, run the sweep through it, yield what it cost."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # a socket's path must be short
     (folder / "thin.py").write_text(THIN)
     (folder / "many.yaml").write_text(SWEEP)
@@ -73,10 +76,14 @@ def main() -> None:
     ends.sort()
     busy = (ends[-1] - ends[0]) * WORKERS
     overhead = (busy - sum(seconds)) / len(seconds)
-    print(f"{len(seconds):,} stages in {wall:.0f} s; a training {1000 * statistics.median(seconds):.1f} ms")
-    print(f"overhead of a stage: {1000 * overhead:.1f} ms of its worker's time")
-    print(f"tasks of each array job: {sizes}; at most 1 allowed")
-    print(f"the scheduler was asked {asked} times: once in {wall / max(asked, 1):.1f} s")
+    yield {
+        "stages": len(seconds),
+        "seconds": wall,
+        "a training, ms": 1000 * statistics.median(seconds),
+        "overhead of a stage, ms": 1000 * overhead,
+        "tasks of array jobs": str(sizes),
+        "questions to the scheduler": asked,
+    }
 
 
 def questions(environment: dict[str, str]) -> int:
@@ -93,7 +100,3 @@ def arrays(environment: dict[str, str]) -> list[int]:
     told = ["sacct", "--noheader", "--allocations", "--format=jobid%40", "--starttime=now-1day"]
     jobs = subprocess.run(told, env=environment, capture_output=True, text=True, check=True).stdout.split()
     return sorted(Counter(job.partition("_")[0] for job in jobs).values())
-
-
-if __name__ == "__main__":
-    main()

@@ -1,22 +1,20 @@
-"""How long `harness status` takes on 100,000 stages, with and without its index, and in how many file operations.
-
-Run: python bench/status.py [STAGES]
-"""
+"""How long `harness status` takes on 100,000 stages, with and without its index, and in how many file operations."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from bench.figures import Given, Row, command
 from harness.facts import Place
 from harness.plan import Plan, Stage
 from harness.planfile import NEWEST, SavedPlan, dump
 from harness.store import Artifact, Result, Store, digest, write_whole
 
+STAGES, FEW = 100_000, 1_000
 DONE = 0.9
 """The share of stages that are finished."""
 
@@ -51,19 +49,14 @@ def build(folder: Path, stages: int) -> None:
         (path / "attempt-0001").mkdir()
 
 
-def main() -> None:
-    """Print the seconds of three calls."""
-    stages = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
+def measure(given: Given) -> Iterator[Row]:
+    """Yield the seconds and the file operations of three calls."""
+    stages = FEW if given.small else STAGES
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build(folder, stages)
         for what in ("without an index", "with it", "with it, again"):
             began = time.perf_counter()
-            command = [sys.executable, "-m", "harness.cli", "status", "many", "--json"]
-            done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
-            operations = json.loads(done.stdout)["file_operations"]
-            print(f"{stages:,} stages, {what}: {time.perf_counter() - began:.2f} s, {operations:,} file operations")
-
-
-if __name__ == "__main__":
-    main()
+            done = command("harness.cli", "status", "many", "--json", cwd=folder)
+            seconds, operations = time.perf_counter() - began, json.loads(done.stdout)["file_operations"]
+            yield {"status": what, "stages": stages, "seconds": seconds, "file operations": operations}

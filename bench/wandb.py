@@ -1,13 +1,12 @@
 """How fast finished runs are published to a W&B server on the loopback, in how much memory; and what trainings lose.
 
 1,000 made-up trainings of 180 epochs (tests/harness/synthetic.py), the server a fake in a process of its own
-(tests/track/server.py), so that network and W&B itself cost nothing. Run: python bench/wandb.py; with --faults, a real
-training beside a server that fails in each way, against the same one without a mirror.
+(tests/track/server.py), so that network and W&B itself cost nothing. Then a real training beside a
+server that fails in each way, against the same one without a mirror.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -17,17 +16,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from harness.track.desk import processes  # noqa: E402 - the project's root is no package
-from tests.harness.synthetic import write_store  # noqa: E402
-from tests.track.server import FAULTS, KEY, Remote  # noqa: E402
+from bench.figures import ROOT, Given, Row, spread
+from harness.track.desk import processes
+from tests.harness.synthetic import write_store
+from tests.track.server import FAULTS, KEY, Remote
 
 SWEEP = """
 name: many
@@ -106,17 +103,17 @@ def trained(folder: Path, epochs: int, url: str, once_shown: Callable[[], object
     return float(json.loads(found[0].read_text())["result"]["provenance"]["seconds"])
 
 
-def faults(epochs: int) -> dict[str, object]:
+def faults(epochs: int, rounds: int) -> dict[str, list[float]]:
     """Return the seconds of a training without a mirror, with one, and with one whose server fails in each way."""
     with tempfile.TemporaryDirectory() as name:
         folder, took = Path(name), dict[str, list[float]]()
-        for _ in range(3):
+        for _ in range(rounds):
             took.setdefault("no mirror", []).append(trained(folder, epochs, ""))
             for fault in (None, *FAULTS):
                 with Remote() as server:
                     seconds = trained(folder, epochs, server.url, partial(server.fail, fault))
                     took.setdefault(fault or "mirrored", []).append(seconds)
-        return {name: [round(seconds, 2) for seconds in found] for name, found in took.items()}
+        return took
 
 
 def published(plain: bool, epochs: int, seeds: int) -> dict[str, object]:
@@ -154,17 +151,10 @@ def published(plain: bool, epochs: int, seeds: int) -> dict[str, object]:
         }
 
 
-def main() -> None:
-    """Print what publishing, or a failing server, takes."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=180)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--faults", action="store_true")
-    parser.add_argument("--plain", action="store_true", help="as many trainings, but dense: no masks, no lineage")
-    given = parser.parse_args()
-    found = faults(min(given.epochs, 8)) if given.faults else published(given.plain, given.epochs, given.seeds)
-    sys.stdout.write(json.dumps(found, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+def measure(given: Given) -> Iterator[Row]:
+    """Yield what publishing takes, with masks and without, and what a failing server takes from a training."""
+    seeds, epochs = (1, 20) if given.small else (10, 180)
+    for plain in (False, True):
+        yield published(plain, epochs, seeds)
+    for name, seconds in faults(2 if given.small else 8, given.repeats).items():
+        yield {"server": name, "training, seconds": spread(seconds)}

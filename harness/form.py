@@ -38,6 +38,13 @@ class Launch(Form, strict=True):
     address: str | None = None
     """With ray: where its cluster is; else one is started here."""
 
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: object) -> object:
+        if value not in (None, "auto") and (type(value) is not int or not 1 <= value <= 1024):
+            raise ValueError(f"{short(value)} is not allowed; write a number from 1 to 1024, or auto")
+        return value
+
 
 class Wandb(Form, strict=True):
     """Where results are mirrored to on Weights & Biases."""
