@@ -15,7 +15,7 @@ from bench.figures import Given, Section, machine, table
 
 SECTIONS = ("peak", "data", "loop", "cells", "packing", "ddp", "masks", "planning", "status", "report", "overhead")
 """Those that run when none is named, in this order."""
-NAMED = ("wandb", "slurm")
+NAMED = ("batching", "wandb", "slurm")
 """Those that need more than Python, or long, and run when they are named."""
 
 
@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
                 rows.append(row)
                 print(json.dumps(row), file=sys.stderr, flush=True)
         except Exception as error:  # told, and the next section runs: a machine's time is dear
-            said["failed"] = f"{type(error).__name__}: {error}"
+            words = getattr(error, "stderr", None) or ""  # of a command that it ran
+            said["failed"] = f"{type(error).__name__}: {error} {words}".strip()
             failed = 1
             print(f"failed: {said['failed']}", flush=True)
         said["seconds"] = round(time.monotonic() - began, 1)

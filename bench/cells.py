@@ -41,9 +41,10 @@ def measure(given: Given) -> Iterator[Row]:
 
 def _run(folder: Path, network: str, recipe: str, given: Given) -> Row:
     """Train some cells of two epochs one after another; all but the first two are warm."""
-    images, batch = (64, 32) if given.small else (512, 128)
+    images, batch = (64, 32) if given.small else (256, 128)
     text = SWEEP.format(arch=network, recipe=recipe, epochs=2, batch=batch, last=CELLS - 1)
     (folder / "cells.yaml").write_text(text)
+    (folder / "data").mkdir()
     (folder / "noise.py").write_text(NOISE.format(images=images, size=32))
     command = [sys.executable, "-m", "harness.sweep", "cells.yaml", "--workers", "1", "--device", given.device]
     began = time.time()
@@ -53,6 +54,7 @@ def _run(folder: Path, network: str, recipe: str, given: Given) -> Row:
         env=environment(given.threads),
         check=True,
         capture_output=True,
+        text=True,
     )
     found = []
     for path in folder.glob("runs/stages/train/*/*/result-0001.json"):

@@ -47,12 +47,12 @@ def _seconds(network: str, workers: int, kind: str, given: Given) -> float:
         epochs, images = (1, 64) if given.small else (EPOCHS[kind], IMAGES[kind])
         text = SWEEP.format(arch=network, recipe="default", epochs=epochs, batch=128, last=CELLS)
         (folder / "cells.yaml").write_text(text)
+        (folder / "data").mkdir()
         (folder / "noise.py").write_text(NOISE.format(images=images, size=32))
         threads = str(max(1, given.threads // workers))
         command = [sys.executable, "-m", "harness.sweep", "cells.yaml", "--device", given.device, "--threads", threads]
-        said = {"cwd": folder, "env": environment(), "check": True, "stdout": subprocess.DEVNULL}
-        quiet = {**said, "stderr": subprocess.DEVNULL}
-        subprocess.run([*command, "--workers", "1", "--only", f"seed={CELLS}"], **quiet)  # type: ignore[call-overload]
+        told = {"cwd": folder, "env": environment(), "check": True, "capture_output": True, "text": True}
+        subprocess.run([*command, "--workers", "1", "--only", f"seed={CELLS}"], **told)  # type: ignore[call-overload]
         began = time.perf_counter()
-        subprocess.run([*command, "--workers", str(workers)], **quiet)  # type: ignore[call-overload]
+        subprocess.run([*command, "--workers", str(workers)], **told)  # type: ignore[call-overload]
         return time.perf_counter() - began
