@@ -29,7 +29,7 @@ from harness.launching import HERE, Crew, launcher_for, refuse_login_node, run_e
 from harness.miniature import TOGETHER, own_store
 from harness.only import cell_filter
 from harness.options import CAUSES, Options
-from harness.outlook import Outlook, by_axis, data_stages, describe
+from harness.outlook import Outlook, ahead, data_stages
 from harness.packing import pack
 from harness.plan import Plan
 from harness.planfile import as_saved, save_plan
@@ -121,10 +121,13 @@ class Driver:
     def packed(self, options: Options) -> Machine:
         """Return how this machine is used; with `auto` by as many workers as train fastest."""
         machine = self.machine(options)
-        if (options.workers or self.sweep.file.launch.workers) != "auto" or not self.frontier.survey().todo:
+        wanted = options.workers or self.sweep.file.launch.workers
+        if wanted != "auto" or self.miniature or not self.frontier.survey().todo:
             return machine
-        self.make_data(options)
-        return pack(machine, self.frontier, lambda sentence: typer.echo(printable(sentence), err=True))
+        if not self.make_data(options):
+            return machine
+        threads = options.threads or self.sweep.file.launch.threads
+        return pack(machine, self.frontier, threads, lambda sentence: typer.echo(printable(sentence), err=True))
 
     def print_plan(self, options: Options, pilot: bool, budget: str) -> None:
         """Print cells, stages and sharing, and what the rest will cost."""
@@ -136,13 +139,7 @@ class Driver:
             return
         if pilot and not self.plan.missing():
             self._pilot(options)
-        survey = self.frontier.survey()
-        outlook = Outlook(self.frontier, survey, self.machine(options))
-        lines = [*describe(self.plan, survey), *outlook.lines()]
-        if budget:
-            fitting = outlook.within(budget)
-            lines.append(f"  within {budget}: {count(len(fitting), 'cell')} of {len(self.plan.cells):,}")
-            lines += [f"    {line}" for line in by_axis([cell for cell, _ in fitting])] if fitting else []
+        lines = ahead(self.frontier, self.machine(options), budget)
         if not self.chosen and (left := orphans(self.store, self.plan)):
             shown = "; ".join(left[:3]) + (" ..." if len(left) > 3 else "")
             lines.append(f"  kept though no longer in the file: {count(len(left), 'finished cell')}: {shown}")
@@ -156,7 +153,8 @@ class Driver:
         self.frontier = Frontier(self.plan, self.store, Observer(options.lease))
         if (survey := self.frontier.survey()).todo:
             saved = save_plan(self.plan, self.store, self.sweep, whole=False)
-            Crew(self.frontier, self._argv(saved, options), self.machine(options)).run(survey)
+            if Crew(self.frontier, self._argv(saved, options), self.machine(options)).run(survey):
+                raise KeyboardInterrupt
         self.frontier.forget()
         made = not self.frontier.survey().todo
         self.plan, self.frontier = asked, Frontier(asked, self.store, Observer(options.lease))

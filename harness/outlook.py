@@ -124,6 +124,18 @@ class Outlook:
         )
 
 
+def ahead(frontier: Frontier, machine: Machine, budget: str = "") -> list[str]:
+    """Return in lines a plan, what the rest of it will cost on a machine, and what of it a budget covers."""
+    survey, plan = frontier.survey(), frontier.plan
+    outlook = Outlook(frontier, survey, machine)
+    lines = [*describe(plan, survey), *outlook.lines()]
+    if budget:
+        fitting = outlook.within(budget)
+        lines.append(f"  within {budget}: {count(len(fitting), 'cell')} of {len(plan.cells):,}")
+        lines += [f"    {line}" for line in by_axis([cell for cell, _ in fitting])] if fitting else []
+    return lines
+
+
 def data_stages(plan: Plan) -> Plan:
     """Return the plan of a plan's data sets alone, which a pilot needs."""
     stages = {key: stage for key, stage in plan.stages.items() if stage.kind == "data"}

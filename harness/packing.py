@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any
 
 from harness.costs import Costs
 from harness.frontier import Frontier
 from harness.launch.local import Machine, this_machine
+from harness.machine import machine as this_host
+from harness.memory import gpu_memory
 from harness.outlook import Outlook
 from harness.pilot import order_of
 from harness.plan import Stage
@@ -24,61 +29,86 @@ WORTH = 1.1
 """How many times as many images a second twice the workers must train to be worth their memory."""
 MOST = 16
 """Workers on one device that are tried at most."""
-PACKING_VERSION = 1
+PATIENCE = 600.0
+"""Seconds after which processes that are tried out are ended."""
+PACKING_VERSION = 2
 
 
-def pack(machine: Machine, frontier: Frontier, say: Callable[[str], None]) -> Machine:
-    """Return a machine with the number of workers, and of threads of each, that trains the most images a second.
+def pack(machine: Machine, frontier: Frontier, threads: int | None, say: Callable[[str], None]) -> Machine:
+    """Return a machine with the number of workers that trains the most images a second.
 
-    Workers are doubled for as long as that pays; the data sets must have been made. What was found is kept in the
-    store's cache for this kind of training on this machine.
+    Workers are doubled for as long as that pays; the data sets must have been made. Each has its share of the cores, or
+    `threads` where those are given. What was found is kept in the store's cache, for this sort of training on this
+    machine.
     """
     outlook = Outlook(frontier, frontier.survey(), machine)
-    costs, cache = outlook.costs, outlook.cache
-    stage = typical(costs, outlook.todo)
-    order = order_of(frontier, costs, stage) if stage else None
+    stage, trainings = typical(outlook.costs, outlook.todo)
+    order = order_of(frontier, outlook.costs, stage) if stage else None
     if stage is None or order is None:
         return machine
-    note = (
-        cache
-        / "pilots"
-        / f"{digest([PACKING_VERSION, *map(str, costs.names(stage)[0]), *_place(machine, costs)])}.json"
-    )
+    memory = gpu_memory(machine.gpus[0]) if machine.gpus else 0
+    place = [this_host()[0], machine.device, cores(), len(machine.gpus), memory, threads]
+    sort = [PACKING_VERSION, *map(str, outlook.costs.names(stage)[0]), place]
+    note = outlook.cache / "pilots" / f"{digest(sort)}.json"
+    devices = max(1, len(machine.gpus))
+    useful = math.ceil(trainings / devices)
     found = read_json(note)
     if not found:
-        tried: dict[int, float] = {}
-        for workers in _counts(machine):
-            threads = threads_of(machine, workers)
-            speed = images_a_second([{**order, "threads": threads}] * workers, machine)
-            say(f"packing: {stage.label}: {workers} on a device, {threads} threads each: {_told(speed)}")
-            tried[workers] = speed
-            if speed < WORTH * max((s for w, s in tried.items() if w < workers), default=0.0):
-                break
-        if not (best := max(tried, key=lambda workers: tried[workers])) or not tried[best]:
+        tried = try_out({**order, "device": machine.device}, stage.label, machine, threads, useful, say)
+        if not tried:
             return machine
         found = {"workers": fewest(tried), "images_a_second": tried, "label": stage.label}
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(note, json.dumps(found).encode())
-    workers = int(found["workers"])
-    devices = max(1, len(machine.gpus))
-    return this_machine(workers * devices, threads_of(machine, workers), machine.device)
+        if useful >= 2 * max(tried) or len(tried) < len(counts(machine, threads, useful)):
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(note, json.dumps(found).encode())
+    workers = min(int(found["workers"]), useful)
+    return this_machine(workers * devices, threads or threads_of(machine, workers), machine.device)
 
 
-def typical(costs: Costs, todo: Sequence[str]) -> Stage | None:
-    """Return a training of the sort of which most are to be run, None where there is none."""
+def try_out(
+    order: Mapping[str, Any],
+    label: str,
+    machine: Machine,
+    threads: int | None,
+    useful: int,
+    say: Callable[[str], None],
+) -> dict[int, float]:
+    """Return images a second by number of workers on a device; nothing where not even one could be tried."""
+    tried: dict[int, float] = {}
+    for workers in counts(machine, threads, useful):
+        own = threads or threads_of(machine, workers)
+        speed, trouble = images_a_second([{**order, "threads": own}] * workers, machine)
+        told = f"{speed:,.0f} images/s together" if speed else f"failed: {trouble}"
+        say(f"packing: {label}: {workers} on a device, {own} threads each: {told}")
+        if not speed:
+            break
+        tried[workers] = speed
+        if speed < WORTH * max((tried[fewer] for fewer in tried if fewer < workers), default=0.0):
+            break
+    return tried
+
+
+def typical(costs: Costs, todo: Sequence[str]) -> tuple[Stage | None, int]:
+    """Return a training of the sort of which most are to be run, and the number of all trainings to run."""
     trainings = [stage for key in todo if (stage := costs.plan.stages[key]).kind == "train"]
     sorts = Counter(costs.names(stage)[0] for stage in trainings)
     most = max(sorts.values(), default=0)
-    return next((stage for stage in trainings if sorts[costs.names(stage)[0]] == most), None)
+    return next((stage for stage in trainings if sorts[costs.names(stage)[0]] == most), None), len(trainings)
 
 
-def fewest(tried: dict[int, float]) -> int:
+def fewest(tried: Mapping[int, float]) -> int:
     """Return the least number of workers that no greater one beats by enough to be worth it."""
     chosen = min(tried)
     for workers in sorted(tried):
         if tried[workers] >= WORTH * tried[chosen]:
             chosen = workers
     return chosen
+
+
+def counts(machine: Machine, threads: int | None, useful: int) -> list[int]:
+    """Return the numbers of workers on a device that are tried: no more than have cores, and something to do."""
+    most = MOST if machine.gpus else min(MOST, max(1, cores() // (threads or 1)))
+    return [count for count in (1, 2, 4, 8, 16) if count <= min(most, max(1, useful))]
 
 
 def threads_of(machine: Machine, workers: int) -> int:
@@ -91,52 +121,60 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def images_a_second(orders: Sequence[dict[str, object]], machine: Machine) -> float:
+def images_a_second(orders: Sequence[Mapping[str, Any]], machine: Machine) -> tuple[float, str]:
     """Train in as many processes as there are orders, all at once; return their images a second together.
 
-    It is 0 where one of them fails, as they do when the device's memory is not enough for all.
+    Where one of them fails, as they do when the device's memory is not enough for all, that is 0, and what it said.
     """
     visible = {"CUDA_VISIBLE_DEVICES": machine.gpus[0]} if machine.gpus else {}
     told = {"OMP_NUM_THREADS": str(orders[0]["threads"]), "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    command = [sys.executable, "-m", "harness.train.pilot", str(SECONDS), "--together"]
     with ExitStack() as stack:
         processes = [
-            stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-m", "harness.train.pilot", str(SECONDS), "--together"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    text=True,
-                    env={**os.environ, **visible, **told},
-                )
+            subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env={**os.environ, **visible, **told},
             )
             for _ in orders
         ]
-        said = [_asked(process, json.dumps(order)) for process, order in zip(processes, orders, strict=True)]
-        ready = all(process.stdout is not None and process.stdout.readline() for process in processes)
-        ended = [process.communicate("\n" if ready else None)[0] for process in processes] if all(said) else []
-    speeds = [json.loads(text).get("images_a_second", 0.0) if text.strip() else 0.0 for text in ended]
-    return sum(speeds) if speeds and all(speeds) else 0.0
+        for process in processes:
+            stack.enter_context(process)
+            stack.callback(process.kill)  # before it is waited for, however this ends
+        deadline = threading.Timer(PATIENCE, _kill, [processes])
+        deadline.daemon = True
+        stack.callback(deadline.cancel)
+        deadline.start()
+        for process, order in zip(processes, orders, strict=True):
+            _say(process, json.dumps(order))
+        words = [_hear(process) for process in processes]
+        if all("ready" in said for said in words):
+            for process in processes:  # all of them, before one is waited for: they are to be timed together
+                _say(process, "begin")
+            words = [_hear(process) for process in processes]
+    if all("images_a_second" in said for said in words):
+        return sum(float(said["images_a_second"]) for said in words), ""
+    failed = [str(said["failed"]) for said in words if "failed" in said]
+    return 0.0, (failed or ["a process ended without a word, most likely for want of memory"])[0]
 
 
-def _asked(process: subprocess.Popen[str], order: str) -> bool:
+def _kill(processes: Sequence[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        process.kill()
+
+
+def _say(process: subprocess.Popen[str], line: str) -> None:
     assert process.stdin is not None  # it was asked for # noqa: S101
-    try:
-        process.stdin.write(order + "\n")
+    with suppress(BrokenPipeError):  # what became of it is heard
+        process.stdin.write(line + "\n")
         process.stdin.flush()
-    except BrokenPipeError:
-        return False
-    return True
 
 
-def _counts(machine: Machine) -> list[int]:
-    most = MOST if machine.gpus else min(MOST, cores())
-    return [count for count in (1, 2, 4, 8, 16) if count <= most]
-
-
-def _place(machine: Machine, costs: Costs) -> list[object]:
-    return [machine.device, costs.place.name, cores(), len(machine.gpus), machine.memory * machine.workers]
-
-
-def _told(speed: float) -> str:
-    return f"{speed:,.0f} images/s together" if speed else "it failed, most likely for want of memory"
+def _hear(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Return the next message of a process, an empty one where it has ended."""
+    assert process.stdout is not None  # it was asked for # noqa: S101
+    said: dict[str, Any] = json.loads(process.stdout.readline() or "{}")
+    return said

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +22,7 @@ def usual(device: torch.device, precision: str) -> torch.memory_format:
 def fitting(model: nn.Module, layout: torch.memory_format, shape: tuple[int, ...]) -> torch.memory_format:
     """Return a layout, or the contiguous one where the network cannot take it: `x.view(len(x), -1)` in a user's code.
 
-    It is found out with two images of `shape`, forwards and backwards, on a copy.
+    It is found out with two images of `shape`, forwards and backwards. The network is changed: give a copy.
     """
     plain: torch.memory_format = torch.contiguous_format
     return layout if layout != plain and takes(model, layout, shape) else plain
@@ -32,15 +30,18 @@ def fitting(model: nn.Module, layout: torch.memory_format, shape: tuple[int, ...
 
 def takes(model: nn.Module, layout: torch.memory_format, shape: tuple[int, ...]) -> bool:
     """Return whether a network can be trained in a layout."""
-    tried = copy.deepcopy(model).train()
-    tried.to(memory_format=layout)
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         try:
-            logits: Tensor = tried(torch.zeros(2, *shape, device=device).to(memory_format=layout))
+            model.train().to(memory_format=layout)
+            logits: Tensor = model(torch.zeros(2, *shape, device=device).to(memory_format=layout))
             logits.sum().backward()  # type: ignore[no-untyped-call]
-        except RuntimeError:
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise  # they say nothing of the network
+        except RuntimeError as error:
+            if "allocate memory" in str(error):  # the CPU's allocator
+                raise
             return False
     return True
 

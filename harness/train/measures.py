@@ -83,7 +83,7 @@ def sparse_flops(table: dict[str, Layer]) -> int:
 def activations(run: Training) -> dict[str, Any]:
     """Return by activation site the share of values near zero, and how many of its channels never leave it."""
     split = run.images.dev if len(run.images.dev) else run.images.train
-    some = Split(split.images[:LOOKED_AT], split.labels[:LOOKED_AT])
+    some = Split(split.cut(slice(LOOKED_AT)), split.labels[:LOOKED_AT])
     near: Counter[str] = Counter()
     seen: Counter[str] = Counter()
     alive: dict[str, Tensor] = {}

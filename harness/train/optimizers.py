@@ -14,7 +14,7 @@ from harness.train.layout import like
 def sgd(parameters: Iterable[Tensor], protocol: Protocol) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum; weight decay on everything, as the ToST authors have it."""
     weights = list(parameters)
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         weights,
         fused=fusible(weights),
         lr=protocol.lr,
@@ -22,6 +22,10 @@ def sgd(parameters: Iterable[Tensor], protocol: Protocol) -> torch.optim.Optimiz
         nesterov=protocol.nesterov,
         weight_decay=protocol.weight_decay,
     )
+    # The fused kernel wants all momenta or none: a branch first taken in a later step would have none. 0 is the same.
+    for weight in weights if protocol.momentum else ():
+        optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return optimizer
 
 
 def adamw(parameters: Iterable[Tensor], protocol: Protocol) -> torch.optim.Optimizer:

@@ -54,13 +54,14 @@ class Stopwatch:
         """See an epoch done."""
 
     def after_step(self, training: Training, due: Callable[[], None]) -> None:
-        """See a step done; the loss is read, so that a device has finished it."""
-        due()
+        """See a step done; the loss is read where timing begins and ends, so that a device has then finished."""
         self.steps += 1
         if self.steps == WARM_UP:
+            due()
             self.began = time.monotonic()
         timed = self.steps - WARM_UP
         if timed >= LEAST_STEPS and time.monotonic() - self.began >= self.seconds:
+            due()
             raise Enough
 
     @property
@@ -115,8 +116,8 @@ def _evaluation(run: Training, split: Split) -> float:
     """Return the seconds of an evaluation, timed on a few batches."""
     if not len(split):
         return 0.0
-    part = Split(split.images[:1000], split.labels[:1000])
-    evaluate(run, Split(split.images[:10], split.labels[:10]))
+    part = Split(split.cut(slice(1000)), split.labels[:1000])
+    evaluate(run, Split(split.cut(slice(10)), split.labels[:10]))
     began = time.monotonic()
     evaluate(run, part)
     return (time.monotonic() - began) * len(split) / len(part)
@@ -191,12 +192,17 @@ def main() -> None:
         return
     answers = sys.stdout
 
+    def answer(**message: Any) -> None:
+        print(json.dumps(message), file=answers, flush=True)
+
     def begin() -> None:
-        print("ready", file=answers, flush=True)
+        answer(ready=True)
         sys.stdin.readline()
 
-    speed = train_together(json.loads(sys.stdin.readline()), seconds, begin)
-    print(json.dumps({"images_a_second": speed}), file=answers, flush=True)
+    try:
+        answer(images_a_second=train_together(json.loads(sys.stdin.readline()), seconds, begin))
+    except Exception as error:  # told: a pilot ends no sweep
+        answer(failed=f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -72,12 +73,7 @@ def prepare(order: Order) -> Training:
     masks, pruning = _masks(order, model, images.steps(protocol.batch) * protocol.epochs)
     first, until = spec.get("rewind", 0), spec.get("until", protocol.epochs)
     scales, spent = load_scales(order.parent("rescale")) if "rescale" in order.parents else ({}, 0)
-    recipe_parts, overhead = _with_recipe(order, protocol, model, criterion, images, scales)
-    layout = remembered(
-        "layout",
-        [*_made_of(order, images), order.device, protocol.precision],
-        lambda: fitting(model, usual(images.device, protocol.precision), images.shape),
-    )
+    recipe_parts, overhead, layout = _with_recipe(order, protocol, model, criterion, images, scales)
     model.to(memory_format=layout)
     schedule = resolve(SCHEDULES[protocol.schedule].path)
     return Training(
@@ -121,25 +117,40 @@ def _with_recipe(
     criterion: Criterion,
     images: Images,
     scales: Mapping[str, float],
-) -> tuple[list[Part], Sequence[int]]:
-    """Attach a recipe's parts to a network; return them, and by epoch the operations that they add for one image."""
-    parts, others = (load_parts(order, order.spec["recipe"], images, scales) for _ in range(2))
+) -> tuple[list[Part], Sequence[int], torch.memory_format]:
+    """Attach a recipe's parts to a network.
+
+    Return them, by epoch the operations that they add for one image, and the layout that the network is trained in.
+    Both are found out on copies, with parts of their own.
+    """
+    made_of = [order.spec["arch"], order.spec.get("small"), order.spec["recipe"], images.shape, images.classes]
+    own = partial(load_parts, order, order.spec["recipe"], images, scales)
+    parts = own()
     try:
         overhead = remembered(
             "operations",
-            [*_made_of(order, images), protocol.loss, protocol.epochs],
-            lambda: ghost_operations(model, others, criterion, images.shape, protocol.epochs),
+            [*made_of, protocol.loss, protocol.epochs],
+            lambda: ghost_operations(model, own(), criterion, images.shape, protocol.epochs),
+        )
+        layout = remembered(
+            "layout",
+            [*made_of, order.device, protocol.precision],
+            lambda: fitting(_dressed(model, own()), usual(images.device, protocol.precision), images.shape),
         )
         for part in parts:
             part.attach(model)
     except ValueError as error:
         raise UserError(f"the recipe does not fit this network: {error}") from error
-    return parts, overhead
+    return parts, overhead, layout
 
 
-def _made_of(order: Order, images: Images) -> list[Any]:
-    """Return what a network's shape depends on, as JSON."""
-    return [order.spec["arch"], order.spec.get("small"), order.spec["recipe"], images.shape, images.classes]
+def _dressed(model: nn.Module, parts: Sequence[Part]) -> nn.Module:
+    """Return a copy of a network with parts attached."""
+    tried = copy.deepcopy(model)
+    for part in parts:
+        part.attach(tried)
+        part.step(0.0)
+    return tried
 
 
 def _masks(order: Order, model: nn.Module, steps: int) -> tuple[Masks, GradualPruning | None]:

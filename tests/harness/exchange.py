@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from harness.protocol import Protocol
 from harness.train import exchange
 from harness.train.group import Group, Together
+from harness.train.optimizers import sgd
 
 STEPS = 8
 REPLACED, FROZEN, THAWED = 3, 4, 6
@@ -72,7 +74,7 @@ def steps(group: Group, batch_norm: str = "synced", parts: int = 1, forgetful: b
     net = Odd().double().train()
     net.single.float()
     group.prepare(net, batch_norm)
-    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=0.01)
+    optimizer = sgd(net.parameters(), Protocol(lr=0.1, momentum=0.9, weight_decay=0.01))
     found: dict[str, Any] = {"graded": [], "taken": net.taken, "sent": []}
     for step in range(STEPS):
         net.step = step

@@ -53,6 +53,8 @@ def prepared(order: Order, dtype: str) -> tuple[Training, str]:
     held = {**run.model.state_dict(), **{f"mask/{n}": mask for n, mask in run.masks(0).items()}}
     ticket = sha256(save({name: value.contiguous() for name, value in held.items()}))
     run.model.to(getattr(torch, dtype))
+    for state in run.optimizer.state.values():
+        state["momentum_buffer"] = state["momentum_buffer"].to(getattr(torch, dtype))
     images = run.images
     images.mean, images.std = (value.to(getattr(torch, dtype)) for value in (images.mean, images.std))
     return run, ticket.hexdigest()

@@ -68,15 +68,35 @@ class Flat(nn.Module):
         return logits
 
 
-def test_a_network_that_cannot_take_the_layout_keeps_the_plain_one_and_its_state() -> None:
-    model = Flat()
-    before, drawn = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    assert fitting(model, LAST, SHAPE) == torch.contiguous_format
+def test_a_network_that_cannot_take_the_layout_keeps_the_plain_one() -> None:
+    assert fitting(Flat(), LAST, SHAPE) == torch.contiguous_format
     with pytest.raises(RuntimeError, match="view"):
-        trained(model, LAST)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert all(weight.grad is None for weight in model.parameters())
+        trained(Flat(), LAST)
+    deep = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Unflatten(1, (1, 4)), nn.Conv3d(1, 1, 3), nn.Flatten(), nn.LazyLinear(10)
+    )
+    deep(torch.zeros(2, *SHAPE))
+    random = nn.Sequential(nn.Dropout(), nn.Conv2d(3, 4, 3), nn.Flatten())
+    drawn = torch.get_rng_state()
+    assert fitting(deep, LAST, SHAPE) == torch.contiguous_format, "weights of five dimensions have no such layout"
+    assert fitting(random, LAST, SHAPE) == LAST
     assert torch.equal(drawn, torch.get_rng_state()), "a look at a network draws nothing from the training's stream"
+
+
+def test_a_device_that_fails_says_nothing_of_a_network() -> None:
+    class Starved(nn.Module):
+        def __init__(self, error: Exception) -> None:
+            super().__init__()
+            self.conv, self.error = nn.Conv2d(3, 4, 3), error
+
+        def forward(self, images: Tensor) -> Tensor:
+            """Fail."""
+            raise self.error
+
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")):
+        with pytest.raises(RuntimeError, match="memory"):
+            fitting(Starved(error), LAST, SHAPE)
+    assert fitting(Starved(RuntimeError("view size")), LAST, SHAPE) == torch.contiguous_format
 
 
 def test_layouts_go_by_rule() -> None:
@@ -106,6 +126,17 @@ def test_one_kernel_for_all_weights_computes_what_one_for_each_does(name: str) -
         outcomes.append(net.state_dict())
     for key, weight in outcomes[0].items():
         torch.testing.assert_close(weight, outcomes[1][key], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_a_weight_may_have_its_first_gradient_late(name: str) -> None:
+    weights = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))]
+    optimizer = resolve(OPTIMIZERS[name].path)(weights, Protocol(optimizer=name))
+    for used in (weights[:1], weights, weights[:1]):
+        optimizer.zero_grad()
+        sum(weight.sum() for weight in used).backward()  # type: ignore[union-attr] # none of the sums is empty
+        optimizer.step()
+    assert not torch.equal(weights[1], torch.ones(3))
 
 
 def test_weights_of_whole_numbers_are_updated_one_by_one() -> None:

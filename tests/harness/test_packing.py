@@ -12,7 +12,7 @@ import pytest
 
 from harness.costs import Costs, Place
 from harness.launch.local import Machine
-from harness.packing import cores, fewest, threads_of, typical
+from harness.packing import cores, counts, fewest, images_a_second, threads_of, typical
 from harness.plan import Plan, Stage
 from tests.conftest import hashes, write_project
 
@@ -50,9 +50,48 @@ def test_the_sort_of_training_that_is_most_common_is_tried() -> None:
         Stage("d", "data", {}, {}, label="d"),
     ]
     costs = Costs(Plan("p", {stage.key: stage for stage in stages}, []), Place("cpu", 1))
-    assert getattr(typical(costs, ["a", "b", "c", "d"]), "key", None) == "b"
-    assert getattr(typical(costs, ["a", "d"]), "key", None) == "a"
-    assert typical(costs, ["d"]) is None
+    assert typical(costs, ["a", "b", "c", "d"]) == (stages[1], 3)
+    assert typical(costs, ["a", "d"]) == (stages[0], 1)
+    assert typical(costs, ["d"]) == (None, 0)
+
+
+def test_no_more_workers_are_tried_than_have_cores_and_something_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.packing.cores", lambda: 8)
+    here, gpu = Machine(8, 1, "cpu"), Machine(1, 8, "cuda", ("0",))
+    assert counts(here, None, 100) == [1, 2, 4, 8]
+    assert counts(here, 2, 100) == [1, 2, 4]
+    assert counts(here, 100, 100) == counts(here, None, 1) == [1]
+    assert counts(here, None, 3) == [1, 2]
+    assert counts(gpu, None, 100) == [1, 2, 4, 8, 16]
+
+
+PILOT = """
+import json, sys, time
+order = json.loads(sys.stdin.readline())
+if order["key"] == "fails":
+    print(json.dumps({"failed": "ValueError: no such width"}), flush=True)
+    sys.exit()
+print(json.dumps({"ready": True}), flush=True)
+sys.stdin.readline()
+with open(order["log"], "a") as log:
+    print("began", file=log, flush=True)
+while open(order["log"]).read().count("began") < order["among"]:
+    time.sleep(0.01)
+print(json.dumps({"images_a_second": 50.0}), flush=True)
+"""
+
+
+def test_pilots_run_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these waits for the others to have begun: one after another they would never end."""
+    (tmp_path / "python").write_text(f"#!{sys.executable}\n{PILOT}")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    order = {"key": "a", "threads": 1, "log": str(tmp_path / "log"), "among": 3}
+    assert images_a_second([order] * 3, Machine(1, 1, "cpu")) == (150.0, "")
+    assert images_a_second([order, {**order, "key": "fails"}], Machine(1, 1, "cpu")) == (
+        0.0,
+        "ValueError: no such width",
+    )
 
 
 @pytest.mark.slow
@@ -68,6 +107,7 @@ def test_auto_tries_out_once_and_changes_no_number(tmp_path: Path) -> None:
     (note,) = (json.loads(path.read_text()) for path in tmp_path.glob("packed/cache/pilots/*.json"))
     assert note["workers"] == fewest({int(k): v for k, v in note["images_a_second"].items()})
     assert "packing:" not in run("--workers", "auto", "--store", "packed"), "it is remembered"
+    assert set(note["images_a_second"]) == {str(count) for count in (1, 2) if count <= cores()}
     workers, threads = str(note["workers"]), str(max(1, cores() // note["workers"]))
     run("--workers", workers, "--threads", threads, "--store", "told")
     assert hashes(tmp_path / "packed") == hashes(tmp_path / "told")
