@@ -12,7 +12,7 @@ LAYOUTS: dict[torch.memory_format, str] = {torch.contiguous_format: "nchw", torc
 def usual(device: torch.device, precision: str) -> torch.memory_format:
     """Return the layout that is fast on a device: by rule and not by measuring, so that a resumed training keeps it.
 
-    Channels last is up to eight times as fast on a CPU with AMX in bf16, and never slower there in fp32
+    On a CPU with AMX channels last makes bf16 convolutions up to three times as fast, and fp32 hardly ever slower
     (bench/README.md); on CUDA it is what tensor cores take, which fp32 without TF32 does not use.
     """
     last = device.type == "cpu" or (device.type == "cuda" and precision == "bf16")
