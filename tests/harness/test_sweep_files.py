@@ -37,7 +37,7 @@ BROKEN: dict[str, tuple[str, str]] = {
     "unknown axis": (grid(sparsityy=1), "'sparsityy' is no axis"),
     "unknown key": (grid("wandbb: {project: x}\n"), "x.yaml:8: wandbb: unknown key; allowed are name, "),
     "unknown nested key": (grid("launch: {wokers: 2}\n"), "(did you mean 'workers'?)"),
-    "bool for number": (grid("launch: {workers: true}\n"), "launch.workers: True is not allowed; write a whole number"),
+    "bool for number": (grid("launch: {workers: true}\n"), "launch.workers: True is not allowed; write a number"),
     "name with a path": (grid(name="../evil"), "x.yaml:1: name: '../evil' is not allowed; a name is letters"),
     "name with a control character": (grid(name='"a\\u0007b"'), "name: 'a\\x07b' is not allowed"),
     "no name": ("grid: {mask: dense}\n", "name: is missing"),
