@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import gc
 import json
 import os
@@ -144,9 +143,8 @@ class Clerk:
                 run.use_artifact(f"{run.entity}/{page['project']}/{name}")
 
 
-@functools.cache
 def settings_of_runs() -> Any:
-    """Return what is the same of all runs (made once: wandb checks some 150 fields)."""
+    """Return what is the same of all runs, for one of them: `wandb.init` writes into it."""
     import wandb
 
     return wandb.Settings(
