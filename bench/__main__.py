@@ -32,15 +32,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seconds", type=float, default=Given.seconds, help="of one measurement")
     parser.add_argument("--repeats", type=int, default=Given.repeats)
-    parser.add_argument("--images", type=Path, help="an .npz of real images")
     parser.add_argument("--small", action="store_true", help="try everything out, on little")
     parser.add_argument("--out", type=Path, default=Path("bench-figures.json"))
     options = parser.parse_args(argv)
     sections = options.sections or SECTIONS
     if unknown := set(sections) - {*SECTIONS, *NAMED}:
         parser.error(f"{', '.join(unknown)}: no such section; choose from {', '.join((*SECTIONS, *NAMED))}")
-    given = Given(options.device, options.threads, options.seconds, options.repeats, options.small, options.images)
-    found: dict[str, Any] = {"machine": machine(given.device), "given": {**vars(given), "images": str(given.images)}}
+    given = Given(options.device, options.threads, options.seconds, options.repeats, options.small)
+    found: dict[str, Any] = {"machine": machine(given.device), "given": vars(given)}
     failed = 0
     for name in sections:
         section: Any = importlib.import_module(f"bench.{name}")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.figures import Given, Row, environment, spread
+from bench.figures import Given, Row, command, environment, spread
 from bench.training import NOISE
 
 SWEEP = """
@@ -46,16 +44,9 @@ def _run(folder: Path, network: str, recipe: str, given: Given) -> Row:
     (folder / "cells.yaml").write_text(text)
     (folder / "data").mkdir()
     (folder / "noise.py").write_text(NOISE.format(images=images, size=32))
-    command = [sys.executable, "-m", "harness.sweep", "cells.yaml", "--workers", "1", "--device", given.device]
+    told = ("harness.sweep", "cells.yaml", "--workers", "1", "--device", given.device, "--threads", str(given.threads))
     began = time.time()
-    subprocess.run(
-        [*command, "--threads", str(given.threads)],
-        cwd=folder,
-        env=environment(given.threads),
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    command(*told, cwd=folder, env=environment(given.threads))
     found = []
     for path in folder.glob("runs/stages/train/*/*/result-0001.json"):
         said = json.loads(path.read_text())["result"]["provenance"]

@@ -29,8 +29,6 @@ class Given:
     repeats: int = 3
     small: bool = False
     """Whether to try the section out: everything is run, on little, and the figures mean nothing."""
-    images: Path | None = None
-    """An .npz of train_images, train_labels, test_images, test_labels for what trains on real images."""
 
 
 class Section(Protocol):

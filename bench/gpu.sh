@@ -3,7 +3,7 @@
 #
 #   bench/gpu.sh MINUTES OUT [--images FOLDER --called NAME] [--phases tests,resume,bench,grid] [--work FOLDER]
 #
-# What comes before the grid takes about 11 minutes on an H100; the grid's seeds fill the rest. With --work, a later
+# The benchmarks take half of the time that is left when they begin; the grid's seeds fill the rest. With --work, a later
 # call with --phases grid goes on with it.
 #
 # PYTHON names the python that has torch; WHEELS a folder of wheels of packages that it lacks, put where only this run

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from bench.cells import SWEEP
-from bench.figures import Given, Row, environment
+from bench.figures import Given, Row, command
 from bench.training import NOISE
 
 NETWORKS = ("resnet20", "resnet32", "resnet18")
@@ -50,9 +48,8 @@ def _seconds(network: str, workers: int, kind: str, given: Given) -> float:
         (folder / "data").mkdir()
         (folder / "noise.py").write_text(NOISE.format(images=images, size=32))
         threads = str(max(1, given.threads // workers))
-        command = [sys.executable, "-m", "harness.sweep", "cells.yaml", "--device", given.device, "--threads", threads]
-        told = {"cwd": folder, "env": environment(), "check": True, "capture_output": True, "text": True}
-        subprocess.run([*command, "--workers", "1", "--only", f"seed={CELLS}"], **told)  # type: ignore[call-overload]
+        told = ("harness.sweep", "cells.yaml", "--device", given.device, "--threads", threads)
+        command(*told, "--workers", "1", "--only", f"seed={CELLS}", cwd=folder)
         began = time.perf_counter()
-        subprocess.run([*command, "--workers", str(workers)], **told)  # type: ignore[call-overload]
+        command(*told, "--workers", str(workers), cwd=folder)
         return time.perf_counter() - began

@@ -13,6 +13,7 @@ from harness.reading import Document, Path_
 from tost.catalog import nearest
 
 MOST_TRIALS = 100_000
+MOST_WORKERS = 1024
 PROJECT = r"^[^/\\#?%:\s]([^/\\#?%:\n]{0,94}[^/\\#?%:\s])?$"
 """What W&B takes as a project's name, short enough for a shard's ending."""
 ENTITY = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
@@ -29,7 +30,7 @@ class Launch(Form, strict=True):
     """Where workers live: this machine (`local`), or a cluster profile."""
 
     via: str = "local"
-    workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] | None = None
+    workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] | Literal["auto"] | None = None
     """`auto`: as many as train the most images a second here, which is tried out."""
     threads: int | None = Field(None, ge=1, le=1024)
     device: str | None = Field(None, pattern=r"^[a-z]+(:\d+)?$")
@@ -41,8 +42,8 @@ class Launch(Form, strict=True):
     @field_validator("workers", mode="before")
     @classmethod
     def _number_or_auto(cls, value: object) -> object:
-        if value not in (None, "auto") and (type(value) is not int or not 1 <= value <= 1024):
-            raise ValueError(f"{short(value)} is not allowed; write a number from 1 to 1024, or auto")
+        if value not in (None, "auto") and (type(value) is not int or not 1 <= value <= MOST_WORKERS):
+            raise ValueError(f"{short(value)} is not allowed; write a number from 1 to {MOST_WORKERS}, or auto")
         return value
 
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 from harness.claims import LEASE
 from harness.errors import UserError, short
+from harness.form import MOST_WORKERS
 
-MOST_WORKERS = 1024
 CAUSES = ("all", "cancelled", "code", "input", "oom", "device", "died", "diverged")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.costs import Costs
 from harness.frontier import Frontier
-from harness.launch.local import Machine, this_machine
+from harness.launch.local import Machine, cores, this_machine
 from harness.machine import machine as this_host
 from harness.memory import gpu_memory
 from harness.outlook import Outlook
@@ -114,11 +114,6 @@ def counts(machine: Machine, threads: int | None, useful: int) -> list[int]:
 def threads_of(machine: Machine, workers: int) -> int:
     """Return the CPU threads of each of some workers on every device of a machine."""
     return max(1, cores() // (workers * max(1, len(machine.gpus))))
-
-
-def cores() -> int:
-    """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def images_a_second(orders: Sequence[Mapping[str, Any]], machine: Machine) -> tuple[float, str]:

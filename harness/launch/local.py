@@ -47,13 +47,19 @@ class Machine:
 def this_machine(workers: int | None, threads: int | None, device: str | None) -> Machine:
     """Return a worker for every GPU, or for every core; whatever is given wins."""
     gpus = _gpus() if device is None or device.startswith("cuda") else ()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     device = device or ("cuda" if gpus else "cpu")
     if workers is None:
-        workers = len(gpus) if gpus and device == "cuda" else 1 if device != "cpu" else max(1, cores // (threads or 1))
+        workers = (
+            len(gpus) if gpus and device == "cuda" else 1 if device != "cpu" else max(1, cores() // (threads or 1))
+        )
     gpus = gpus if device == "cuda" else ()
     own = min(map(gpu_memory, gpus)) // math.ceil(workers / len(gpus)) if gpus else 0
-    return Machine(workers, threads or max(1, cores // workers), device, gpus, machine_memory() // workers, own)
+    return Machine(workers, threads or max(1, cores() // workers), device, gpus, machine_memory() // workers, own)
+
+
+def cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
