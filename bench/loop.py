@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from bench.figures import Given, Row, spread
 from bench.peak import products
 from bench.reference_loop import step_seconds
 from bench.training import BATCH, GHOSTS, IMAGES, SIZE, Stopwatch, orders, timed_steps
+from harness.train.execution import EAGER, choices
 from harness.train.process import prepare_process
 from tost.accounting import layers
 from tost.catalog import MODELS, resolve
@@ -55,9 +57,10 @@ def measure(given: Given) -> Iterator[Row]:
         account = layers(resolve(MODELS[network].path)(10), (3, SIZE, SIZE)).values()
         operations = 3 * sum(layer.dense_flops for layer in account)  # forward, and backward twice as much
         with tempfile.TemporaryDirectory() as folder:
-            for order in orders(Path(folder), given.device, [network], PRECISIONS, ["default", GHOSTS], batch, images):
+            made = orders(Path(folder), given.device, [network], PRECISIONS, ["default", GHOSTS], batch, images)
+            for order, way in product(made, (EAGER, *(choices(torch.device(given.device)) if cuda else ()))):
                 watch = Stopwatch(given.seconds, given.repeats)
-                said = timed_steps(order, watch)
+                said = timed_steps(order, watch, way)
                 speed = spread([batch / one for one in watch.a_step])
                 plain = said["recipe"] == "default"
                 share = operations * float(speed["median"]) / 1e12 / peak[said["precision"]]

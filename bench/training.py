@@ -15,8 +15,10 @@ from harness.check import load_sweep
 from harness.planner import make_plan
 from harness.plugins import freeze
 from harness.store import Store, file_sha256
+from harness.train.execution import EAGER, ready
 from harness.train.loop import Training, train
 from harness.train.order import Order
+from harness.train.process import set_mode
 from harness.train.stages import run_stage
 from harness.train.training import prepare
 
@@ -137,15 +139,21 @@ def orders(
             made[stage.key] = (str(draft), file_sha256(draft))
 
 
-def timed_steps(order: Order, watch: Stopwatch) -> dict[str, Any]:
-    """Train under a stopwatch; return what was trained, and the GiB that the device's allocator held at most."""
+def timed_steps(order: Order, watch: Stopwatch, way: str = EAGER) -> dict[str, Any]:
+    """Train under a stopwatch; return what was trained, and the GiB that the device's allocator held at most.
+
+    `way`: how the network is run, of those that fast trainings choose from.
+    """
     on_gpu = order.device.startswith("cuda")
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
+    set_mode(fast=way != EAGER)
     run = prepare(order)
+    run.execution, run.forward = way, ready(run.model, way)
     with contextlib.suppress(Enough):
         train(run, watch)
+    set_mode(fast=False)
     recipe = "+".join(part["name"] for part in order.spec["recipe"]) or "default"
     said = {"network": order.spec["arch"]["name"], "precision": order.spec["protocol"].get("precision", "fp32")}
     memory = {"gib": torch.cuda.max_memory_allocated() / 2**30} if on_gpu else {}
-    return {**said, "recipe": recipe, **memory}
+    return {**said, "recipe": recipe, "way": way, **memory}

@@ -65,14 +65,14 @@ def stage(
 
     try:
         said = copy_named(load_profile(find_profile(via, file.absolute().parent))[0]) if via else []
-        driver, options = Driver(file, store, data, yes=True), Options(via="local")
-        driver.load(options, "", None)
+        driver = Driver(file, store, data, Options("local"), yes=True)
+        driver.load()
         if driver.lacks():
             raise typer.Exit(2)
         if to is not None:
             names = [cell.dataset.name for cell, _ in driver.plan.cells]
             said += copy_files(names, data_folder(driver.sweep, data), to)
-        elif not driver.make_data(options):
+        elif not driver.make_data():
             raise UserError("not all data sets could be made; the same command goes on, and shows what failed")
         else:
             made = sum(stage.kind == "data" for stage in driver.plan.stages.values())

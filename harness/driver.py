@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from harness.errors import UserError, printable
 from harness.frontier import Frontier, Survey
 from harness.launch import Launcher
 from harness.launch.local import Machine, this_machine
+from harness.launch.mps import shared
 from harness.launch.slurm import Slurm
 from harness.launching import HERE, Crew, launcher_for, refuse_login_node, run_elsewhere, run_in_this_process, texts
 from harness.miniature import TOGETHER, own_store
@@ -61,22 +63,25 @@ class Driver:
     """The plan of the cells that were asked for."""
     frontier: Frontier
 
-    def __init__(self, file: Path, store: Path, data: Path | None, yes: bool, miniature: bool = False) -> None:
+    def __init__(
+        self, file: Path, store: Path, data: Path | None, options: Options, yes: bool = False, miniature: bool = False
+    ) -> None:
         for path in (store, *store.parents):
             if path.exists() and not path.is_dir():
                 raise UserError(f"--store {store}: {path} is a file; name a folder")
-        self.file, self.data, self.yes, self.miniature = file, data, yes, miniature
+        self.file, self.data, self.options, self.yes, self.miniature = file, data, options, yes, miniature
         self.store = Store(own_store(store) if miniature else store)
 
-    def load(self, options: Options, only: str, limit: int | None) -> None:
+    def load(self, only: str = "", limit: int | None = None) -> None:
         """Read the file and make the plan of the wanted cells."""
         self.sweep = load_sweep(self.file)
+        self.options = self.options.over(self.sweep.file.launch, self.miniature)
         points = self.sweep.size()
         if points > MOST_CELLS:
             raise UserError(f"{self.file}: the grid has {points:,} points; at most {MOST_CELLS:,} are allowed")
         if points > MANY_CELLS and not self.yes and not (sys.stdin.isatty() and ask(f"{points:,} grid points. Go on?")):
             raise UserError(f"{self.file}: not started; the grid has {points:,} points. If that is meant: --yes")
-        together = 0 if self.via(options) in HERE else TOGETHER
+        together = 0 if self.options.via in HERE else TOGETHER
         self.whole = make_plan(self.sweep, self.store, data_folder(self.sweep, self.data), self.miniature, together)
         if self.miniature:  # its numbers mean nothing, and smaller knobs have other labels
             file = self.sweep.file.model_copy(update={"wandb": None})
@@ -90,7 +95,7 @@ class Driver:
         if not self.plan.cells:
             raise UserError(f"{self.file}: no cell is left after exclude")
         if self.sweep.search:
-            refuse_for_search(self.file, self.via(options), self.chosen, self.miniature, options.detach)
+            refuse_for_search(self.file, self.options.via, self.chosen, self.miniature, self.options.detach)
 
     def choose(self, cells: list[tuple[Cell, str]] | None) -> None:
         """Take some of the cells, or all of them."""
@@ -98,9 +103,10 @@ class Driver:
         self.plan = self.whole if cells is None else self.whole.keep(cells)
         self.frontier = Frontier(self.plan, self.store, Observer())
 
-    def via(self, options: Options) -> str:
-        """Return the launcher: as the command line says, then as the file does; a miniature stays here unless told."""
-        return options.via or ("local" if self.miniature else self.sweep.file.launch.via)
+    @property
+    def observer(self) -> Observer:
+        """Return what tells lost workers from others."""
+        return Observer(self.options.lease)
 
     def lacks(self) -> list[str]:
         """Return what keeps the sweep from running, printed too."""
@@ -108,28 +114,17 @@ class Driver:
             typer.echo(printable(sentence), err=True)
         return self.plan.missing()
 
-    def machine(self, options: Options) -> Machine:
-        """Return how this machine is used: as the command line says, then as the file does."""
-        launch = self.sweep.file.launch
-        return this_machine(self.most(options), options.threads or launch.threads, options.device or launch.device)
+    def machine(self) -> Machine:
+        """Return how this machine is used, by as many workers as were asked for, or as it has room for."""
+        return this_machine(self.options.most, self.options.threads, self.options.device)
 
-    def most(self, options: Options) -> int | None:
-        """Return the number of workers asked for, None where it is left to the machine."""
-        wanted = options.workers or self.sweep.file.launch.workers
-        return wanted if isinstance(wanted, int) else None
-
-    def packed(self, options: Options) -> Machine:
-        """Return how this machine is used; with `auto` by as many workers as train fastest."""
-        machine = self.machine(options)
-        wanted = options.workers or self.sweep.file.launch.workers
-        if wanted != "auto" or self.miniature or not self.frontier.survey().todo:
+    def packed(self, machine: Machine) -> Machine:
+        """Return how a machine is used; with `auto` by as many workers as train fastest."""
+        if self.options.workers != "auto" or self.miniature or not self.frontier.survey().todo or not self.make_data():
             return machine
-        if not self.make_data(options):
-            return machine
-        threads = options.threads or self.sweep.file.launch.threads
-        return pack(machine, self.frontier, threads, lambda sentence: typer.echo(printable(sentence), err=True))
+        return pack(machine, self.frontier, self.options, _say)
 
-    def print_plan(self, options: Options, pilot: bool, budget: str) -> None:
+    def print_plan(self, pilot: bool, budget: str) -> None:
         """Print cells, stages and sharing, and what the rest will cost."""
         if self.sweep.search:
             from harness.searching import campaign_of, describe_search
@@ -138,49 +133,50 @@ class Driver:
             print(printable("\n".join(describe_search(campaign)), 20_000))  # noqa: T201 - the result of the command
             return
         if pilot and not self.plan.missing():
-            self._pilot(options)
-        lines = ahead(self.frontier, self.machine(options), budget)
+            self._pilot()
+        lines = ahead(self.frontier, self.machine(), budget)
         if not self.chosen and (left := orphans(self.store, self.plan)):
             shown = "; ".join(left[:3]) + (" ..." if len(left) > 3 else "")
             lines.append(f"  kept though no longer in the file: {count(len(left), 'finished cell')}: {shown}")
-        if (via := self.via(options)) not in HERE:
-            lines += texts(self.slurm(via, options), self.plan, Observer(options.lease))
+        if self.options.via not in HERE:
+            lines += texts(self.slurm(), self.plan, self.observer)
         print(printable("\n".join(lines), 20_000))  # noqa: T201 - the result of the command
 
-    def make_data(self, options: Options) -> bool:
+    def make_data(self) -> bool:
         """Make the data sets here, in the store, where workers anywhere read them; return whether all are made."""
         asked, self.plan = self.plan, data_stages(self.plan)
-        self.frontier = Frontier(self.plan, self.store, Observer(options.lease))
+        self.frontier = Frontier(self.plan, self.store, self.observer)
         if (survey := self.frontier.survey()).todo:
             saved = save_plan(self.plan, self.store, self.sweep, whole=False)
-            if Crew(self.frontier, self._argv(saved, options), self.machine(options)).run(survey):
+            if Crew(self.frontier, self._argv(saved), self.machine()).run(survey):
                 raise KeyboardInterrupt
         self.frontier.forget()
         made = not self.frontier.survey().todo
-        self.plan, self.frontier = asked, Frontier(asked, self.store, Observer(options.lease))
+        self.plan, self.frontier = asked, Frontier(asked, self.store, self.observer)
         return made
 
-    def _pilot(self, options: Options) -> None:
+    def _pilot(self) -> None:
         """Make the data sets, and try out some steps of everything that no record tells of."""
-        self.make_data(options)
-        outlook = Outlook(self.frontier, self.frontier.survey(), self.machine(options))
-        outlook.pilot(lambda sentence: typer.echo(printable(sentence), err=True))
+        self.make_data()
+        outlook = Outlook(self.frontier, self.frontier.survey(), self.machine())
+        outlook.pilot(_say)
 
-    def run(self, options: Options, budget: str = "") -> int:
+    def run(self, budget: str = "") -> int:
         """Run what is missing; return the exit code."""
+        options = self.options
         if options.retry and options.retry not in CAUSES:
             raise UserError(f"--retry {options.retry}: choose from {', '.join(CAUSES)}{nearest(options.retry, CAUSES)}")
         if self.lacks():
             return 2
         if self.sweep.search:
-            return self._search(options)
-        if not (self.miniature or options.via or self.sweep.file.launch.model_fields_set & {"via"}):
+            return self._search()
+        if not (self.miniature or options.told):
             refuse_login_node()
         if self.plan.united:
             typer.echo(f"{self.plan.united} duplicate cells united", err=True)
         if budget:
-            self._keep_to(budget, options)
-        self.frontier = Frontier(self.plan, self.store, Observer(options.lease))
+            self._keep_to(budget)
+        self.frontier = Frontier(self.plan, self.store, self.observer)
         if options.retry:
             released = release(self.frontier, options.retry)
             typer.echo(f"{count(released, 'failed stage')} released for another try", err=True)
@@ -191,39 +187,46 @@ class Driver:
         for claim in register(as_saved(self.whole, self.sweep), self.store) if self.sweep.claims else ():
             typer.echo(f"claim {claim.claim.name} registered: {claim.hash}", err=True)
         with mirrored(self.sweep.file.wandb, self.store, self.plan.name, not options.detach):
-            return self._run_missing(survey, saved, options)
+            return self._run_missing(survey, saved)
 
-    def _run_missing(self, survey: Survey, saved: Path, options: Options) -> int:
+    def _run_missing(self, survey: Survey, saved: Path) -> int:
         """Run what a saved plan lacks, where the options say; return the exit code."""
-        via = self.via(options)
+        via, detach = self.options.via, self.options.detach
         if not survey.todo:
             return self._close(interrupted=False)
-        if via not in HERE or (via == "local" and options.detach):
-            return self._elsewhere(via, saved, options)
-        if options.detach:
+        if via not in HERE or (via == "local" and detach):
+            return self._elsewhere(saved)
+        if detach:
             raise UserError(f"--detach: the workers of {via} live and die with this command; use local or a profile")
-        machine = self.packed(options) if via == "local" else self.machine(options)
+        auto = via == "local" and self.options.workers == "auto"
+        with shared(self.machine(), _say) if auto else nullcontext(self.machine()) as machine:
+            stopped = self._run_on(self.packed(machine), survey, saved)
+        return self._close(stopped)
+
+    def _run_on(self, machine: Machine, survey: Survey, saved: Path) -> bool:
+        """Run what a saved plan lacks with workers that die with this command; return whether it was stopped."""
+        via = self.options.via
         outlook, began = Outlook(self.frontier, survey, machine), time.monotonic()
         outlook.keep(saved.parent)
         if via == "ray":
-            stopped = self._with_ray(saved, options, machine)
+            stopped = self._with_ray(saved, machine)
         elif via == "debug":
-            device = options.device or self.sweep.file.launch.device or machine.device
-            stopped = run_in_this_process(saved, self.store, self._setup(device, machine.threads, options))
+            setup = self.options.setup(self.options.device or machine.device, machine.threads)
+            stopped = run_in_this_process(saved, self.store, setup)
         else:
-            crew = Crew(self.frontier, self._argv(saved, options), machine, pre_empt=self.miniature)
+            crew = Crew(self.frontier, self._argv(saved), machine, pre_empt=self.miniature)
             stopped = crew.run(survey) or crew.again_with_more_memory()
         self.frontier.forget()
         if said := outlook.outcome(saved.parent, time.monotonic() - began):
             typer.echo(said, err=True)
-        return self._close(stopped)
+        return bool(stopped)
 
     def _close(self, interrupted: bool) -> int:
         return close(as_saved(self.plan, self.sweep), self.store, self.chosen, interrupted)
 
-    def _keep_to(self, budget: str, options: Options) -> None:
+    def _keep_to(self, budget: str) -> None:
         """Leave out the cells that a budget does not cover. Raises UserError where that is all of them."""
-        self.choose(Outlook(self.frontier, self.frontier.survey(), self.machine(options)).within(budget))
+        self.choose(Outlook(self.frontier, self.frontier.survey(), self.machine()).within(budget))
         if not self.plan.cells:
             raise UserError(
                 f"--budget {budget}: no cell fits, at the upper end of its estimate; "
@@ -231,61 +234,54 @@ class Driver:
             )
         typer.echo(f"within {budget}: {count(len(self.plan.cells), 'cell')}", err=True)
 
-    def _with_ray(self, saved: Path, options: Options, machine: Machine) -> bool:
+    def _with_ray(self, saved: Path, machine: Machine) -> bool:
         """Run what is missing as trials of Ray Tune; return whether that was stopped."""
         from harness.ray_run import run_with_ray
 
-        share, setup = self._trials(options, machine)
+        share, setup = self._trials(machine)
         mark = self.store.sweep(self.plan.name) / CANCELLED
         mark.unlink(missing_ok=True)
-        most = self.most(options)
-        return run_with_ray(self.plan, saved, self.store, setup, share, most, mark)
+        return run_with_ray(self.plan, saved, self.store, setup, share, self.options.most, mark)
 
-    def _trials(self, options: Options, machine: Machine) -> tuple[Share, Setup]:
+    def _trials(self, machine: Machine) -> tuple[Share, Setup]:
         """Return what a trial of Ray Tune is given."""
         from harness.ray_run import Share
 
-        share = Share.of(self.sweep.file.launch, options.threads, bool(machine.gpus))
-        return share, self._setup("cuda" if share.gpus else "cpu", share.cpus, options)
+        share = Share.of(self.sweep.file.launch, self.options.threads, bool(machine.gpus))
+        return share, self.options.setup("cuda" if share.gpus else "cpu", share.cpus)
 
-    def _search(self, options: Options) -> int:
+    def _search(self) -> int:
         """Run the file's search; return the exit code."""
         from harness.searching import run_search
 
-        share, setup = self._trials(options, self.machine(options))
-        most = self.most(options)
+        share, setup = self._trials(self.machine())
+        setup, most = replace(setup, discard_weights=True), self.options.most
         data = data_folder(self.sweep, self.data)
         with mirrored(self.sweep.file.wandb, self.store, self.sweep.name, live=True):
-            return run_search(self.sweep, self.store, data, replace(setup, discard_weights=True), share, most)
+            return run_search(self.sweep, self.store, data, setup, share, most)
 
-    @staticmethod
-    def _setup(device: str, threads: int, options: Options) -> Setup:
-        every, lease, discard = options.checkpoint_every, options.lease, options.discard_weights
-        return Setup(device, threads, every, lease, discard_weights=discard, scratch=options.scratch)
-
-    def _elsewhere(self, via: str, saved: Path, options: Options) -> int:
+    def _elsewhere(self, saved: Path) -> int:
         """Run what is missing with workers of a cluster; return the exit code."""
-        launcher = self.launcher(via, options, saved.name if self.chosen else "")
-        observer = Observer(options.lease)
-        left = run_elsewhere(as_saved(self.plan, self.sweep), self.store, launcher, observer, options.detach)
-        if left or options.detach:
-            follows = "" if via == "local" else "the same command follows them, "
+        launcher, detach = self.launcher(saved.name if self.chosen else ""), self.options.detach
+        left = run_elsewhere(as_saved(self.plan, self.sweep), self.store, launcher, self.observer, detach)
+        if left or detach:
+            follows = "" if self.options.via == "local" else "the same command follows them, "
             said = f"the workers go on; `harness status {self.plan.name}` shows them, {follows}--cancel ends them"
             typer.echo(said, err=True)
             return 130 if left else 0
         return self._close(interrupted=False)
 
-    def launcher(self, via: str, options: Options, plan: str = "") -> Launcher:
+    def launcher(self, plan: str = "") -> Launcher:
         """Return the launcher of workers that outlive this command; they read the sweep's newest plan, or one named."""
-        if via == "local":
+        if self.options.via == "local":
             bound = ["--plan", plan] if plan else []
-            return Detached(self.packed(options), self.store, self.plan.name, [*bound, *options.argv])
-        return self.slurm(via, options, plan)
+            return Detached(self.packed(self.machine()), self.store, self.plan.name, [*bound, *self.options.argv])
+        return self.slurm(plan)
 
-    def slurm(self, via: str, options: Options, plan: str = "") -> Slurm:
+    def slurm(self, plan: str = "") -> Slurm:
         """Return the launcher of a profile."""
-        argv = [self.plan.name, "--store", str(self.store.root.absolute()), *options.argv]
-        return launcher_for(via, self.file.absolute().parent, self.store, self.plan.name, argv, plan)
+        argv = [self.plan.name, "--store", str(self.store.root.absolute()), *self.options.argv]
+        return launcher_for(self.options.via, self.file.absolute().parent, self.store, self.plan.name, argv, plan)
 
     def standing_for(self) -> Plan:
         """Return the plan whose stages the file stands for: of a search, that of all its trials."""
@@ -295,14 +291,17 @@ class Driver:
 
         return campaign_of(self.sweep, self.store, data_folder(self.sweep, self.data)).plan
 
-    def cancel(self, options: Options) -> int:
+    def cancel(self) -> int:
         """End the sweep's workers; return the exit code."""
-        via = self.via(options)
-        launcher = None if via in HERE else self.slurm(via, options)
+        launcher = None if self.options.via in HERE else self.slurm()
         if launcher is not None:
             launcher.every = True
         typer.echo(cancel(as_saved(self.plan, self.sweep), self.whole, self.store, launcher, self.chosen), err=True)
         return 0
 
-    def _argv(self, saved: Path, options: Options) -> list[str]:
-        return [self.plan.name, "--plan", saved.name, "--store", str(self.store.root), *options.argv]
+    def _argv(self, saved: Path) -> list[str]:
+        return [self.plan.name, "--plan", saved.name, "--store", str(self.store.root), *self.options.argv]
+
+
+def _say(sentence: str) -> None:
+    typer.echo(printable(sentence), err=True)

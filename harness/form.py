@@ -38,6 +38,8 @@ class Launch(Form, strict=True):
     """With ray: GPUs of a trial, fractions allowed; else one where the machine has any."""
     address: str | None = None
     """With ray: where its cluster is; else one is started here."""
+    fast: bool = False
+    """Whether trainings may use what is quicker but gives other last bits from run to run."""
 
     @field_validator("workers", mode="before")
     @classmethod

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path("/sys/fs/cgroup")
 MORE = 1.05
@@ -34,18 +36,25 @@ def machine_memory() -> int:
 
 def gpu_memory(device: str) -> int:
     """Return the bytes of a GPU's memory by the number or identifier in CUDA_VISIBLE_DEVICES, 0 where unknown."""
+    return int(_asked(device, lambda driver, gpu: driver.nvmlDeviceGetMemoryInfo(gpu).total) or 0)
+
+
+def gpu_uuid(device: str) -> str:
+    """Return a GPU's identifier, by which every process means the same one; empty where unknown."""
+    return str(_asked(device, lambda driver, gpu: driver.nvmlDeviceGetUUID(gpu)) or "")
+
+
+def _asked(device: str, question: Callable[[Any, Any], object]) -> Any:
+    """Return the driver's answer about a GPU, None where it has none."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        handle = (
-            pynvml.nvmlDeviceGetHandleByIndex(int(device))
-            if device.isdigit()
-            else pynvml.nvmlDeviceGetHandleByUUID(device)
-        )
-        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-    except Exception:  # whatever keeps the driver from answering, the memory is not known
-        return 0
+        by_number = device.isdigit()
+        find = pynvml.nvmlDeviceGetHandleByIndex if by_number else pynvml.nvmlDeviceGetHandleByUUID
+        return question(pynvml, find(int(device) if by_number else device))
+    except Exception:  # whatever keeps the driver from answering, it is not known
+        return None
 
 
 def oom_kills() -> int:

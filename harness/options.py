@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from harness.claims import LEASE
 from harness.errors import UserError, short
-from harness.form import MOST_WORKERS
+from harness.form import MOST_WORKERS, Launch
+from harness.supervisor import Setup
 
 CAUSES = ("all", "cancelled", "code", "input", "oom", "device", "died", "diverged")
 
 
 @dataclass(frozen=True)
 class Options:
-    """How one call wants its stages run; what is None is the sweep file's to say."""
+    """How one call wants its stages run; what is empty is the sweep file's to say."""
 
-    via: str | None = None
+    via: str = ""
     workers: int | Literal["auto"] | None = None
     threads: int | None = None
     device: str | None = None
@@ -27,6 +28,27 @@ class Options:
     until: str = ""
     discard_weights: bool = False
     detach: bool = False
+    fast: bool = False
+    """Whether trainings may be fast at the price of numbers that differ in their last bits from run to run."""
+    told: bool = False
+    """Whether anybody has said where workers live."""
+
+    def over(self, launch: Launch, here: bool = False) -> Options:
+        """Return them with what they leave to a sweep file filled in; `here`: workers stay here unless told."""
+        return replace(
+            self,
+            via=self.via or ("local" if here else launch.via),
+            workers=self.workers or launch.workers,
+            threads=self.threads or launch.threads,
+            device=self.device or launch.device,
+            fast=self.fast or launch.fast,
+            told=bool(self.via) or "via" in launch.model_fields_set,
+        )
+
+    @property
+    def most(self) -> int | None:
+        """Return the number of workers asked for, None where it is left to the machine."""
+        return self.workers if isinstance(self.workers, int) else None
 
     @property
     def argv(self) -> list[str]:
@@ -34,7 +56,13 @@ class Options:
         argv = ["--checkpoint-every", str(self.checkpoint_every), "--lease", str(self.lease)]
         argv += ["--scratch", self.scratch] if self.scratch else []
         argv += ["--until", self.until] if self.until else []
+        argv += ["--fast"] if self.fast else []
         return [*argv, "--discard-weights"] if self.discard_weights else argv
+
+    def setup(self, device: str, threads: int) -> Setup:
+        """Return the same for a worker within this process."""
+        every, lease, discard = self.checkpoint_every, self.lease, self.discard_weights
+        return Setup(device, threads, every, lease, discard_weights=discard, scratch=self.scratch, fast=self.fast)
 
 
 def given_workers(text: str) -> int | Literal["auto"] | None:

@@ -11,13 +11,16 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Any
 
 from harness.costs import Costs
 from harness.frontier import Frontier
 from harness.launch.local import Machine, cores, this_machine
+from harness.launch.mps import PIPES
 from harness.machine import machine as this_host
 from harness.memory import gpu_memory
+from harness.options import Options
 from harness.outlook import Outlook
 from harness.pilot import order_of
 from harness.plan import Stage
@@ -31,14 +34,14 @@ MOST = 16
 """Workers on one device that are tried at most."""
 PATIENCE = 600.0
 """Seconds after which processes that are tried out are ended."""
-PACKING_VERSION = 2
+PACKING_VERSION = 3
 
 
-def pack(machine: Machine, frontier: Frontier, threads: int | None, say: Callable[[str], None]) -> Machine:
+def pack(machine: Machine, frontier: Frontier, options: Options, say: Callable[[str], None]) -> Machine:
     """Return a machine with the number of workers that trains the most images a second.
 
     Workers are doubled for as long as that pays; the data sets must have been made. Each has its share of the cores, or
-    `threads` where those are given. What was found is kept in the store's cache, for this sort of training on this
+    as many threads as are asked for. What was found is kept in the store's cache, for this sort of training on this
     machine.
     """
     outlook = Outlook(frontier, frontier.survey(), machine)
@@ -46,15 +49,26 @@ def pack(machine: Machine, frontier: Frontier, threads: int | None, say: Callabl
     order = order_of(frontier, outlook.costs, stage) if stage else None
     if stage is None or order is None:
         return machine
-    memory = gpu_memory(machine.gpus[0]) if machine.gpus else 0
-    place = [this_host()[0], machine.device, cores(), len(machine.gpus), memory, threads]
+    memory, threads = gpu_memory(machine.gpus[0]) if machine.gpus else 0, options.threads
+    place = [
+        this_host()[0],
+        machine.device,
+        cores(),
+        len(machine.gpus),
+        memory,
+        threads,
+        options.fast,
+        PIPES in os.environ,
+    ]
     sort = [PACKING_VERSION, *map(str, outlook.costs.names(stage)[0]), place]
     note = outlook.cache / "pilots" / f"{digest(sort)}.json"
     devices = max(1, len(machine.gpus))
     useful = math.ceil(trainings / devices)
     found = read_json(note)
     if not found:
-        tried = try_out({**order, "device": machine.device}, stage.label, machine, threads, useful, say)
+        tried = try_out(
+            {**order, "device": machine.device, "fast": options.fast}, stage.label, machine, threads, useful, say
+        )
         if not tried:
             return machine
         found = {"workers": fewest(tried), "images_a_second": tried, "label": stage.label}
@@ -62,7 +76,8 @@ def pack(machine: Machine, frontier: Frontier, threads: int | None, say: Callabl
             note.parent.mkdir(parents=True, exist_ok=True)
             write_whole(note, json.dumps(found).encode())
     workers = min(int(found["workers"]), useful)
-    return this_machine(workers * devices, threads or threads_of(machine, workers), machine.device)
+    packed = this_machine(workers * devices, threads or threads_of(machine, workers), machine.device)
+    return replace(packed, gpus=machine.gpus)  # which may bear other names here
 
 
 def try_out(

@@ -54,6 +54,8 @@ class Setup:
     """How many processes this worker trains with."""
     as_one: bool = False
     """Whether it trains with one process what asks for several."""
+    fast: bool = False
+    """Whether trainings may differ in their last bits from run to run, to be faster."""
     large: bool = False
     """Whether it takes only what ran out of memory elsewhere."""
 
@@ -212,6 +214,7 @@ class Supervisor:
             "threads": self.setup.threads,
             "checkpoint_every": self.setup.checkpoint_every,
             "scratch": str(Path(self.setup.scratch) / stage.key) if self.setup.scratch else "",
+            "fast": self.setup.fast and stage.kind == "train",
         }
 
     def _follow(self, stage: Stage, claim: Claim) -> dict[str, Any]:

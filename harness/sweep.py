@@ -52,6 +52,9 @@ def main(
     discard_weights: Annotated[
         bool, typer.Option("--discard-weights", help="Keep no weights of trainings that no other stage reads.")
     ] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Train faster, with numbers that differ in their last bits from run to run.")
+    ] = False,
     pilot: Annotated[
         bool, typer.Option("--pilot", help="With --plan: time some steps of what no record tells of.")
     ] = False,
@@ -88,7 +91,7 @@ def main(
             given_span("--until", until)
         discard = discard_weights or miniature
         options = Options(
-            via,
+            via or "",
             given_workers(workers),
             threads,
             device,
@@ -99,18 +102,19 @@ def main(
             until,
             discard,
             detach,
+            fast,
         )
-        driver = Driver(file, store, data, yes, miniature)
-        driver.load(options, only, limit)
+        driver = Driver(file, store, data, options, yes, miniature)
+        driver.load(only, limit)
         if gc:
             code = 2 if driver.lacks() else clean_up(driver.store, driver.standing_for(), yes)
         elif cancel:
-            code = driver.cancel(options)
+            code = driver.cancel()
         elif plan:
-            driver.print_plan(options, pilot, budget)
+            driver.print_plan(pilot, budget)
             code = 2 if driver.lacks() else 0
         else:
-            code = driver.run(options, budget)
+            code = driver.run(budget)
     except UserError as error:
         typer.echo(printable(str(error), 20_000), err=True)
         raise typer.Exit(2) from None

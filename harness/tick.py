@@ -48,6 +48,7 @@ def main(
                 device or launch.get("device"),
             )
             argv = ["--lease", str(lease), *(["--until", until] if until else [])]
+            argv += ["--fast"] if launch.get("fast") else []
             launcher = Detached(machine, place, name, argv)
         seen = go_round(saved, place, launcher, Observer(lease))
     except (UserError, OSError) as error:

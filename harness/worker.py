@@ -123,6 +123,9 @@ def main(
     discard_weights: Annotated[
         bool, typer.Option("--discard-weights", help="Keep no weights of trainings that no other stage reads.")
     ] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Train faster, with numbers that differ in their last bits from run to run.")
+    ] = False,
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between two checkpoints.", min=0)] = 300.0,
     lease: Annotated[
         float, typer.Option(help="Seconds without a heartbeat after which a worker counts as lost.", min=0.5)
@@ -145,7 +148,7 @@ def main(
         given = {"--store": store, "--plan": plan, "--until": until, "--scratch": scratch, "--lease": lease}
         given |= {"--idle": idle, "--memory": memory / slots, "--gpu-memory": gpu_memory}
         argv = [str(part) for option, value in given.items() if value for part in (option, value)]
-        argv += [*(["--discard-weights"] if discard_weights else []), "--as-one"]
+        argv += [*(["--discard-weights"] if discard_weights else []), *(["--fast"] if fast else []), "--as-one"]
         raise typer.Exit(_several(slots, device, threads, [name, *argv, "--checkpoint-every", str(checkpoint_every)]))
     stop = _stopping()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA
@@ -170,7 +173,9 @@ def main(
         }
         point_caches(os.path.expandvars(scratch))
         setup = Setup(here.device, here.threads, checkpoint_every, lease, **amounts, world=world, as_one=as_one)
-        setup = replace(setup, discard_weights=discard_weights, scratch=os.path.expandvars(scratch), large=large)
+        setup = replace(
+            setup, discard_weights=discard_weights, scratch=os.path.expandvars(scratch), fast=fast, large=large
+        )
         _run(saved, place, setup, limits, stop, tell)
         if submits and shape_of(world).node == 0:
             leaving_round(saved, place, Observer(lease), lambda: kept(place, name), tell)

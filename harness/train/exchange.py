@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tost.flat import room_for
+
 BUCKET = 4 * 2**20
 """Bytes of gradients in one collective: DDP's 25 MiB would leave small networks' whole exchange to the end."""
 
@@ -22,12 +24,7 @@ class Bucket:
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self.parameters = parameters
-        self.flat = parameters[0].new_empty(sum(parameter.numel() for parameter in parameters))
-        parts = torch.split(self.flat, [parameter.numel() for parameter in parameters])
-        self.views = [
-            part.as_strided(parameter.shape, torch.empty_like(parameter, device="meta").stride())
-            for part, parameter in zip(parts, parameters, strict=True)
-        ]
+        self.flat, self.views = room_for(parameters)
         """The summed gradients, lying in memory as their parameters do."""
         self.idle: set[int] = set()
         """Parameters that no rank had a gradient for at the last step, and that are not waited for at this one."""

@@ -16,7 +16,7 @@ from harness.train.draws import seed_for
 from harness.train.group import ALONE, Group
 from harness.train.images import EVAL_BATCH, Images, Split
 from tost.masks import Masks
-from tost.masks.apply import Pruned, clear, pruned
+from tost.masks.apply import Pruned
 from tost.recipe import Criterion, Part
 
 CHECK_EVERY = 50
@@ -84,13 +84,17 @@ class Training:
     """Hash of the weights before masks, scales and recipe: what two trainings share that start alike."""
     batch_norm: str = "synced"
     """Whether batch norm sees the whole batch, or each process's its own part."""
+    execution: str = "eager"
+    """How the network's steps on whole batches are run (execution.py)."""
+    forward: Callable[[Tensor], Tensor] | None = None
+    """The same, where it is not by calling the network."""
     group: Group = ALONE
     """The processes that train this network together, of which this is one."""
     statistics: Tensor | None = None
     """What every process's batch norms remember, where that differs, as of when a checkpoint was last due."""
     position: Position = field(default_factory=Position)
     _worn: Masks | None = None
-    _pruned: Pruned = field(default_factory=list)
+    _pruned: Pruned | None = None
 
     @property
     def steps(self) -> int:
@@ -108,8 +112,9 @@ class Training:
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the network's output for a batch [N, C, H, W]."""
-        logits: Tensor = self.model(images.contiguous(memory_format=self.layout))
-        return logits
+        whole = self.model.training and len(images) == self.batch
+        forward: Callable[[Tensor], Tensor] = self.forward if self.forward and whole else self.model
+        return forward(images.contiguous(memory_format=self.layout))
 
     def go_to(self, steps_done: int) -> None:
         """Set everything scheduled to a point of training."""
@@ -126,12 +131,17 @@ class Training:
     def wear(self, masks: Masks) -> None:
         """Put masks in force."""
         if masks is not self._worn:
-            self._worn, self._pruned = masks, pruned(self.model, masks)
+            if self._pruned is None:
+                self._pruned = Pruned(self.model, masks)
+            else:
+                self._pruned.wear(masks)
+            self._worn = masks
             self.prune()
 
     def prune(self) -> None:
         """Set the weights that the masks in force prune to 0."""
-        clear(self._pruned)
+        if self._pruned is not None:
+            self._pruned.clear()
 
     def update(self, loss: Tensor, count: int) -> None:
         """Take one step down the gradient of a mean loss over a batch of `count` images, of which this has a part."""

@@ -39,6 +39,8 @@ class Order:
     checkpoint_every: float = 300.0
     scratch: str = ""
     """A folder on this machine's own disk for this stage's checkpoints, empty where there is none."""
+    fast: bool = False
+    """Whether numbers may differ in their last bits from run to run, to be faster."""
     rank: int = 0
     world: int = 1
     """How many processes run this order together, each with a rank of its own."""

@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import save_file
 
 from harness.store import file_sha256
+from harness.train.execution import hasten
 from harness.train.images import Split
 from harness.train.loop import Training, evaluate, train
 from harness.train.network import build, open_images
 from harness.train.order import Order
-from harness.train.process import prepare_process
+from harness.train.process import prepare_process, set_mode
 from harness.train.rescaling import make_scales
 from harness.train.scoring import make_mask
 from harness.train.training import prepare
@@ -177,7 +178,10 @@ def train_together(message: dict[str, Any], seconds: float, begin: Callable[[], 
     with tempfile.TemporaryDirectory(prefix="pilot-") as folder, contextlib.redirect_stdout(sys.stderr):
         order = Order(**{**message, "parents": parents, "attempt": folder})
         torch.set_num_threads(order.threads)
-        run = prepare(plain(order))
+        set_mode(order.fast)
+        order = plain(order)
+        run = prepare(order)
+        hasten(order, run)
         _a_step(run, 0.0, 0)
         begin()
         return run.batch / _a_step(run, seconds, 0)

@@ -114,10 +114,16 @@ def serve(pipe: Connection, device: str) -> None:
 def prepare_process() -> None:
     """Set torch to what every stage relies on."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    set_mode(fast=False)
     # Else deterministic algorithms fill all new memory with NaN first: up to 29 % of a step's time on an H100.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # set by its own setter
     torch.backends.cudnn.allow_tf32 = False  # on by default: fp32 would mean another precision on some devices
+
+
+def set_mode(fast: bool) -> None:
+    """Let kernels be chosen for their speed alone, or only those that compute the same to the bit every time."""
+    torch.use_deterministic_algorithms(not fast, warn_only=True)
+    torch.backends.cudnn.benchmark = fast
 
 
 def _run(order: Order, control: Control) -> dict[str, Any]:
@@ -206,6 +212,7 @@ def _made(order: Order, control: Desk) -> dict[str, Any]:
     began = time.monotonic()
     worked = time.process_time()
     torch.set_num_threads(order.threads)
+    set_mode(order.fast)
     watch = Watch(order, control)
     if order.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
@@ -243,6 +250,7 @@ def stamp(order: Order) -> dict[str, Any]:
         "threads": order.threads,
         "world": order.world,
         **({"batch_norm": "local"} if local else {}),
+        **({"mps": True} if device.type == "cuda" and "CUDA_MPS_PIPE_DIRECTORY" in os.environ else {}),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "harness": __version__,

@@ -63,6 +63,8 @@ class Watch:
     def begin(self, training: Training) -> None:
         """See the loop begin: write the rows of the checkpoint that this attempt goes on from; its own follow them."""
         self.stamp |= {"theta0": training.theta0, "layout": LAYOUTS[training.layout]}
+        if self.order.fast:
+            self.stamp["fast"] = training.execution
         self.resumed_at, self.resumed = training.done, training.position.resumed
         if len(worlds := training.position.worlds) > 1:
             self.stamp["worlds"] = worlds

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from harness.train.execution import CHOICES
 from harness.train.images import Images
 from harness.train.loop import Training, train
 from harness.train.network import build, load_weights, open_images
@@ -20,6 +21,7 @@ from harness.train.order import Order
 from harness.train.process import failure, stamp
 from harness.train.stages import run_stage
 from harness.train.training import prepare
+from tests.harness.test_execution import trained_alike
 from tests.harness.test_training import (  # noqa: F401 - orders is a fixture
     RECIPES,
     Watcher,
@@ -97,6 +99,11 @@ def test_a_network_trained_twice_has_the_same_weights_to_the_bit(
     (first, rows), (second, again) = finish(order), finish(order)
     assert rows == again
     assert_close(first, second, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("way", list(CHOICES))
+def test_a_fast_training_differs_in_last_bits_alone(way: str, orders: Orders) -> None:  # noqa: F811
+    trained_alike(on_gpu(orders(recipe="gsw+gsk+ls", epochs="2")["train"]), way)
 
 
 def test_a_rescaling_made_twice_is_the_same(orders: Orders, tmp_path: Path) -> None:  # noqa: F811

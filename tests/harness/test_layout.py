@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 
 import pytest
@@ -17,7 +18,7 @@ from harness.train.optimizers import fusible
 from harness.train.remembered import remembered
 from tost.catalog import MODELS, PARTS, asked_for, resolve, settings
 from tost.masks import prunable
-from tost.masks.apply import apply_masks, clear, pruned
+from tost.masks.apply import Pruned
 
 LAST = torch.channels_last
 SHAPE = (3, 16, 16)
@@ -154,20 +155,42 @@ def test_the_state_of_an_optimizer_lies_as_its_weights_do() -> None:
     assert torch.equal(laid, state)
 
 
-def test_pruned_positions_are_the_same_in_both_layouts() -> None:
+@pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=["nchw", "channels_last"])
+def test_pruned_weights_are_cleared_all_at_once_wherever_they_lie(layout: torch.memory_format) -> None:
     torch.manual_seed(0)
-    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3))
-    laid = copy.deepcopy(plain).to(memory_format=LAST)
-    masks = {name: torch.rand_like(weight) < 0.5 for name, weight in prunable(plain).items()}
-    for model in (plain, laid):
-        apply_masks(model, masks)
-        positions = pruned(model, masks)
-        assert all(gone.stride() == weight.stride() for weight, gone in positions)
-        for weight, _ in positions:
-            weight.data.add_(1)
-        clear(positions)
-    for name, weight in plain.named_parameters():
-        assert torch.equal(weight, dict(laid.named_parameters())[name])
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(5, 3).double())
+    model.to(memory_format=layout)
+    weights = prunable(model)
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    strides = {name: weight.stride() for name, weight in weights.items()}
+    masks = {name: torch.rand_like(weight) < 0.5 for name, weight in weights.items()}
+
+    def held() -> bool:
+        return all(torch.equal(weights[name], before[name].where(mask, 0)) for name, mask in masks.items())
+
+    positions = Pruned(model, masks)
+    assert {name: weight.stride() for name, weight in weights.items()} == strides
+    assert all(torch.equal(weights[name], before[name]) for name in weights), "moved, and else as they were"
+    positions.clear()
+    assert held()
+    assert len({weight.untyped_storage().data_ptr() for weight in weights.values()}) == 2, "one for each dtype"
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(before[name]).masked_fill_(~masks[name], math.inf)
+    positions.clear()
+    assert held(), "an overflow is no longer there"
+    for weight in weights.values():  # what a module of a user's, or load_state_dict(assign=True), may do
+        weight.data = weight.data.clone().contiguous() + 1
+    for name, weight in weights.items():
+        before[name] = weight.detach().clone()
+    positions.clear()
+    assert held(), "weights that were moved are found again"
+    masks = {name: ~mask for name, mask in masks.items()}
+    for name, weight in weights.items():
+        before[name] = weight.detach().clone()
+    positions.wear(masks)
+    positions.clear()
+    assert held()
 
 
 def test_what_was_found_out_is_not_found_out_again() -> None:

@@ -60,8 +60,8 @@ SHIPPED = [file for file in sorted(FILE.parent.glob("*.yaml")) if "\nsearch:" no
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_every_sweep_that_comes_along_has_a_miniature_claims_or_not(file: Path, tmp_path: Path) -> None:
-    driver = Driver(file, tmp_path / "runs", None, yes=False, miniature=True)
-    driver.load(Options("local"), "", None)
+    driver = Driver(file, tmp_path / "runs", None, Options("local"), miniature=True)
+    driver.load()
     saved = as_saved(driver.plan, driver.sweep)
     assert saved.cells
     assert not saved.declared.claims

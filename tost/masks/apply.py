@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from tost.flat import room_for
 
 GHOSTS = "ghost_"
 """What a recipe part adds to a model bears a name that starts so; it is never pruned, never counted as the network."""
@@ -82,26 +84,67 @@ def check_contract(masks: Masks, keep: int, within: Masks | None = None) -> None
             raise ValueError(f"the mask {name!r} keeps weights that were pruned before")
 
 
-Pruned = list[tuple[nn.Parameter, Tensor]]
-"""Parameters with their pruned positions, on the parameter's device and laid out as it is."""
-
-
-def pruned(model: nn.Module, masks: Masks) -> Pruned:
-    """Return what `clear` sets to 0, looked up once for many steps."""
-    parameters = dict(model.named_parameters())
-    return [
-        (parameters[name], torch.empty_like(parameters[name], dtype=torch.bool).copy_(~mask))
-        for name, mask in masks.items()
-    ]
-
-
-@torch.no_grad()
-def clear(positions: Pruned) -> None:
-    """Set pruned weights to exactly 0, in place, whatever they were (multiplying would keep an overflow as NaN)."""
-    for parameter, gone in positions:
-        parameter.masked_fill_(gone, 0)
-
-
 def apply_masks(model: nn.Module, masks: Masks) -> None:
     """Set the weights that the masks prune to exactly 0, in place."""
-    clear(pruned(model, masks))
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, mask in masks.items():
+            weight = parameters[name]
+            weight.masked_fill_(~mask.to(weight.device), 0)
+
+
+class Pruned:
+    """The weights that masks prune, to be set to 0 after every step: all at once, for which they are moved together.
+
+    Each dtype and device has a piece of memory of its own. Weights that something else moves are gathered again.
+    """
+
+    def __init__(self, model: nn.Module, masks: Masks) -> None:
+        parameters = dict(model.named_parameters())
+        kinds: dict[tuple[torch.dtype, torch.device], list[str]] = {}
+        for name in masks:
+            kinds.setdefault((parameters[name].dtype, parameters[name].device), []).append(name)
+        self.pieces = {tuple(names): _Piece([parameters[name] for name in names]) for names in kinds.values()}
+        self.wear(masks)
+
+    def wear(self, masks: Masks) -> None:
+        """Take other masks of the same weights."""
+        for names, piece in self.pieces.items():
+            piece.wear([masks[name] for name in names])
+
+    def clear(self) -> None:
+        """Set pruned weights to exactly 0, whatever they were (multiplying would keep an overflow as NaN)."""
+        for piece in self.pieces.values():
+            piece.clear()
+
+
+class _Piece:
+    """Weights of one dtype on one device, and which of them are gone."""
+
+    def __init__(self, weights: Sequence[nn.Parameter]) -> None:
+        self.weights = weights
+        self.places: list[int] = []
+
+    @torch.no_grad()
+    def wear(self, masks: Sequence[Tensor]) -> None:
+        """Take masks of these weights."""
+        self.masks = masks
+        if not self._together():
+            self.flat, views = room_for(self.weights)
+            for weight, view in zip(self.weights, views, strict=True):
+                weight.data = view.copy_(weight)
+            self.places = [weight.data_ptr() for weight in self.weights]
+        self.gone, parts = room_for([torch.empty_like(weight, dtype=torch.bool) for weight in self.weights])
+        for part, mask in zip(parts, masks, strict=True):
+            part.copy_(~mask)
+
+    @torch.no_grad()
+    def clear(self) -> None:
+        """Set the weights that are gone to 0."""
+        if not self._together():
+            self.wear(self.masks)
+        self.flat.masked_fill_(self.gone, 0)
+
+    def _together(self) -> bool:
+        """Return whether the weights still lie where they were gathered."""
+        return self.places == [weight.data_ptr() for weight in self.weights]
