@@ -10,7 +10,7 @@ SLURM := slurmctld slurmd slurm-client munge slurmdbd mariadb-server
 # What the tests of the report's page and LaTeX need of Debian or Ubuntu.
 REPORT := chromium chromium-driver texlive-latex-base texlive-latex-recommended
 
-.PHONY: quickstart report-tools test test-slow test-slurm conformance lint clean
+.PHONY: quickstart report-tools test test-slow test-chaos chaos test-slurm conformance lint clean
 
 quickstart: $(READY)
 	$(BIN)/python -m harness.sweep sweeps/quickstart.yaml --via local
@@ -24,7 +24,15 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m "slow and not slurm"
+	$(BIN)/python -m pytest -m "slow and not slurm and not chaos"
+
+test-chaos: $(READY)
+	$(BIN)/python -m pytest -m "chaos and not slurm" tests/chaos -rs
+
+chaos: $(READY)
+	@rm -f .chaos
+	CHAOS=full CHAOS_RECORD=$(CURDIR)/.chaos $(BIN)/python -m pytest -m chaos tests/chaos -rs
+	$(BIN)/python -m tests.chaos.table .chaos
 
 test-slurm: $(READY)
 	@test "$$(id -u)" != 0 || command -v slurmctld slurmdbd >/dev/null || ! command -v apt-get >/dev/null || \

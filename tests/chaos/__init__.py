@@ -1,0 +1,1 @@
+"""Faults on purpose: what is injected, and that nothing is lost or wrong after it."""
