@@ -11,17 +11,17 @@ from bench.cells import SWEEP
 from bench.figures import Given, Row, command
 from bench.training import NOISE
 
-NETWORKS = ("resnet20", "resnet32", "resnet18")
+NETWORKS = {"cpu": ("resnet20", "resnet32"), "cuda": ("resnet20", "resnet32", "resnet18")}
 COUNTS = {"cpu": (1, 2), "cuda": (1, 2, 4, 8)}
 CELLS = 8
-EPOCHS = {"cpu": 4, "cuda": 4}
-IMAGES = {"cpu": 2_000, "cuda": 12_800}
+EPOCHS = {"cpu": 2, "cuda": 4}
+IMAGES = {"cpu": 1_000, "cuda": 12_800}
 
 
 def measure(given: Given) -> Iterator[Row]:
     """Yield a row for every network and number of workers; a worker has its share of the threads."""
     kind = "cuda" if given.device.startswith("cuda") else "cpu"
-    for network in NETWORKS[:1] if given.small else NETWORKS:
+    for network in NETWORKS[kind][:1] if given.small else NETWORKS[kind]:
         alone = 0.0
         for workers in (count for count in COUNTS[kind] if count <= max(given.threads, 1) or kind == "cuda"):
             seconds = _seconds(network, workers, kind, given)

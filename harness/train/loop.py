@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from harness.train.checkpoint import Position
 from harness.train.draws import seed_for
 from harness.train.group import ALONE, Group
 from harness.train.images import EVAL_BATCH, Images, Split
+from harness.train.small_maps import SmallMaps, pays
 from tost.masks import Masks
 from tost.masks.apply import Pruned
 from tost.recipe import Criterion, Part
@@ -106,9 +108,13 @@ class Training:
         """Return the steps done since the start of training."""
         return self.position.epoch * self.steps + self.position.step
 
-    def autocast(self) -> torch.autocast:
-        """Return the precision's context."""
-        return torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Compute in the precision, by the convolutions that are fast in it."""
+        device = self.images.device
+        products = SmallMaps() if pays(device, self.precision) and self.forward is None else contextlib.nullcontext()
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"), products:
+            yield
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the network's output for a batch [N, C, H, W]."""
