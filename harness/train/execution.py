@@ -50,7 +50,7 @@ def choose(order: Order, run: Training) -> str:
     if not found:
         with _undisturbed():
             eager = try_out(run, EAGER)
-        if eager["seconds"] * steps < LEAST:
+        if eager.get("seconds", 0.0) * steps < LEAST:  # or it fails, as its training will, and say why
             return EAGER
         with _undisturbed():
             found = {EAGER: eager} | {name: try_out(run, name) for name in choices(run.images.device)}
