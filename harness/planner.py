@@ -164,7 +164,7 @@ class Planner:
             }
             if size:
                 spec["size"] = size
-            key = self.add("data", spec, {}, f"data {cell.dataset.label}", str(source.path.absolute()))
+            key = self.add("data", spec, {}, f"data {cell.dataset.label}", source.place)
             self.memo[memo] = key
             if source.missing:
                 self.plan.absent[key] = source.missing

@@ -17,6 +17,10 @@ from harness.store import canonical, write_whole
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 
 
+NO_FILES = "none"
+"""The content of a data set that code alone makes: its reader takes no folder."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A data set's files: the folder or file to read, their content's hash, or what is missing and where it goes."""
@@ -24,6 +28,11 @@ class Source:
     path: Path
     content: str
     missing: str = ""
+
+    @property
+    def place(self) -> str:
+        """Return where its files lie; nothing where it has none, and so can be made anywhere."""
+        return "" if self.content == NO_FILES else str(self.path.absolute())
 
 
 def find_source(choice: Choice, entry: object, data: Path, cache: Path) -> Source:
@@ -60,7 +69,7 @@ def _find(choice: Choice, entry: object, data: Path, cache: Path) -> Source:
 
 def _folder(choice: Choice, folder: Path, cache: Path, plugin: bool) -> Source:
     if plugin and not choice.folder:
-        return Source(folder, "none")
+        return Source(Path(), NO_FILES)
     name = choice.label
     if not folder.is_dir():
         return Source(folder, f"absent:{name}", f"{name}: {folder} is no folder")

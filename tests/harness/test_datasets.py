@@ -216,6 +216,20 @@ def test_a_data_set_of_ones_own_is_keyed_by_its_code_and_its_folder(sweep: Run, 
     assert sweep("tiny.yaml", "--only", "mask=dense,seed=0", "--plan").stdout.count("to run       1") == 2
 
 
+def test_a_data_set_that_is_made_by_code_alone_needs_no_folder(sweep: Run, project: Path) -> None:
+    (project / "mine.py").write_text(
+        "import numpy as np\n\ndef load():\n    images = np.arange(1024, dtype=np.uint8).reshape(16, 8, 8)\n"
+        "    labels = np.arange(16) % 2\n    return (images, labels), (images, labels)\n"
+    )
+    text = (project / "tiny.yaml").read_text().replace("dataset: digits", "dataset: mine")
+    (project / "tiny.yaml").write_text(
+        text.replace('thin: "./thin.py:build"', 'thin: "./thin.py:build", mine: "./mine.py:load"')
+    )
+    assert not (project / "data").exists()
+    done = sweep("tiny.yaml", "--only", "mask=dense,seed=0")
+    assert done.returncode == 0, done.stderr
+
+
 def test_fetching_says_what_it_knows() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "harness.cli", "data", "fetch", "cifar"], capture_output=True, text=True, timeout=60
