@@ -12,11 +12,11 @@ Shell = Callable[[Sequence[str]], str]
 """Runs a command and returns what it prints. Raises OSError or subprocess.SubprocessError where it fails."""
 
 
-def shell(command: Sequence[str]) -> str:
+def shell(command: Sequence[str], patience: float = 60) -> str:
     """Run a command of the scheduler's, with its times as seconds since 1970."""
     environment = {**os.environ, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True, env=environment
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=patience, check=True, env=environment
     )
     return done.stdout
 

@@ -124,6 +124,8 @@ class Observer:
                 size = os.fstat(file.fileno()).st_size
         except FileNotFoundError:
             return False
+        except IsADirectoryError:  # damage: no worker could have made it, or could say that it lives
+            return True
         now = self.clock()
         known, since, last = self._seen.get(claim, (-1, now, now))
         if size != known or now - last > self.lease / 2:

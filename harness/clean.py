@@ -98,12 +98,12 @@ def _left_over(folder: Folder, observer: Observer) -> Iterator[Path]:
     if result is None or not over or (folder.generation and state_of(folder, observer).name in ("running", "lost")):
         return
     for path in sorted(folder.path.iterdir()):
-        if path.is_dir():
-            yield from (file for file in sorted(path.iterdir()) if file.name not in KEPT)
-        elif path.name.startswith((".draft-", ".copy-", "damaged-")) or (
+        if path.name.startswith((".draft-", ".copy-", "damaged-")) or (
             path.suffix == ".safetensors" and path.name != result.artifact.file
         ):
             yield path
+        elif path.is_dir():
+            yield from (file for file in sorted(path.iterdir()) if file.name not in KEPT)
 
 
 def _size(path: Path) -> int:

@@ -14,7 +14,8 @@ from harness.errors import UserError, printable
 from harness.launch import Size
 from harness.launch.profiles import find_profile, load_profile
 from harness.launch.slurm import Slurm
-from harness.soundness import Finding, look
+from harness.meeting import meet
+from harness.soundness import Finding, look, together
 from harness.store import Store, read_json, write_whole
 
 NAME = "doctor"
@@ -28,15 +29,26 @@ def main(
     via: Annotated[str, typer.Option(help="A cluster profile: look from inside a job of it.")] = "",
     scratch: Annotated[str, typer.Option(help="A folder on the machine's own disk.")] = "",
     device: Annotated[str | None, typer.Option(help="The device that is expected, such as cuda.")] = None,
+    data: Annotated[Path, typer.Option(help="The folder of data sets.", envvar="HARNESS_DATA")] = Path("data"),
+    meeting: Annotated[
+        bool,
+        typer.Option("--meet", help="Try the store's file system from two hosts: run this on both at the same time."),
+    ] = False,
     report: Annotated[str, typer.Option(help="Write what was found into a file.", hidden=True)] = "",
 ) -> None:
     """Look at device, torch, the store's file system and clock, and the scheduler, and say what is missing.
 
-    Exit codes: 0 nothing is missing, 1 something is, 2 a mistake on the command line or in the profile.
+    With --meet, started on two hosts within two minutes, the two contend for names in the store and measure how soon
+    each sees what the other wrote. Exit codes: 0 nothing is missing, 1 something is, 2 a mistake on the command line
+    or in the profile.
     """
     try:
-        findings = _in_a_job(via, Store(store)) if via else list(look(store, scratch, device))
-    except UserError as error:
+        if meeting:
+            typer.echo(f"waiting for the same command on another host: harness doctor --store {store} --meet", err=True)
+            findings = list(together(meet(store)))
+        else:
+            findings = _in_a_job(via, Store(store)) if via else list(look(store, scratch, device, data))
+    except (UserError, OSError) as error:
         typer.echo(printable(str(error)), err=True)
         raise typer.Exit(2) from None
     if report:
@@ -44,6 +56,8 @@ def main(
     for finding in findings:
         mark = {"ok": "ok  ", "note": "note", "bad": "BAD "}[finding.grade]
         typer.echo(printable(f"{mark}  {finding.name}: {finding.said}"))
+        if finding.grade != "ok" and finding.remedy:
+            typer.echo(printable(f"      -> {finding.remedy}"))
     raise typer.Exit(any(finding.grade == "bad" for finding in findings))
 
 

@@ -34,7 +34,7 @@ from harness.planfile import SavedPlan, read_plan
 from harness.rounds import go_round
 from harness.shift import Limits, work
 from harness.store import Store
-from harness.supervisor import Setup
+from harness.supervisor import Setup, Trouble
 from harness.words import count, span
 
 DEBUG_LEASE = 86400.0
@@ -97,7 +97,10 @@ def run_in_this_process(path: Path, store: Store, setup: Setup) -> bool:
     Between two stages nobody can say that it lives, so that others must not take it for dead for a long while.
     """
     patient = replace(setup, as_one=True, lease=DEBUG_LEASE)
-    work(read_plan(path), store, patient, Limits(), threading.Event(), in_words, Inline)
+    try:
+        work(read_plan(path), store, patient, Limits(), threading.Event(), in_words, Inline)
+    except Trouble as error:
+        in_words(event="trouble", message=f"no more stages are taken: {error}")
     return False
 
 

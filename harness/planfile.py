@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +17,12 @@ from harness.plan import Plan, Stage
 from harness.plugins import freeze
 from harness.provenance import source_digest
 from harness.reading import read_document
+from harness.sealed import seal, unseal
 from harness.spec import Sweep
-from harness.store import Store, canonical, write_whole
+from harness.store import Store, canonical, file_sha256, write_whole
 from tost.catalog import nearest
 
-FORMAT = 4
+FORMAT = 5
 NEWEST = "plan.json"
 
 
@@ -123,7 +123,7 @@ def _keep_sources(plan: Plan, store: Store, sweep: Sweep) -> Path:
     for plugin in plan.plugins:
         freeze(plugin, store.root)
     for sha256, path in plan.imports.items():
-        if not (copy := store.imported(sha256)).exists():
+        if not (copy := store.imported(sha256)).is_file() or file_sha256(copy) != sha256:
             copy.parent.mkdir(parents=True, exist_ok=True)
             write_whole(copy, path.read_bytes())
     write_whole(folder / "sweep.yaml", Path(sweep.document.file).read_bytes())
@@ -163,14 +163,14 @@ def dump(saved: SavedPlan) -> bytes:
         "leaves": [row[key] for key in saved.plan.leaves],
         "cells": cells,
     }
-    return json.dumps(body, separators=(",", ":")).encode()
+    return seal(body)
 
 
 def read_plan(path: Path) -> SavedPlan:
     """Read a saved plan. Raises UserError where there is none, or one that this version cannot read."""
     try:
         written = path.stat().st_mtime_ns
-        body = json.loads(path.read_bytes())
+        body = unseal(path.read_bytes())
         if body.get("format") != FORMAT:
             raise ValueError("written by another version")
         blocks, keys = body["blocks"], [stage[0] for stage in body["stages"]]
@@ -191,8 +191,9 @@ def read_plan(path: Path) -> SavedPlan:
             f"{path.parent.name!r} has no plan {path.name} in {folder}; there are {', '.join(there) or 'none'}"
             f"{nearest(path.parent.name, there)}. The sweep command writes one"
         ) from None
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UserError(f"{path}: not a plan ({error}); run the sweep command again to rewrite it") from None
+    except (IsADirectoryError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        why = "a folder" if isinstance(error, IsADirectoryError) else f"damaged, or of another version: {error}"
+        raise UserError(f"{path}: not a plan ({why}); run the sweep command again to rewrite it") from None
 
 
 def _stages(rows: Iterable[list[Any]], blocks: list[Any], keys: list[str]) -> Iterable[Stage]:

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib.util
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -60,10 +61,15 @@ def find_plugin(reference: str, folder: Path) -> Plugin:
     path = usable_path(place, folder) if place.endswith(".py") else _module_file(place, attribute)
     files = _with_siblings(path)
     knobs, parameters = _signature(path, attribute)
+    return Plugin(f"{path.name}:{attribute}", 1, knobs, _source(files), tuple(files), parameters)
+
+
+def _source(files: Iterable[Path]) -> str:
+    """Return the hash of a method's file, which comes first, and of those that it imports."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
-    return Plugin(f"{path.name}:{attribute}", 1, knobs, digest.hexdigest()[:SOURCE_DIGITS], tuple(files), parameters)
+    return digest.hexdigest()[:SOURCE_DIGITS]
 
 
 def _module_file(module: str, attribute: str) -> Path:
@@ -163,14 +169,15 @@ def freeze(plugin: Plugin, store: Path) -> None:
     folder = store / "plugins" / plugin.source
     folder.mkdir(parents=True, exist_ok=True)
     for file in plugin.files:
-        if not (folder / file.name).exists():
-            write_whole(folder / file.name, file.read_bytes())
+        copy, data = folder / file.name, file.read_bytes()
+        if not copy.is_file() or copy.read_bytes() != data:
+            write_whole(copy, data)
 
 
 def load_frozen(store: Path, source: str, path: str) -> Any:
     """Import `file.py:name` from the frozen copy of a source hash. Runs the user's code.
 
-    Raises UserError when the copy is gone or defines no such name.
+    Raises UserError when the copy is gone or damaged.
     """
     filename, _, attribute = path.partition(":")
     file = store / "plugins" / source / filename
@@ -179,11 +186,14 @@ def load_frozen(store: Path, source: str, path: str) -> Any:
     name = f"plugin_{source}_{file.stem}"
     if name in sys.modules:
         return getattr(sys.modules[name], attribute)
+    if _source([file, *sorted(set(file.parent.glob("*.py")) - {file})]) != source:
+        raise UserError(f"{file}: the frozen copy of a plug-in is damaged; run the sweep command again to restore it")
     sys.path.insert(0, str(file.parent))
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None  # a .py file always has a loader # noqa: S101
     assert spec.loader is not None  # noqa: S101
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    sys.dont_write_bytecode = True  # a compiled copy would be believed without a checksum
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -198,6 +208,7 @@ def forget_frozen() -> None:
         path for path in sys.path if Path(path).parent.name == "plugins" and len(Path(path).name) == SOURCE_DIGITS
     }
     sys.path[:] = [path for path in sys.path if path not in folders]
+    sys.dont_write_bytecode = bool(sys.flags.dont_write_bytecode)
     for name, module in list(sys.modules.items()):
         origin = getattr(module, "__file__", None)
         if origin and str(Path(origin).parent) in folders:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.names import Choice, library_version
-from harness.store import digest, write_whole
+from harness.sealed import keep_note, read_note
+from harness.store import digest
 
 PROBES_VERSION = 1
 
@@ -26,15 +27,11 @@ def misfit(arch: Choice, parts: Sequence[Choice], cache: Path) -> str:
         "parts": [[part.name, dict(part.given)] for part in parts],
     }
     note = cache / "probes" / digest(question)
-    if note.is_file():
-        return note.read_text()
+    if known := read_note(note):
+        return str(known["said"])
     command = [sys.executable, "-m", "harness.train.fit", json.dumps(question)]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode != 0:  # a broken installation; the trainer will say it in the place where it matters
         return ""
-    try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(note, done.stdout.encode())
-    except OSError:
-        return done.stdout  # a read-only store: the next plan asks again
+    keep_note(note, {"said": done.stdout})
     return done.stdout

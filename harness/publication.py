@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ def publish_made(
 def name(draft: Path, target: Path, artifact: Artifact) -> None:
     """Move a draft to its content's name; a file of that name is kept where it is whole, replaced where not."""
     sync(draft)
+    if target.is_dir():
+        target.rename(target.with_name(f"damaged-{target.name}"))
     if place(draft, target) or file_sha256(target) == artifact.sha256:
         draft.unlink(missing_ok=True)
     else:
@@ -89,6 +92,8 @@ def clean(claim: Claim) -> None:
     """Remove what a finished stage needs no more: checkpoints, unpublished drafts, what a killed writer left."""
     for attempt in [claim.attempt, *claim.earlier]:
         for file in attempt.iterdir() if attempt.is_dir() else ():
-            if file.name not in KEPT:
+            if file.name not in KEPT and file.is_dir():
+                shutil.rmtree(file, ignore_errors=True)
+            elif file.name not in KEPT:
                 file.unlink(missing_ok=True)
     remove_dead_drafts(claim.folder.path)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harness.store import Folder
+
+CHECK = "crc32"
+"""The checksum of a row; those that earlier versions wrote have none."""
 
 
 def rows_of(folder: Folder) -> list[dict[str, Any]]:
@@ -20,11 +24,23 @@ def rows_of(folder: Folder) -> list[dict[str, Any]]:
 def rows_of_attempt(folder: Folder, generation: int) -> Iterator[dict[str, Any]]:
     """Yield the rows of one attempt, which are those of the checkpoint it went on from and its own."""
     try:
-        text = (folder.attempt(generation) / "metrics.jsonl").read_text()
+        data = (folder.attempt(generation) / "metrics.jsonl").read_bytes()
     except OSError:
         return
-    for line in text.splitlines():
+    for line in data.splitlines():
         try:
-            yield json.loads(line)
-        except ValueError:  # torn by the end of its process: what follows is another attempt's
+            row = dict(json.loads(line))
+        except (ValueError, TypeError, RecursionError):  # torn by the end of its process, or damaged
             return
+        if row.pop(CHECK, None) not in (None, _check(row)):
+            return  # a row is an epoch by its place: none after a damaged one is in its own
+        yield row
+
+
+def line_of(row: Mapping[str, Any]) -> str:
+    """Return a row as a line of metrics.jsonl, its checksum last."""
+    return json.dumps({**row, CHECK: _check(row)}) + "\n"
+
+
+def _check(row: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(row, sort_keys=True).encode()):08x}"

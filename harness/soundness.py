@@ -1,7 +1,8 @@
-"""What `harness doctor` looks at: device, torch build, the store's file system and clock, the scheduler's commands."""
+"""What `harness doctor` looks at: python, torch, device, packages, data, the store's file system and clock, Slurm."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -15,8 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.allocation import job, seconds_left, shell
+from harness.catalog import DATASETS
+from harness.claims import BEATS_PER_LEASE, LEASE
 from harness.launch.local import this_machine
-from harness.store import place, sync
+from harness.machine import machine
+from harness.meeting import NAMES, Met, judged
+from harness.semantics import ELSEWHERE, broken
+from harness.store import sync
 from harness.words import size, span
 
 SKEW = 5.0
@@ -24,12 +30,16 @@ SKEW = 5.0
 SLOW = 0.2
 """Seconds of a small synced write above which a file system is called slow."""
 LITTLE = 10 * 2**30
+PATIENCE = 8
+"""Seconds that a command of the scheduler's may take."""
+OLDEST = (3, 11)
 TORCH = """
 import json, torch
 names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
 nccl = torch.distributed.is_nccl_available()
 print(json.dumps([torch.__version__, torch.version.cuda, len(names), names, nccl]))
 """
+INSTALL = "install it into this environment: python -m pip install"
 
 
 @dataclass(frozen=True)
@@ -40,46 +50,58 @@ class Finding:
     said: str
     grade: str = "ok"
     """ok, note or bad."""
+    remedy: str = ""
+    """What to do about it."""
 
 
-def look(store: Path, scratch: str = "", device: str | None = None) -> Iterator[Finding]:
+def look(store: Path, scratch: str = "", device: str | None = None, data: Path = Path("data")) -> Iterator[Finding]:
     """Look at this machine and at the store as it is seen from here."""
+    torch = subprocess.Popen([sys.executable, "-c", TORCH], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    began = time.monotonic()  # it is loaded while the rest is looked at
     yield _here()
-    yield from _torch(device)
+    yield _python()
     yield from _folder("store", store)
     if scratch:
         yield from _folder("scratch", Path(os.path.expandvars(scratch)))
+    yield _data(data)
     yield from _scheduler()
+    yield _package("Ray", "ray", "--via ray and searches", "'ray[tune]'")
+    yield _wandb()
+    yield from _torch(torch, began, device)
 
 
 def _here() -> Finding:
     left = seconds_left()
     within = f", job {job()}" + (f" with {span(left)} left" if left is not None else "") if job() else ""
-    machine = this_machine(1, None, None)
-    cores = f"{machine.threads} cores, {size(machine.memory)} of memory"
-    return Finding("machine", f"{socket.gethostname()}{within}: {cores}, python {sys.version.split()[0]}")
+    here = this_machine(1, None, None)
+    return Finding("machine", f"{socket.gethostname()}{within}: {here.threads} cores, {size(here.memory)} of memory")
 
 
-def _torch(device: str | None) -> Iterator[Finding]:
+def _python() -> Finding:
+    said = f"{sys.version.split()[0]} at {sys.executable}"
+    if sys.version_info < OLDEST:
+        return Finding("python", said, "bad", f"Python {'.'.join(map(str, OLDEST))} or later is needed")
+    return Finding("python", said)
+
+
+def _torch(process: subprocess.Popen[str], began: float, device: str | None) -> Iterator[Finding]:
     """Look at torch in a process of its own: a broken build takes more down than itself."""
-    began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", TORCH], capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        yield Finding("torch", f"cannot be loaded: {last}", "bad")
+    told, complaint = process.communicate()
+    if process.returncode:
+        last = (complaint.strip().splitlines() or ["no word"])[-1]
+        remedy = f"{INSTALL} torch torchvision, in the build for this machine's CUDA"
+        yield Finding("torch", f"cannot be loaded: {last}", "bad", remedy)
         return
-    version, cuda, number, names, nccl = json.loads(done.stdout)
+    version, cuda, number, names, nccl = json.loads(told)
     yield Finding("torch", f"{version}, CUDA {cuda or 'none'}, loaded in {time.monotonic() - began:.1f} s")
-    wanted = (device or "").startswith("cuda")
     if number:
-        driver = _driver()
-        yield Finding(
-            "GPUs", f"{number}: {', '.join(sorted(set(names)))}; {driver}; NCCL {'there' if nccl else 'missing'}"
-        )
-    elif wanted or shutil.which("nvidia-smi"):
-        yield Finding("GPUs", "torch sees none; is the job given one, and does the driver suit this CUDA?", "bad")
+        there = "there" if nccl else "missing"
+        yield Finding("GPUs", f"{number}: {', '.join(sorted(set(names)))}; {_driver()}; NCCL {there}")
+    elif (device or "").startswith("cuda") or shutil.which("nvidia-smi"):
+        remedy = "ask for one in the profile (gpus: 1), or install the torch build that suits the driver's CUDA"
+        yield Finding("GPUs", "torch sees none", "bad", remedy)
     else:
-        yield Finding("GPUs", "none; trainings run on the CPU", "note")
+        yield Finding("GPUs", "none; trainings run on the CPU", "note", "nothing to do, unless there should be one")
 
 
 def _driver() -> str:
@@ -92,40 +114,82 @@ def _driver() -> str:
         return "driver unknown"
 
 
+def _package(name: str, package: str, needed: str, install: str) -> Finding:
+    """Look whether a package is installed; loading it would take seconds."""
+    try:
+        return Finding(name, importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, f"not installed; {needed} need it", "note", f"{INSTALL} {install}")
+
+
+def _wandb() -> Finding:
+    found = _package("W&B", "wandb", "sweep files with `wandb:`", "wandb")
+    if found.grade != "ok":
+        return found
+    mode, server = os.environ.get("WANDB_MODE", "online"), os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    netrc = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    if mode in ("online", "shared") and "WANDB_API_KEY" not in os.environ and not netrc.is_file():
+        remedy = "run: wandb login; or set WANDB_API_KEY, or WANDB_MODE=offline; sweeps run all the same"
+        return Finding("W&B", f"{found.said}, {mode} to {server}, and no key is set", "note", remedy)
+    return Finding("W&B", f"{found.said}, {mode}" + (f" to {server}" if mode != "offline" else ""))
+
+
+def _data(folder: Path) -> Finding:
+    """Look which known data sets' files are there, without reading them."""
+    wanted = {name: entry.files for name, entry in DATASETS.items() if entry.files}
+    there = [n for n, files in wanted.items() if all(any(folder.glob(f"{file}*")) for file in files)]
+    said = f"{folder}: {', '.join(there) or 'none of ' + ', '.join(wanted)}; digits comes with scikit-learn"
+    if there:
+        return Finding("data", said)
+    return Finding("data", said, "note", f"where there is network: harness data fetch NAME --data {folder}")
+
+
 def _folder(name: str, folder: Path) -> Iterator[Finding]:
     """Look at a folder's file system: what the claims of workers rest on, speed, room, and its clock."""
+    tried = folder / f".doctor-{uuid.uuid4().hex}"
+    remedy = "name a folder that this user may write, with --store" if name == "store" else "name another --scratch"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        one, two = (folder / f".doctor-{uuid.uuid4().hex}" for _ in range(2))
+        tried.mkdir(parents=True)
         began = time.monotonic()
-        one.write_bytes(b"x")
-        sync(one)
-        took, clock = time.monotonic() - began, one.stat().st_mtime - time.time()
+        (tried / "one").write_bytes(b"x")
+        sync(tried / "one")
+        took, clock = time.monotonic() - began, (tried / "one").stat().st_mtime - time.time()
+        wrong = list(broken(tried))
+        room = shutil.disk_usage(folder).free
     except OSError as error:
-        yield Finding(name, f"{folder}: cannot be written: {error.strerror}", "bad")
+        yield Finding(name, f"{folder}: cannot be written: {error.strerror}", "bad", remedy)
         return
-    try:
-        linked = place(one, two)
-        with one.open("ab") as file:
-            file.write(b"y")
-        whole = linked and two.stat().st_size == 2
-    except OSError:
-        whole = False
     finally:
-        one.unlink(missing_ok=True)
-        two.unlink(missing_ok=True)
-    if not whole:
-        yield Finding(name, f"{folder}: this file system has no second names (link), which claims rest on", "bad")
+        shutil.rmtree(tried, ignore_errors=True)
+    for sentence in wrong:
+        said = f"{folder} ({_kind(folder)}) breaks what claims and results rest on: {sentence}"
+        yield Finding(name, said, "bad", ELSEWHERE)
+    if wrong:
         return
-    room = shutil.disk_usage(folder).free
     said = f"{folder} ({_kind(folder)}): {size(room)} free, a synced write in {took * 1000:.0f} ms"
-    yield Finding(name, said, "note" if room < LITTLE or took > SLOW else "ok")
+    why = "make room, or name another folder" if room < LITTLE else "fewer workers, or --scratch for checkpoints"
+    yield Finding(name, said, *(("note", why) if room < LITTLE or took > SLOW else ()))
     if abs(clock) > SKEW:
-        yield Finding(
-            "clock", f"{abs(clock):.0f} s off the store's; nothing is decided by it, but times shown will be", "note"
-        )
+        said = f"{abs(clock):.0f} s off the store's; nothing is decided by it, but times shown will be"
+        yield Finding("clock", said, "note", "let the machine keep its time by NTP: chronyc tracking")
     else:
         yield Finding("clock", f"within {max(abs(clock), 0.1):.1f} s of the store's")
+
+
+def together(met: Met) -> Iterator[Finding]:
+    """Say what two hosts have found out about their store."""
+    where = f"with {met.other}"
+    if met.other == machine()[0]:
+        where, remedy = "with another process of this host", "run the same command on another host too"
+        yield Finding("two hosts", "both were this one, whose cache hides what two would see", "note", remedy)
+    wrong = list(judged(met, LEASE, BEATS_PER_LEASE))
+    for grade, sentence in wrong:
+        late = f"give --lease more than {BEATS_PER_LEASE} times that, or mount it with shorter caches (NFS: actimeo=3)"
+        yield Finding("two hosts", f"{where}: {sentence}", grade, late if "is seen" in sentence else ELSEWHERE)
+    if not any(grade == "bad" for grade, _ in wrong):
+        names = f"each of {NAMES} names was won once by {', '.join(met.twice)}"
+        delays = ", ".join(f"{way} in {seconds * 1000:.0f} ms" for way, seconds in met.delays.items())
+        yield Finding("two hosts", f"{where}: {names}; what one writes is seen, there and back, {delays}")
 
 
 def _kind(folder: Path) -> str:
@@ -141,13 +205,17 @@ def _kind(folder: Path) -> str:
 
 def _scheduler() -> Iterator[Finding]:
     if not shutil.which("sbatch"):
-        yield Finding("Slurm", "not here; workers run on this machine, or with --via ray", "note")
+        remedy = "nothing to do, unless this should be a login node: then load its module"
+        yield Finding("Slurm", "not here; workers run on this machine, or with --via ray", "note", remedy)
         return
     for command, what in ((["squeue", "--me"], "the queue"), (["sacct", "--noheader"], "accounting")):
         try:
-            shell(command)
+            shell(command, PATIENCE)
             yield Finding("Slurm", f"{what} answers ({command[0]})")
         except (OSError, subprocess.SubprocessError) as error:
             told = str(getattr(error, "stderr", "") or error).strip().splitlines()
-            grade = "note" if command[0] == "sacct" else "bad"
-            yield Finding("Slurm", f"{what} does not answer ({command[0]}): {told[-1] if told else 'no word'}", grade)
+            said = f"{what} does not answer ({command[0]}): {told[-1] if told else 'no word'}"
+            if command[0] == "sacct":
+                yield Finding("Slurm", said, "note", "nothing: the controller is asked instead of accounting")
+            else:
+                yield Finding("Slurm", said, "bad", "ask whoever runs the cluster; workers at work go on meanwhile")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import os
@@ -12,7 +11,8 @@ from pathlib import Path
 
 from harness.catalog import DATASETS, Dataset
 from harness.names import Choice
-from harness.store import canonical, write_whole
+from harness.sealed import keep_note, read_note
+from harness.store import canonical
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 
@@ -121,14 +121,11 @@ def _content(files: list[Path], root: Path, cache: Path) -> str:
         status = file.stat()
         listing.append([str(file.absolute()), status.st_size, status.st_mtime_ns])
     note = cache / "content" / hashlib.sha256(canonical(listing)).hexdigest()[:32]
-    with contextlib.suppress(OSError):
-        if len(known := note.read_text()) == 64:
-            return known
+    if known := read_note(note):
+        return str(known["content"])
     total = hashlib.sha256()
     for file in sorted(files):
         data = file.read_bytes()
         total.update(canonical([file.relative_to(root).as_posix(), len(data), hashlib.sha256(data).hexdigest()]))
-    with contextlib.suppress(OSError):  # a read-only store: the plan is still right, only slower next time
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(note, total.hexdigest().encode())
+    keep_note(note, {"content": total.hexdigest()})
     return total.hexdigest()

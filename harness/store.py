@@ -57,8 +57,19 @@ def _writers() -> str:
 
 
 def write_whole(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write a file so that no reader ever sees a part of it: write, flush, sync, rename."""
-    os.replace(_draft(path, data, mode), path)
+    """Write a file so that no reader ever sees a part of it: write, flush, sync, rename.
+
+    Over NFS a reply can be lost and the repeated call find its draft renamed already, hence the look at the content.
+    """
+    draft = _draft(path, data, mode)
+    try:
+        os.replace(draft, path)
+    except FileNotFoundError:
+        if not path.is_file() or path.read_bytes() != data:
+            raise
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def publish(path: Path, data: bytes) -> bool:
@@ -161,11 +172,10 @@ class Result:
     def load(cls, path: Path, edition: int) -> Result | None:
         """Read a result; None where it is gone, torn, or fails its checksum."""
         value = read_json(path)
-        if (
-            value is None
-            or not isinstance(value.get("result"), dict)
-            or value.get("checksum") != digest(value["result"])
-        ):
+        try:
+            if value is None or value["checksum"] != digest(dict(value["result"])):
+                return None
+        except (KeyError, TypeError, ValueError):  # ValueError too for a number that JSON does not have
             return None
         body = value["result"]
         return cls(

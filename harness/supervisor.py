@@ -21,7 +21,7 @@ from harness.plan import Stage
 from harness.provenance import source_digest
 from harness.publication import publish_made
 from harness.states import FAILED
-from harness.store import file_sha256, write_whole
+from harness.store import digest, file_sha256, read_json, write_whole
 from harness.team import Team
 from harness.trainer import STARTING, Trainer
 from harness.trainer_signals import STALL
@@ -196,9 +196,9 @@ class Supervisor:
         return found
 
     def _write_spec(self, stage: Stage, claim: Claim) -> None:
-        if "spec.json" not in claim.folder.names:
-            body = {"kind": stage.kind, "parents": dict(stage.parents), **stage.spec}
-            write_whole(claim.folder.path / "spec.json", json.dumps(body, indent=1, sort_keys=True).encode())
+        path, body = claim.folder.path / "spec.json", {"kind": stage.kind, "parents": dict(stage.parents), **stage.spec}
+        if "spec.json" not in claim.folder.names or digest(read_json(path)) != stage.key:
+            write_whole(path, json.dumps(body, indent=1, sort_keys=True).encode())
 
     def _order(self, stage: Stage, claim: Claim, parents: dict[str, tuple[str, str]]) -> dict[str, Any]:
         return {
@@ -279,7 +279,7 @@ class Supervisor:
     def _set_aside(self, path: str, sha256: str) -> bool:
         """Rename an artifact that is certainly damaged, so that its stage counts as in need of a new one."""
         file = Path(path)
-        if file.exists() and file_sha256(file) == sha256:
+        if file.is_file() and file_sha256(file) == sha256:
             return False
         with contextlib.suppress(FileNotFoundError):
             os.replace(file, file.with_name(f"damaged-{file.name}"))

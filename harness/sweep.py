@@ -119,7 +119,8 @@ def main(
         typer.echo(printable(str(error), 20_000), err=True)
         raise typer.Exit(2) from None
     except OSError as error:
-        typer.echo(f"{error.filename or store}: {error.strerror or error}; nothing that was finished is lost", err=True)
+        where = error.filename2 or error.filename or store  # of a rename, its target: the other one is a draft of ours
+        typer.echo(f"{where}: {error.strerror or error}; nothing that was finished is lost", err=True)
         raise typer.Exit(3) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

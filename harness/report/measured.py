@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +9,8 @@ from typing import Any
 
 from harness.index import Done
 from harness.rows import rows_of
-from harness.store import Store, read_json, write_whole
+from harness.sealed import keep_note, read_note
+from harness.store import Store
 
 VERSION = 1
 CURVES = ("train_loss", "train_accuracy", "dev_accuracy", "test_accuracy", "ghosts")
@@ -55,16 +54,13 @@ def read_measured(
         elif (measured := measure(store, key)) is not None:
             found[key], fresh = measured, True
     if fresh:
-        with contextlib.suppress(OSError):  # a read-only store: the next call reads again
-            path.parent.mkdir(parents=True, exist_ok=True)
-            kept = {**known, **found}  # a part of a sweep forgets nothing of the rest
-            body = {"version": VERSION, "measured": {key: vars(measured) for key, measured in kept.items()}}
-            write_whole(path, json.dumps(body).encode())
+        kept = {**known, **found}  # a part of a sweep forgets nothing of the rest
+        keep_note(path, {"version": VERSION, "measured": {key: vars(measured) for key, measured in kept.items()}})
     return found
 
 
 def _read(path: Path) -> dict[str, Measured]:
-    body = read_json(path)
+    body = read_note(path)
     if body is None or body.get("version") != VERSION:
         return {}
     try:

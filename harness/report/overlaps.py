@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
+import hashlib
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.store import Store, read_json, write_whole
+from harness.sealed import keep_note, read_note
+from harness.store import Store
 
 MOST_READ = 6
 """Masks kept in memory: those of one panel's comparisons."""
@@ -20,7 +20,7 @@ class Overlaps:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.path = store.root / "cache" / "overlaps.json"
-        found = read_json(self.path) or {}
+        found = read_note(self.path) or {}
         self.known: dict[str, float | None] = dict(found.get("overlaps", {}))
         self.fresh = False
         self.read: dict[str, Mapping[str, object] | None] = {}
@@ -66,22 +66,20 @@ class Overlaps:
             path: Path = self.store.path("mask", key) / f"{sha256}.safetensors"
             while len(self.read) >= MOST_READ:
                 self.read.pop(next(iter(self.read)))
-            self.read[sha256] = _load(path)
+            self.read[sha256] = _load(path, sha256)
         return self.read[sha256]
 
     def keep(self) -> None:
         """Write down what was computed."""
         if self.fresh:
-            with contextlib.suppress(OSError):  # a read-only store: the next call computes again
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(self.path, json.dumps({"overlaps": self.known}).encode())
+            keep_note(self.path, {"overlaps": self.known})
 
 
-def _load(path: Path) -> Mapping[str, object] | None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+def _load(path: Path, sha256: str) -> Mapping[str, object] | None:
+    from safetensors.numpy import load
 
     try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError):
+        data = path.read_bytes()
+    except OSError:
         return None
+    return dict(load(data)) if hashlib.sha256(data).hexdigest() == sha256 else None

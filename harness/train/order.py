@@ -9,7 +9,8 @@ from typing import Any
 
 from harness.store import file_sha256
 
-_verified: set[tuple[str, str]] = set()
+_verified: set[tuple[str, str, int, int, int]] = set()
+"""Path, hash, inode, size and time of files whose hash was seen: one that was changed since is hashed again."""
 
 
 class Corrupt(Exception):
@@ -50,13 +51,14 @@ class Order:
     def parent(self, role: str) -> Path:
         """Return the path of a parent's artifact, its checksum verified. Raises Corrupt."""
         path, sha256 = self.parents[role]
-        if (path, sha256) not in _verified:
-            try:
-                if file_sha256(Path(path)) != sha256:
-                    raise Corrupt(role)
-            except OSError:
-                raise Corrupt(role) from None
-            _verified.add((path, sha256))
+        try:
+            status = Path(path).stat()
+            mark = (path, sha256, status.st_ino, status.st_size, status.st_mtime_ns)
+            if mark not in _verified and file_sha256(Path(path)) != sha256:
+                raise Corrupt(role)
+        except OSError:
+            raise Corrupt(role) from None
+        _verified.add(mark)
         return Path(path)
 
     @property

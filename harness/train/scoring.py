@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from harness.errors import UserError
+from harness.store import file_sha256
 from harness.train.draws import stream
 from harness.train.images import Images
 from harness.train.network import build, kept_weights, load_method, load_weights, open_images
@@ -84,7 +85,10 @@ def _imported(order: Order, model: nn.Module) -> tuple[Masks, dict[str, Any]]:
     spec = order.spec
     try:
         match = spec["method"].get("args", {}).get("match", "name")
-        found, form = read_masks(Path(order.store) / "imports" / spec["method"]["sha256"], ordered=match == "order")
+        file = Path(order.store) / "imports" / spec["method"]["sha256"]
+        if not file.is_file() or file_sha256(file) != file.name:
+            raise UserError(f"{file}: the store's copy of a mask is damaged; run the sweep command again to restore it")
+        found, form = read_masks(file, ordered=match == "order")
         masks = fit_masks(found, model, spec["prunable"], match)
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from harness.rows import line_of
 from harness.store import write_whole
 from harness.train.checkpoint import Checkpoints, pack
 from harness.train.layout import LAYOUTS
@@ -69,7 +69,7 @@ class Watch:
         if len(worlds := training.position.worlds) > 1:
             self.stamp["worlds"] = worlds
         if (rows := training.position.rows) and self.order.rank == 0:
-            write_whole(self.attempt / "metrics.jsonl", "".join(map(_line, rows)).encode())
+            write_whole(self.attempt / "metrics.jsonl", "".join(map(line_of, rows)).encode())
 
     def after_step(self, training: Training, due: Callable[[], None]) -> None:
         """See a step done."""
@@ -107,7 +107,7 @@ class Watch:
             return
         began = time.monotonic()
         with open(self.attempt / "metrics.jsonl", "a") as file:
-            file.write(_line(training.position.rows[-1]))
+            file.write(line_of(training.position.rows[-1]))
         self.writing += time.monotonic() - began
         self.control.tell(at="epoch", row=training.position.rows[-1])
 
@@ -133,7 +133,3 @@ class Watch:
             left=left,
         )
         self.next_tell, self.since, self.steps = now + TELL_EVERY, now, 0
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row) + "\n"

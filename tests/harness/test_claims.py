@@ -56,6 +56,13 @@ def test_a_dead_owner_on_this_machine_is_lost_at_once(tmp_path: Path) -> None:
     assert state_of(folder(store), Observer()).name == "lost"
 
 
+def test_a_folder_in_a_claims_place_is_nobodys(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder(store).claim_path(1).mkdir(parents=True)
+    assert state_of(folder(store), Observer()).name == "lost"
+    assert take(folder(store), 1, Owner.me()) is not None
+
+
 def test_a_reused_process_number_is_another_process() -> None:
     me = Owner.me().processes[0]
     assert not me.gone()

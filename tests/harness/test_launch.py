@@ -179,8 +179,10 @@ def test_without_slurm_one_is_told_where_to_go(tmp_path: Path) -> None:
 
 def test_the_doctor_looks_at_this_machine(tmp_path: Path) -> None:
     found = {finding.name: finding for finding in look(tmp_path / "runs", str(tmp_path))}
-    assert {"machine", "torch", "GPUs", "store", "scratch", "clock", "Slurm"} <= set(found)
+    assert {"machine", "python", "torch", "GPUs", "store", "scratch", "clock", "Slurm"} <= set(found)
+    assert {"Ray", "W&B", "data"} <= set(found)
     assert found["store"].grade != "bad"
+    assert all(finding.remedy for finding in found.values() if finding.grade != "ok")
     (tmp_path / "file").write_text("")
     (bad,) = [finding for finding in look(tmp_path / "file") if finding.name == "store"]
     assert (bad.grade, "cannot be written" in bad.said) == ("bad", True)

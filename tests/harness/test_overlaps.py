@@ -45,3 +45,13 @@ def test_what_was_computed_is_kept_and_what_is_gone_is_no_number(tmp_path: Path)
     assert Overlaps(store).of(one, other) is None
     assert Overlaps(store).mean({"0": one}, {"0": other}) is None
     assert Overlaps(store).of(other, mask(store, "d" * 32, y=[1, 0, 1])) is None, "masks of other networks"
+
+
+def test_a_damaged_mask_is_no_number(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    one, two = mask(store, "a" * 32, x=[1, 1]), mask(store, "b" * 32, x=[1, 0])
+    path = store.path("mask", one[0]) / f"{one[1]}.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    assert Overlaps(store).of(one, two) is None

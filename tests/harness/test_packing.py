@@ -107,7 +107,7 @@ def test_auto_tries_out_once_and_changes_no_number(tmp_path: Path) -> None:
 
     said = run("--workers", "auto", "--store", "packed", "--only", "seed=0")
     assert re.search(r"packing: .* 1 on a device, \d+ threads each: [\d,]+ images/s together", said)
-    (note,) = (json.loads(path.read_text()) for path in tmp_path.glob("packed/cache/pilots/*.json"))
+    (note,) = (json.loads(path.read_text())["body"] for path in tmp_path.glob("packed/cache/pilots/*.json"))
     assert note["workers"] == fewest({int(k): v for k, v in note["images_a_second"].items()})
     assert "packing:" not in run("--workers", "auto", "--store", "packed"), "it is remembered"
     assert set(note["images_a_second"]) == {str(count) for count in (1, 2) if count <= cores()}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.errors import UserError
 from harness.plugins import find_plugin, forget_frozen, freeze, load_frozen
 
 GOOD = "import helper\n\ndef score(model, batches, power=2.0, signed=False):\n    return helper.VALUE\n"
@@ -59,6 +60,21 @@ def test_what_was_planned_runs_whatever_is_edited_later(folder: Path, tmp_path: 
         forget_frozen()
     assert "helper" not in sys.modules
     assert not any("plugins" in path for path in sys.path)
+
+
+def test_a_damaged_frozen_copy_is_refused_and_made_anew(folder: Path, tmp_path: Path) -> None:
+    plugin, store = find_plugin("./mine.py:score", folder), tmp_path / "store"
+    freeze(plugin, store)
+    copy = store / "plugins" / plugin.source / "helper.py"
+    copy.write_text("VALUE = 3\n")
+    with pytest.raises(UserError, match="damaged; run the sweep command again to restore it"):
+        load_frozen(store, plugin.source, plugin.path)
+    freeze(plugin, store)
+    try:
+        assert load_frozen(store, plugin.source, plugin.path)(None, None) == 1
+    finally:
+        forget_frozen()
+    assert sorted(path.name for path in copy.parent.iterdir()) == ["helper.py", "mine.py"]
 
 
 def test_dataclasses_and_late_imports_work_in_a_frozen_copy(folder: Path, tmp_path: Path) -> None:

@@ -27,6 +27,13 @@ def test_a_file_is_written_whole_and_readable_by_colleagues(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_a_folder_in_a_files_place_is_told_and_no_draft_is_left(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        write_whole(tmp_path / "a", b"one")
+    assert os.listdir(tmp_path) == ["a"]
+
+
 def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
     target = tmp_path / "a"
     write_whole(target, b"x" * 100_000)

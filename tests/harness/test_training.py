@@ -200,6 +200,18 @@ def test_a_damaged_parent_is_refused(orders: Callable[..., dict[str, Order]]) ->
         )
 
 
+def test_a_parent_that_is_damaged_after_it_was_read_is_refused_too(orders: Callable[..., dict[str, Order]]) -> None:
+    order = orders()["train"]
+    path = Path(order.parents["mask"][0])
+    copy = path.with_name("copy")
+    copy.write_bytes(path.read_bytes())
+    again = Order(**{**order.__dict__, "parents": {**order.parents, "mask": (str(copy), order.parents["mask"][1])}})
+    assert again.parent("mask") == copy
+    copy.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(Corrupt):
+        again.parent("mask")
+
+
 # Checkpoints ----------------------------------------------------------------------------------------------------------
 
 
