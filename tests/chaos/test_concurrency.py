@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import pytest
 
 from harness.planfile import read_plan
 from tests.chaos.conftest import Record, amount
-from tests.chaos.working import ROOT, Crew, Held, astray, held, outcomes, owners
+from tests.chaos.working import Crew, Held, astray, held, outcomes, owners
 from tests.conftest import THIN, descendants, kill_tree, results, run_sweep, save_whole_plan, send, until
 
 pytestmark = pytest.mark.chaos
@@ -43,7 +42,24 @@ RUN = ("harness.sweep", "tiny.yaml", "--workers", "1", "--threads", "1")
 FROM, TO = "recipe: [default, ls]\n  seed: 0..1", "recipe: [default]\n  seed: 0..2"
 """An edit of the file: a recipe less and a seed more."""
 GROUP = 100
-"""A group of two accounts, which need not be in it: the tests put them there."""
+"""A group that both accounts are put into, with the folder that they share."""
+ACCOUNTS = ("daemon", "nobody")
+
+
+def becoming(name: str) -> list[str]:
+    """Return a command that runs another as an account, which may write no more than that but read this code."""
+    reads = ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
+    return ["setpriv", f"--reuid={name}", f"--regid={GROUP}", "--clear-groups", *reads]
+
+
+can_become_others = (
+    shutil.which("setpriv") is not None
+    and os.getuid() == 0
+    and all(
+        subprocess.run([*becoming(name), sys.executable, "-c", ""], capture_output=True, check=False).returncode == 0
+        for name in ACCOUNTS
+    )
+)
 
 
 def write(folder: Path) -> Path:
@@ -82,16 +98,14 @@ def freeze(one: Held, number: int = signal.SIGSTOP) -> None:
 
 @pytest.fixture
 def shared() -> Iterator[tuple[Path, list[dict[str, Any]]]]:
-    """Return a folder for two users, and how each starts a process: with an account of its own, where that may be."""
+    """Return a folder for two users, and how each starts a command: with an account of its own, where that may be."""
     folder = Path(tempfile.mkdtemp(prefix="shared-"))
     write(folder)
-    names = ["daemon", "nobody"]
-    if os.getuid() == 0 and all(can_run(name) for name in names):
+    users: list[dict[str, Any]] = [{"umask": 0o002}, {"umask": 0o022}]
+    if can_become_others:
         os.chown(folder, -1, GROUP)
         folder.chmod(0o2775)
-        users = [as_user(name, folder) for name in names]
-    else:
-        users = [{"umask": 0o002}, {"umask": 0o022}]
+        users = [as_user(name, folder) for name in ACCOUNTS]
     yield folder, users
     shutil.rmtree(folder)
 
@@ -101,18 +115,7 @@ def as_user(name: str, folder: Path) -> dict[str, Any]:
     home.mkdir()
     shutil.chown(home, name)
     more = {"HOME": str(home), "USER": name, "LOGNAME": name}
-    return {"user": name, "group": GROUP, "extra_groups": [], "umask": 0o002, "more": more}
-
-
-def can_run(name: str) -> bool:
-    """Return whether an account may run this interpreter and read this code."""
-    try:
-        pwd.getpwnam(name)
-        asked = [sys.executable, "-c", "import harness.sweep, tests.conftest"]
-        how: dict[str, Any] = {"user": name, "group": GROUP, "extra_groups": [], "cwd": ROOT, "capture_output": True}
-        return subprocess.run(asked, check=False, **how).returncode == 0
-    except (KeyError, OSError):
-        return False
+    return {"within": becoming(name), "umask": 0o002, "more": more}
 
 
 def test_two_users_who_start_the_same_sweep_do_each_stage_once(
@@ -137,7 +140,7 @@ def test_two_users_who_start_the_same_sweep_do_each_stage_once(
     fault = f"a stage wanted by the sweeps of two users{' with an account each' if accounts == 2 else ''}"
     record.note(fault, len(wanted), "whoever claims it first runs it, the other waits", lost=lost, wrong=wrong + twice)
     assert (lost, wrong, twice) == (0, 0, 0)
-    assert accounts == len({user.get("user") for user in users})
+    assert accounts == (len(ACCOUNTS) if can_become_others else 1)
 
 
 def planned(store: Path) -> list[set[str]]:
