@@ -10,7 +10,10 @@ SLURM := slurmctld slurmd slurm-client munge slurmdbd mariadb-server
 # What the tests of the report's page and LaTeX need of Debian or Ubuntu.
 REPORT := chromium chromium-driver texlive-latex-base texlive-latex-recommended
 
-.PHONY: quickstart report-tools test test-slow test-chaos chaos test-slurm conformance lint clean
+# Where pip-audit lives, apart from what it looks at.
+AUDIT := .audit
+
+.PHONY: quickstart report-tools test test-slow test-chaos chaos test-slurm conformance lint audit clean
 
 quickstart: $(READY)
 	$(BIN)/python -m harness.sweep sweeps/quickstart.yaml --via local
@@ -48,6 +51,16 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml harness tost
+
+# Looks for known vulnerabilities of what is installed; it needs a network, and says so where there is none.
+audit: $(READY)
+	@test -x $(AUDIT)/bin/python || $(PYTHON) -m venv $(AUDIT)
+	@if $(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 --timeout 10 --force-reinstall \
+		pip-audit; \
+	then $(AUDIT)/bin/pip-audit --skip-editable \
+		--path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
+	else echo "not audited: pip-audit could not be fetched; a network is needed" >&2; fi
 
 $(READY): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -57,4 +70,4 @@ $(READY): setup.cfg pyproject.toml
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(AUDIT) build *.egg-info

@@ -18,7 +18,7 @@ REMEDIES = {
     "died": "its trainer was ended from outside, or crashed: --retry died",
     "code": "mend the code, then --retry code",
     "input": "mend what it names, then --retry input",
-    "diverged": "the loss became infinite: that is its result; another lr or warmup is another cell",
+    "diverged": "a loss or gradient became infinite: that is its result; another lr or warmup is another cell",
 }
 
 

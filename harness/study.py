@@ -84,7 +84,7 @@ class Study:
     def draw(self) -> dict[str, Any] | None:
         """Return settings drawn at random, the same for the same count of trials; None where all were tried."""
         for again in range(REDRAWS):
-            source = random.Random(f"{self.seed} {self.identity} {len(self.trials)} {again}")  # noqa: S311 - no secret
+            source = random.Random(f"{self.seed} {self.identity} {len(self.trials)} {again}")  # noqa: S311 - no secret # nosec B311
             settings = {dimension.axis: dimension.draw(source) for dimension in self.space}
             if settings not in [trial.settings for trial in self.trials]:
                 return settings

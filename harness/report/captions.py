@@ -12,10 +12,7 @@ from harness.report.grids import ALL, Grid
 from harness.report.guard import told
 from harness.report.metrics import metric
 from harness.report.pairing import ORDER, REBUILT
-from harness.report.remarks import devices, origins, several, tuned, warnings
-
-MOST = 6
-"""Items of a list that a caption shows."""
+from harness.report.remarks import MOST, devices, origins, several, tuned, warnings
 
 UNITS = (
     "Densities and shares in percent; k, M, G, T: 10³, 10⁶, 10⁹, 10¹²; FLOPs: two a multiply-add, zeros left out, "

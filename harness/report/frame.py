@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,8 @@ IMPERSONAL = (
 """What provenance may tell where nobody is to be known by it."""
 PASSING = ("oom", "died", "device")
 """Causes of failure that another try may well not meet."""
+WIDE = 1.96
+"""Standard errors on either side of chance that a guesser's accuracy keeps to in 95 % of all cases."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +65,9 @@ class Line:
     """That stage's log, relative to the store."""
     note: str = ""
     """What a reader must know of the data set's splits."""
+    test_images: int = 0
+    """0 where the data set's result does not tell."""
+    classes: int = 0
     sweep: str = ""
 
     def axis(self, name: str) -> str:
@@ -83,6 +89,14 @@ class Line:
         """Return the cell's primary number: accuracy in percent in the column its protocol reports."""
         value = self.metrics.get(self.facts.protocol.get("report", "test@last"))
         return None if value is None else float(value)
+
+    @property
+    def at_chance(self) -> bool:
+        """Return whether the accuracy is no better than guessing: its 95 % interval (Wilson) is not all above."""
+        if self.value is None or not self.classes or not self.test_images:
+            return False
+        chance = 1 / self.classes
+        return self.value / 100 <= chance + WIDE * math.sqrt(chance * (1 - chance) / self.test_images)
 
     @cached_property
     def short(self) -> str:
@@ -132,7 +146,7 @@ def read_lines(saved: SavedPlan, standing: Standing, store: Store, rebuild: bool
     plan = saved.plan
     blocked = standing.blocked(plan)
     found = read_measured(store, plan.name, standing.done, (cell.key for cell in saved.cells), rebuild)
-    notes = {key: _note(store, key) for key, stage in plan.stages.items() if stage.kind == "data"}
+    data = {key: _told_of_data(store, key) for key, stage in plan.stages.items() if stage.kind == "data"}
     lines = []
     for cell in saved.cells:
         stage, measured = plan.stages[cell.key], found.get(cell.key)
@@ -148,16 +162,18 @@ def read_lines(saved: SavedPlan, standing: Standing, store: Store, rebuild: bool
                 holder is not None and standing.states[holder].cause not in PASSING,
                 standing.states[holder].detail if holder else "",
                 _log(plan, store, standing, holder) if holder else "",
-                notes.get(stage.parents.get("data", ""), ""),
+                *data.get(stage.parents.get("data", ""), ("", 0, 0)),
                 plan.name,
             )
         )
     return lines
 
 
-def _note(store: Store, key: str) -> str:
+def _told_of_data(store: Store, key: str) -> tuple[str, int, int]:
+    """Return a data set's note, and how many test images and classes it has."""
     result = store.folder("data", key).result()
-    return str(result.metrics.get("note", "")) if result else ""
+    told: Mapping[str, Any] = result.metrics if result else {}
+    return str(told.get("note", "")), int(told.get("test_images", 0)), int(told.get("classes", 0))
 
 
 def _reason(plan: Plan, key: str, standing: Standing, holder: str | None) -> str:
@@ -233,6 +249,7 @@ def tidy(frame: Frame, metrics: Iterable[str]) -> list[dict[str, Any]]:
                 **{f"{name}_id": getattr(line.identity, name) for name in ("mask", "theta0", "scales", "order")},
                 "hole": line.reason,
                 "cause": line.cause,
+                "at_chance": line.at_chance,
                 "key": line.key,
             }
         )

@@ -33,6 +33,8 @@ class Entry:
     values: tuple[float, ...] = ()
     differences: tuple[float, ...] = ()
     holes: tuple[str, ...] = ()
+    at_chance: int = 0
+    """How many of the values are accuracies no better than guessing."""
     planned: bool = True
     show: Callable[[float], str] = percent
     value: str = "accuracy"
@@ -92,6 +94,11 @@ class Entry:
         return ", ".join(f"{count} {reason}" for reason, count in Counter(self.holes).items())
 
     @property
+    def aside(self) -> str:
+        """Return what a reader must know of the number: what is missing, and what is no better than guessing."""
+        return ", ".join(filter(None, [self.hole, f"{self.at_chance} at chance" if self.at_chance else ""]))
+
+    @property
     def text(self) -> str:
         """Return the entry as plain text."""
         if not self.planned:
@@ -99,8 +106,8 @@ class Entry:
         parts = [self.number or "–"]
         if self.difference:
             parts.append(self.difference)
-        if self.hole:
-            parts.append(f"[{self.hole}]")
+        if self.aside:
+            parts.append(f"[{self.aside}]")
         return " ".join(parts)
 
     def in_bold(self) -> Entry:

@@ -120,13 +120,13 @@ def _row(line: str, marks: list[str], labels: int) -> str:
 
 
 def entry_tex(entry: Entry) -> str:
-    """Return a number as a table prints it: the difference, and the reasons of holes, in lines of their own below."""
+    """Return a number as a table prints it, in lines below it the difference, and what is missing or at chance."""
     if not entry.planned:
         return ""
     number = _signed(tex(entry.number or "–"))
     number = rf"\textbf{{{number}}}" if entry.strong else number
     below = [_signed(tex(entry.difference))] if entry.difference else []
-    below += [f"({tex(entry.hole)})"] if entry.hole else []
+    below += [f"({tex(entry.aside)})"] if entry.aside else []
     stacked = "".join(rf"\\{{\scriptsize {line}}}" for line in below)
     return rf"\begin{{tabular}}[t]{{@{{}}r@{{}}}}{number}{stacked}\end{{tabular}}" if below else number
 

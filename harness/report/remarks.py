@@ -1,4 +1,4 @@
-"""What a reader of a table must be told or warned of: tuning, sizes, empty layers, devices, versions of the code."""
+"""What a reader of a table must be told or warned of: tuning, sizes, empty layers, guessing, devices, versions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from harness.report.metrics import count
 
 UNLIKE = 0.05
 """How far the size of a small dense network may lie from the sparse one's without a word."""
+MOST = 6
+"""Items of a list that are shown."""
 
 
 def tuned(lines: Sequence[Line]) -> Iterator[str]:
@@ -27,7 +29,7 @@ def tuned(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def warnings(lines: Sequence[Line]) -> list[str]:
-    """Say where a comparison is not one of equal sizes, and where layers are empty."""
+    """Say where a comparison is not one of equal sizes, where layers are empty, and what has learnt nothing."""
     said = []
     larger = {
         f"{line.axis('recipe')} on {line.axis('arch')} keeps {count(ghosts)} trained ghost parameters"
@@ -54,10 +56,17 @@ def warnings(lines: Sequence[Line]) -> list[str]:
         if line.measured and (layers := line.metrics.get("empty_layers"))
     }
     if empty:
-        shown = sorted(empty)
-        more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
-        said.append(f"Layer collapse: {'; '.join(shown[:6])}{more}.")
+        said.append(f"Layer collapse: {_some(empty)}.")
+    if guessing := {line.short for line in lines if line.at_chance}:
+        said.append(f"No better than guessing (95 % interval): {_some(guessing)}.")
     return said
+
+
+def _some(texts: Iterable[str]) -> str:
+    """Return texts in order, the first few of many."""
+    shown = sorted(texts)
+    more = f" and {len(shown) - MOST} more" if len(shown) > MOST else ""
+    return f"{'; '.join(shown[:MOST])}{more}"
 
 
 def origins(lines: Sequence[Line]) -> Iterator[str]:

@@ -113,6 +113,7 @@ def _entry(members: Sequence[Line], kind: Metric, paired: Mapping[int, Pair]) ->
         tuple(values),
         tuple(_difference(pair, kind) for pair in used),
         tuple(line.reason for line in members if line.measured is None),
+        sum(kind.compared and line.at_chance for line in members),
         show=kind.show,
         value=kind.name,
         lines=tuple(members),

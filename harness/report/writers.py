@@ -153,6 +153,7 @@ def _numbers(grid: Grid) -> Any:
                 "p_holm": entry.p,
                 "p_sign_flip": sign_flip_p(entry.differences),
                 "holes": entry.hole,
+                "at_chance": entry.at_chance,
                 "source": foreign.source if foreign else "",
                 "cells": " ".join(line.key for line in entry.lines),
             }

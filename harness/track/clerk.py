@@ -195,7 +195,7 @@ def probe(mode: str, entity: str | None) -> dict[str, Any]:
         return {"online": False, "why": f"WANDB_MODE={told} is set"}
     host = str(wandb.setup().settings.base_url)
     try:
-        with urllib.request.urlopen(host, timeout=PROBE):  # noqa: S310 - wandb's own address; it retries for long
+        with urllib.request.urlopen(host, timeout=PROBE):  # noqa: S310 - wandb's own address; it retries for long # nosec B310
             pass
     except urllib.error.HTTPError:  # an answer, be it that there is no such page
         pass

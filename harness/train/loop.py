@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from harness.train.checkpoint import Position
 from harness.train.draws import seed_for
@@ -22,15 +23,15 @@ from tost.masks.apply import Pruned
 from tost.recipe import Criterion, Part
 
 CHECK_EVERY = 50
-"""On an accelerator, losses are looked at this often, because every look waits for the device."""
+"""On an accelerator, losses and gradients are looked at this often, because every look waits for the device."""
 
 
-Seen = tuple[int, int, Tensor, Tensor]
-"""A step, the images of its batch, and this process's mean loss and hits in its part of them."""
+Seen = tuple[int, int, Tensor, Tensor, Tensor]
+"""A step, the images of its batch, this process's mean loss and hits in its part of them, the size of the gradient."""
 
 
 class Diverged(Exception):
-    """A loss is no longer a finite number."""
+    """A loss, a gradient or a metric is no longer a finite number."""
 
     def __init__(self, epoch: int, step: int, what: str = "the loss") -> None:
         super().__init__(f"{what} is not finite at epoch {epoch + 1}, step {step + 1}")
@@ -149,18 +150,23 @@ class Training:
         if self._pruned is not None:
             self._pruned.clear()
 
-    def update(self, loss: Tensor, count: int) -> None:
-        """Take one step down the gradient of a mean loss over a batch of `count` images, of which this has a part."""
+    def update(self, loss: Tensor, count: int) -> Tensor:
+        """Take one step down the gradient of a mean loss over a batch of `count` images, of which this has a part.
+
+        Return the sum of the gradient's absolute values, to be looked at when the loss is.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         self.group.backward(self.model, loss, count)
+        size = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None], 1.0)
         self.optimizer.step()
         self.prune()
+        return size
 
 
 def train(run: Training, watch: Watcher) -> None:
     """Train from where `run.position` stands to the end, a metrics row per epoch.
 
-    Raises Diverged as soon as a loss is not finite, and whatever the watcher raises.
+    Raises Diverged as soon as a loss or a gradient is not finite, and whatever the watcher raises.
     """
     watch.begin(run)
     at = run.position
@@ -185,8 +191,8 @@ def train(run: Training, watch: Watcher) -> None:
             with run.autocast():
                 logits = run.logits(images)
                 loss = criterion(logits, labels)
-            run.update(loss, count)
-            pending.append((step, count, loss.detach(), (logits.detach().argmax(1) == labels).sum()))
+            size = run.update(loss, count)
+            pending.append((step, count, loss.detach(), (logits.detach().argmax(1) == labels).sum(), size))
             if len(pending) >= check_every:
                 settle()
             at.step = step + 1
@@ -214,12 +220,14 @@ def _settle(run: Training, pending: list[Seen]) -> None:
     if not pending:
         return
     at, group = run.position, run.group
-    losses = torch.stack([loss.double() * (count * group.weight(count)) for _, count, loss, _ in pending])
-    hits = torch.stack([correct * _once(group, count) for _, count, _, correct in pending])
-    sums = group.total(torch.stack([losses, hits.to(losses)])).tolist()
-    for (step, count, _, _), loss, correct in zip(pending, *sums, strict=True):
-        if not math.isfinite(loss):
-            raise Diverged(at.epoch, step)
+    losses = torch.stack([loss.double() * (count * group.weight(count)) for _, count, loss, _, _ in pending])
+    hits = torch.stack([correct * _once(group, count) for _, count, _, correct, _ in pending])
+    sizes = torch.stack([size for *_, size in pending])
+    sums = group.total(torch.stack([losses, hits.to(losses), sizes.to(losses)])).tolist()
+    for (step, count, *_), loss, correct, size in zip(pending, *sums, strict=True):
+        for what, value in (("the loss", loss), ("the gradient", size)):
+            if not math.isfinite(value):
+                raise Diverged(at.epoch, step, what)
         at.loss_sum += loss
         at.correct += round(correct)
         at.seen += count

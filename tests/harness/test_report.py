@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import os
 import re
 import shutil
@@ -182,6 +184,21 @@ def test_hostile_names_do_nothing(tmp_path: Path, report: Report) -> None:
     text = page(HOSTILE, HOSTILE, [hostile_grid()], report.frame, [], report.store, {})
     assert "<script>alert" not in text
     assert "&lt;script&gt;" in text
+
+
+def test_a_page_opens_with_a_strict_policy(written: Path) -> None:
+    text = (written / "report.html").read_text()
+    head = text[: text.index("<title>")]
+    (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]+)">', head)
+    rules = {name: values for name, *values in (rule.split() for rule in policy.split(";"))}
+    assert rules.pop("default-src") == ["'none'"]
+    assert rules.pop("img-src") == ["data:"]
+    for kind, tag in (("style-src", "style"), ("script-src", "script")):
+        (body,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
+        assert rules.pop(kind) == [f"'sha256-{digest}'"]
+    assert not rules, "and nothing else is allowed"
+    assert not re.search(r"<[^>]+ (?:on\w+|style)\s*=", text), "which would forbid these"
 
 
 LATEX = pytest.mark.skipif(

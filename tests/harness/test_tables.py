@@ -44,6 +44,9 @@ def line(cell: Cell, value: float | None, reason: str = "") -> Line:
     return Line(labels, FACTS(cell), digest(labels), measured, reason=reason)
 
 
+GUESSED = ("snip", "gsw", "98%")
+
+
 @pytest.fixture
 def frame(tmp_path: Path) -> Frame:
     """Accuracy = 90 + seed, 2 more with gsw, 10 less at 98 %; the dense network has 99."""
@@ -129,6 +132,29 @@ def test_a_caption_says_how_the_numbers_came_about(frame: Frame) -> None:
 def test_a_single_seed_has_no_deviation() -> None:
     assert Entry((91.234,)).text == "91.23 (1)"
     assert Entry((), (), ("failed", "failed", "missing")).text == "– [2 failed, 1 missing]"
+
+
+def test_what_is_no_better_than_guessing_is_counted_and_named(frame: Frame) -> None:
+    def learnt(one: Line, value: float) -> Line:
+        metrics = {"test@last": value, "test@best-dev": value}
+        return replace(one, measured=replace(one.measured, metrics=metrics)) if one.measured else one
+
+    lines = [replace(one, test_images=400, classes=10) for one in frame.lines]
+    assert not any(entry.at_chance for entry in grid(Frame.of(lines)).entries.values())
+    assert "guessing" not in grid(Frame.of(lines)).caption
+    edge = 100 * (0.1 + 1.96 * 0.015)  # the standard error of 10 % of 400 images is 1.5 %
+    values = iter([2.0, edge - 0.01, edge + 0.01])
+    chosen = [one for one in lines if (one.axis("mask"), one.axis("recipe"), one.axis("sparsity")) == GUESSED]
+    told = {id(one): learnt(one, next(values)) for one in chosen}
+    made = grid(Frame.of([told.get(id(one), one) for one in lines]))
+    entry = made.entry(("snip", "gsw"), ("digits", "98%"))
+    assert entry.text.endswith("[2 at chance]")
+    assert entry.hole == "", "nothing is missing there"
+    assert sum(other.at_chance for other in made.entries.values()) == 2
+    names = "; ".join(one.short for one in chosen[:2])
+    assert f"No better than guessing (95 % interval): {names}." in made.caption
+    unknown = grid(Frame.of([replace(one, test_images=0) for one in told.values()]))
+    assert not any(other.at_chance for other in unknown.entries.values())
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])

@@ -189,6 +189,40 @@ def test_a_dead_loss_is_caught_in_its_step(orders: Callable[..., dict[str, Order
     assert (caught.value.epoch, caught.value.step) == divmod(30, run.steps)
 
 
+class Spoil(torch.autograd.Function):
+    """Passes values on as they are; of the gradient, one number is infinite."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        spoilt = gradient.clone()
+        spoilt.view(-1)[0] = float("inf")
+        return spoilt
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_dead_gradient_is_caught_in_its_step_though_the_loss_is_sound(
+    precision: str, orders: Callable[..., dict[str, Order]]
+) -> None:
+    run = prepare(orders(f", precision: {precision}")["train"])
+    plain, calls, losses = run.criterion, iter(range(10**6)), list[float]()
+
+    def criterion(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        loss = plain(Spoil.apply(logits) if next(calls) == 30 else logits, labels)
+        losses.append(loss.item())
+        return loss
+
+    run.criterion = criterion
+    with pytest.raises(Diverged, match="the gradient is not finite") as caught:
+        train(run, Watcher())
+    assert (caught.value.epoch, caught.value.step) == divmod(30, run.steps)
+    assert np.isfinite(losses).all()
+    assert len(losses) == 31
+
+
 def test_a_damaged_parent_is_refused(orders: Callable[..., dict[str, Order]]) -> None:
     order = orders()["train"]
     path = Path(order.parents["mask"][0])

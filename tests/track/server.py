@@ -155,6 +155,7 @@ class Server(Account):
         self.lock, self.lifted = threading.RLock(), threading.Condition()
         self.mode: str | None = None
         self.faulted = self.refused = 0
+        self.delay = 1.0
         self.listener: Listener | None = Listener(self, bind(port))
         self.held: socket.socket | None = None
         self.port = self.listener.server_port
@@ -234,7 +235,7 @@ class Server(Account):
                 http.close_connection = True
                 return
         if mode == "slow":
-            time.sleep(1)
+            time.sleep(self.delay)
         if mode == "drop":
             http.close_connection = True
         elif mode in ("401", "403", "409", "429", "500"):
