@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -14,9 +13,9 @@ from typing import Any
 from harness.claims import Observer, Owner
 from harness.plan import Plan, Stage
 from harness.states import State, state_of
-from harness.store import Artifact, Folder, Result, Store, read_json, write_whole
+from harness.store import Artifact, Folder, Result, Store, read_sealed, sealed, write_whole
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 A_LOOK = 4
 """File operations for a folder that is looked into: its listing, the newest result or end, the claim twice."""
 
@@ -174,16 +173,13 @@ def _owner(key: str, folder: Folder) -> Iterator[tuple[str, tuple[Owner, int, fl
 
 
 def _read(path: Path) -> dict[str, Done]:
-    body = read_json(path)
-    if body is None or body.get("version") != INDEX_VERSION:
+    body = read_sealed(path)
+    if body.get("version") != INDEX_VERSION:
         return {}
-    try:
-        return {
-            key: Done(edition, sha256, tuple(parents), *rest)
-            for key, (edition, sha256, parents, *rest) in body["done"].items()
-        }
-    except (TypeError, ValueError, KeyError, AttributeError):
-        return {}
+    return {
+        key: Done(edition, sha256, tuple(parents), *rest)
+        for key, (edition, sha256, parents, *rest) in body["done"].items()
+    }
 
 
 def _write(path: Path, done: dict[str, Done]) -> None:
@@ -193,4 +189,4 @@ def _write(path: Path, done: dict[str, Done]) -> None:
     }
     with contextlib.suppress(OSError):  # a read-only store: the next call looks again
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps({"version": INDEX_VERSION, "done": rows}).encode())
+        write_whole(path, sealed({"version": INDEX_VERSION, "done": rows}))

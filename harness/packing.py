@@ -24,7 +24,7 @@ from harness.options import Options
 from harness.outlook import Outlook
 from harness.pilot import order_of
 from harness.plan import Stage
-from harness.store import digest, read_json, write_whole
+from harness.store import digest, read_sealed, sealed, write_whole
 
 SECONDS = 3.0
 """How long the steps of every packing are timed."""
@@ -64,7 +64,7 @@ def pack(machine: Machine, frontier: Frontier, options: Options, say: Callable[[
     note = outlook.cache / "pilots" / f"{digest(sort)}.json"
     devices = max(1, len(machine.gpus))
     useful = math.ceil(trainings / devices)
-    found = read_json(note)
+    found = read_sealed(note)
     if not found:
         tried = try_out(
             {**order, "device": machine.device, "fast": options.fast}, stage.label, machine, threads, useful, say
@@ -74,7 +74,7 @@ def pack(machine: Machine, frontier: Frontier, options: Options, say: Callable[[
         found = {"workers": fewest(tried), "images_a_second": tried, "label": stage.label}
         if useful >= 2 * max(tried) or len(tried) < len(counts(machine, threads, useful)):
             note.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(note, json.dumps(found).encode())
+            write_whole(note, sealed(found))
     workers = min(int(found["workers"]), useful)
     packed = this_machine(workers * devices, threads or threads_of(machine, workers), machine.device)
     return replace(packed, gpus=machine.gpus)  # which may bear other names here

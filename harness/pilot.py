@@ -14,7 +14,7 @@ from typing import Any
 from harness.costs import Costs, Record, units
 from harness.frontier import Frontier
 from harness.plan import Stage
-from harness.store import digest, read_json, write_whole
+from harness.store import digest, read_sealed, sealed, write_whole
 
 SECONDS = 1.5
 """How long the steps of one kind of training are timed."""
@@ -37,7 +37,7 @@ def remember(costs: Costs, todo: Sequence[str], cache: Path) -> list[Stage]:
         if name in looked or (known is not None and known.level == 0):
             continue
         looked[name] = stage
-        if found := read_json(_note(cache, costs, stage)):
+        if found := read_sealed(_note(cache, costs, stage)):
             costs.learn(stage, Record(costs.place, float(found["seconds"])))
     return [stage for stage in looked.values() if (e := costs.estimate(stage)) is None or e.level]
 
@@ -70,7 +70,7 @@ def pilot(frontier: Frontier, costs: Costs, unknown: Sequence[Stage], cache: Pat
             note = _note(cache, costs, stage)
             note.parent.mkdir(parents=True, exist_ok=True)
             a_unit = float(said["seconds"]) / units(stage)
-            write_whole(note, json.dumps({"seconds": a_unit, "label": stage.label}).encode())
+            write_whole(note, sealed({"seconds": a_unit, "label": stage.label}))
             costs.learn(stage, Record(costs.place, a_unit))
             say(f"pilot: {stage.label}: about {said['seconds']:.1f} s")
 

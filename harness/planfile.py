@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +18,10 @@ from harness.plugins import freeze
 from harness.provenance import source_digest
 from harness.reading import read_document
 from harness.spec import Sweep
-from harness.store import Store, canonical, write_whole
+from harness.store import Store, canonical, sealed, unseal, write_whole
 from tost.catalog import nearest
 
-FORMAT = 4
+FORMAT = 5
 NEWEST = "plan.json"
 
 
@@ -163,15 +162,17 @@ def dump(saved: SavedPlan) -> bytes:
         "leaves": [row[key] for key in saved.plan.leaves],
         "cells": cells,
     }
-    return json.dumps(body, separators=(",", ":")).encode()
+    return sealed(body)
 
 
 def read_plan(path: Path) -> SavedPlan:
     """Read a saved plan. Raises UserError where there is none, or one that this version cannot read."""
     try:
         written = path.stat().st_mtime_ns
-        body = json.loads(path.read_bytes())
-        if body.get("format") != FORMAT:
+        body = unseal(path.read_bytes())
+        if body is None:
+            raise ValueError("damaged, or written by another version")
+        if body["format"] != FORMAT:
             raise ValueError("written by another version")
         blocks, keys = body["blocks"], [stage[0] for stage in body["stages"]]
         plan = Plan(body["name"], dict(zip(keys, _stages(body["stages"], blocks, keys), strict=True)))

@@ -20,11 +20,14 @@ def rows_of(folder: Folder) -> list[dict[str, Any]]:
 def rows_of_attempt(folder: Folder, generation: int) -> Iterator[dict[str, Any]]:
     """Yield the rows of one attempt, which are those of the checkpoint it went on from and its own."""
     try:
-        text = (folder.attempt(generation) / "metrics.jsonl").read_text()
+        text = (folder.attempt(generation) / "metrics.jsonl").read_text(errors="replace")
     except OSError:
         return
     for line in text.splitlines():
         try:
-            yield json.loads(line)
-        except ValueError:  # torn by the end of its process: what follows is another attempt's
+            row = json.loads(line)
+        except (ValueError, RecursionError):  # torn by the end of its process: what follows is another attempt's
             return
+        if not isinstance(row, dict):
+            return
+        yield row

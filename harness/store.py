@@ -17,6 +17,7 @@ from typing import Any
 from harness.machine import machine
 
 KINDS = ("data", "mask", "rescale", "train")
+SEAL = b"sha256"
 
 
 def canonical(value: Any) -> bytes:
@@ -106,6 +107,34 @@ def place(source: Path, target: Path) -> bool:
     return True
 
 
+def is_number(value: object) -> bool:
+    """Return whether a value that was read is a finite number, small enough to be computed with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+
+
+def sealed(body: Mapping[str, Any]) -> bytes:
+    """Return a mapping as JSON that begins with a checksum of all the rest: for files that are believed as they are."""
+    rest = json.dumps(body, separators=(",", ":")).encode()[1:]
+    return b'{"%s":"%s",' % (SEAL, hashlib.sha256(rest).hexdigest().encode()) + rest
+
+
+def unseal(data: bytes) -> dict[str, Any] | None:
+    """Return what was sealed; None where a byte of it is another now."""
+    head, rest = data[: len(SEAL) + 71], data[len(SEAL) + 71 :]
+    if head != b'{"%s":"%s",' % (SEAL, hashlib.sha256(rest).hexdigest().encode()):
+        return None
+    value = json.loads(b"{" + rest)
+    return value if isinstance(value, dict) else None
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Return what a sealed file holds; nothing where it is gone, or a byte of it is another now."""
+    try:
+        return unseal(path.read_bytes()) or {}
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return {}
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Return a JSON mapping, or None where the file is gone or holds anything else."""
     try:
@@ -160,22 +189,16 @@ class Result:
     @classmethod
     def load(cls, path: Path, edition: int) -> Result | None:
         """Read a result; None where it is gone, torn, or fails its checksum."""
-        value = read_json(path)
-        if (
-            value is None
-            or not isinstance(value.get("result"), dict)
-            or value.get("checksum") != digest(value["result"])
-        ):
+        value = read_json(path) or {}
+        try:
+            body = value["result"]
+            if value["checksum"] != digest(body):
+                return None
+            parts = [body[name] for name in ("parents", "metrics", "stamp", "provenance")]
+            artifact = Artifact(str(body["artifact"]["sha256"]), int(body["artifact"]["bytes"]))
+        except (KeyError, TypeError, ValueError, RecursionError):  # NaN has no digest, and depth has an end
             return None
-        body = value["result"]
-        return cls(
-            edition,
-            Artifact(**body["artifact"]),
-            body["parents"],
-            body["metrics"],
-            body["stamp"],
-            body["provenance"],
-        )
+        return cls(edition, artifact, *parts) if all(isinstance(part, dict) for part in parts) else None
 
 
 _NUMBERED = re.compile(r"(claim|result)-(\d{4,})(\.json)?")
@@ -232,8 +255,12 @@ class Folder:
         return self.path / f"attempt-{generation:04d}"
 
     def end(self, generation: int) -> dict[str, Any] | None:
-        """Return how a generation ended, where it said so."""
-        return read_json(self.attempt(generation) / "end.json")
+        """Return how a generation ended, where it said so; what is not of its kind is left out."""
+        said = read_json(self.attempt(generation) / "end.json")
+        if said is None:
+            return None
+        numbers = {name for name in ("seconds", "memory", "epoch", "step") if name in said}
+        return {name: v for name, v in said.items() if name not in numbers or (is_number(v) and v >= 0)}
 
 
 class Store:

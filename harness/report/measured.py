@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 
 from harness.index import Done
 from harness.rows import rows_of
-from harness.store import Store, read_json, write_whole
+from harness.store import Store, is_number, read_sealed, sealed, write_whole
 
-VERSION = 1
+VERSION = 2
 CURVES = ("train_loss", "train_accuracy", "dev_accuracy", "test_accuracy", "ghosts")
 """What is kept of every epoch."""
 DIGITS = 6
@@ -59,18 +58,15 @@ def read_measured(
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = {**known, **found}  # a part of a sweep forgets nothing of the rest
             body = {"version": VERSION, "measured": {key: vars(measured) for key, measured in kept.items()}}
-            write_whole(path, json.dumps(body).encode())
+            write_whole(path, sealed(body))
     return found
 
 
 def _read(path: Path) -> dict[str, Measured]:
-    body = read_json(path)
-    if body is None or body.get("version") != VERSION:
+    body = read_sealed(path)
+    if body.get("version") != VERSION:
         return {}
-    try:
-        return {key: Measured(**kept) for key, kept in body["measured"].items()}
-    except (TypeError, KeyError, AttributeError):
-        return {}
+    return {key: Measured(**kept) for key, kept in body["measured"].items()}
 
 
 def measure(store: Store, key: str) -> Measured | None:
@@ -91,5 +87,5 @@ def measure(store: Store, key: str) -> Measured | None:
     )
 
 
-def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.{DIGITS}g}")
+def _short(value: object) -> float | None:
+    return float(f"{value:.{DIGITS}g}") if is_number(value) else None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.store import Store, read_json, write_whole
+from harness.store import Store, read_sealed, sealed, write_whole
 
 MOST_READ = 6
 """Masks kept in memory: those of one panel's comparisons."""
@@ -20,8 +19,7 @@ class Overlaps:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.path = store.root / "cache" / "overlaps.json"
-        found = read_json(self.path) or {}
-        self.known: dict[str, float | None] = dict(found.get("overlaps", {}))
+        self.known: dict[str, float | None] = read_sealed(self.path).get("overlaps", {})
         self.fresh = False
         self.read: dict[str, Mapping[str, object] | None] = {}
 
@@ -74,7 +72,7 @@ class Overlaps:
         if self.fresh:
             with contextlib.suppress(OSError):  # a read-only store: the next call computes again
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(self.path, json.dumps({"overlaps": self.known}).encode())
+                write_whole(self.path, sealed({"overlaps": self.known}))
 
 
 def _load(path: Path) -> Mapping[str, object] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.store import digest, read_json, write_whole
+from harness.store import digest, read_sealed, sealed, write_whole
 from harness.train.loop import Training
 from harness.train.order import Order
 
@@ -46,7 +45,7 @@ def choose(order: Order, run: Training) -> str:
     """
     steps = run.until * run.steps - run.done
     note = Path(order.store) / "cache" / "pilots" / f"{digest(_sort(order, run))}.json"
-    found = read_json(note)
+    found = read_sealed(note)
     if not found:
         with _undisturbed():
             eager = try_out(run, EAGER)
@@ -55,7 +54,7 @@ def choose(order: Order, run: Training) -> str:
         with _undisturbed():
             found = {EAGER: eager} | {name: try_out(run, name) for name in choices(run.images.device)}
         note.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(note, json.dumps(found).encode())
+        write_whole(note, sealed(found))
     return quickest(found, steps, 1 + len(ends(order)))
 
 
