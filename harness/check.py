@@ -28,6 +28,8 @@ from tost.catalog import MASKS, MODELS, PARTS, RECIPES, nearest
 MOST_BASES = 16
 MOST_FAULTS = 100
 MOST_VALUES = 10_000
+MOST_LISTED = 2_000_000
+"""Values of all axes of a file together, ranges that stand alone not counted: 100 bytes of memory each."""
 
 
 def load_sweep(path: Path) -> Sweep:
@@ -66,6 +68,7 @@ class _Check:
         self.file, self.document = file, document
         self.names = Names(file.use, folder)
         self.faults: list[Fault] = []
+        self.listed = 0
         self.readers: dict[str, Callable[[Any], Any]] = {
             "dataset": lambda v: read_choice("dataset", v, self.names),
             "arch": lambda v: read_choice("arch", v, self.names),
@@ -204,7 +207,12 @@ class _Check:
                 self.fault(here, f"{'.'.join(map(str, here))}: {error}")
                 continue
             pairs: list[tuple[Any, int | None]] = [(v, None) for v in values] if isinstance(values, range) else values
-            found[axis] = self.values(read, self.recipe_sets(pairs, here) if axis == "recipe" else pairs, here)
+            pairs = self.recipe_sets(pairs, here) if axis == "recipe" else pairs
+            self.listed += len(pairs)
+            if self.listed > MOST_LISTED:
+                self.fault(here, f"with this axis the file lists over {MOST_LISTED:,} values; write a..b for seeds")
+                raise FileError(self.faults)
+            found[axis] = self.values(read, pairs, here)
         return found
 
     def recipe_sets(self, pairs: list[tuple[Any, int | None]], path: Path_) -> list[tuple[Any, int | None]]:

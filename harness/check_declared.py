@@ -9,7 +9,7 @@ from typing import Any
 from harness.declared import EFFECT, PLAIN, Claim, Table
 from harness.errors import usable_path
 from harness.expressions import Condition
-from harness.foreign import read_foreign
+from harness.foreign import foreign_bytes, read_foreign
 from harness.form import SweepFile
 from harness.reading import Path_
 from harness.spec import Stated
@@ -30,7 +30,7 @@ def check_declared(
         tables.append(table if faults else _with_labels(table, reader))
     for index, path in enumerate(file.baselines):
         try:
-            rows = read_foreign(usable_path(path, folder).read_bytes(), path)
+            rows = read_foreign(foreign_bytes(usable_path(path, folder)), path)
             for axis in dict.fromkeys(axis for row in rows for axis in row.labels):
                 reader(axis)
         except (ValueError, OSError) as error:

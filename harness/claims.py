@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.allocation import job
 from harness.machine import machine
-from harness.store import Folder, publish, read_json, write_whole
+from harness.store import Folder, is_number, publish, read_json, write_whole
 
 LEASE = 180.0
 """Seconds without a heartbeat after which a claim is lost."""
@@ -75,14 +75,19 @@ class Owner:
         """Return the owner that a claim file names."""
         try:
             return cls.load(json.loads(path.read_bytes().partition(b"\n")[0]))
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
 
     @classmethod
     def load(cls, value: dict[str, Any]) -> Owner:
         """Return an owner from what a file says of it. Raises KeyError or TypeError where that is none."""
         processes = tuple(Process(**p) for p in value["processes"])
-        return cls(**{**value, "processes": processes})
+        owner = cls(**{**value, "processes": processes})
+        texts, numbers = (owner.host, owner.boot, owner.space, owner.job), (owner.lease, owner.memory)
+        pids = all(type(p.pid) is type(p.start) is int and 0 < p.pid < 2**31 for p in processes)
+        if not processes or not pids or not all(type(t) is str for t in texts) or not all(map(is_number, numbers)):
+            raise TypeError("an owner has other fields")
+        return owner
 
     @property
     def is_here(self) -> bool:

@@ -19,6 +19,7 @@ from tost.catalog import nearest
 
 NUMBERS = ("value", "std", "n")
 MOST_ROWS = 100_000
+MOST_BYTES = 2**25
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,17 @@ class Foreign:
     line: int
     sha256: str = ""
     """Of the whole file."""
+
+
+def foreign_bytes(path: Path) -> bytes:
+    """Read a file of foreign numbers. Raises OSError, and ValueError for what is no file of a table's size."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError("is no plain file")
+    with path.open("rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"over {MOST_BYTES >> 20} MiB; a table of numbers is a few lines of text")
+    return data
 
 
 def foreign_copy(store: Store, sha256: str) -> Path:

@@ -69,4 +69,4 @@ def _folder(store: Store, host: str = "") -> Path:
 
 def _faults(folder: Path) -> list[dict[str, Any]]:
     found = [read_json(file) for file in sorted(folder.glob("fault-*.json"))]
-    return [said for said in found if said]
+    return [{name: str(value) for name, value in said.items()} for said in found if said]

@@ -16,7 +16,7 @@ from harness.sealed import keep_note, read_note
 from harness.states import State, state_of
 from harness.store import Artifact, Folder, Result, Store
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 A_LOOK = 4
 """File operations for a folder that is looked into: its listing, the newest result or end, the claim twice."""
 
@@ -174,16 +174,13 @@ def _owner(key: str, folder: Folder) -> Iterator[tuple[str, tuple[Owner, int, fl
 
 
 def _read(path: Path) -> dict[str, Done]:
-    body = read_note(path)
-    if body is None or body.get("version") != INDEX_VERSION:
+    body = read_note(path) or {}
+    if body.get("version") != INDEX_VERSION:
         return {}
-    try:
-        return {
-            key: Done(edition, sha256, tuple(parents), *rest)
-            for key, (edition, sha256, parents, *rest) in body["done"].items()
-        }
-    except (TypeError, ValueError, KeyError, AttributeError):
-        return {}
+    return {
+        key: Done(edition, sha256, tuple(parents), *rest)
+        for key, (edition, sha256, parents, *rest) in body["done"].items()
+    }
 
 
 def _write(path: Path, done: dict[str, Done]) -> None:

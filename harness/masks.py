@@ -140,11 +140,11 @@ def _print(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> N
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left")
+    table = Table(title=Text(printable(title)), title_justify="left")
     for number, head in enumerate(heads):
         table.add_column(head, justify="right" if number else "left", no_wrap=True)
     for row in rows[:-1]:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     table.add_section()
-    table.add_row(*map(Text, rows[-1]))
+    table.add_row(*(Text(printable(cell)) for cell in rows[-1]))
     Console().print(table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from harness.frontier import Frontier, Survey
 from harness.launch.local import Machine
 from harness.pilot import pilot, remember
 from harness.plan import Plan, Stage
-from harness.store import KINDS, Result, Store, read_json, write_whole
+from harness.sealed import keep_note, read_note
+from harness.store import KINDS, Result, Store
 from harness.words import count, given_span, size, span
 
 FORECAST = "forecast.json"
@@ -101,14 +101,14 @@ class Outlook:
 
     def keep(self, folder: Path) -> None:
         """Write the forecast beside the plan, unless an earlier call, of which this one is the rest, left one."""
-        earlier = read_json(folder / FORECAST)
+        earlier = read_note(folder / FORECAST)
         if earlier and earlier["basis"] and set(self.todo) < set(earlier["todo"]):
             return
-        write_whole(folder / FORECAST, json.dumps({"todo": self.todo, **self.forecast().dump()}).encode())
+        keep_note(folder / FORECAST, {"todo": self.todo, **self.forecast().dump()})
 
     def outcome(self, folder: Path, wall: float) -> str:
         """Return what the stages were forecast to take, and what they took; empty where nothing was foretold."""
-        said = read_json(folder / FORECAST)
+        said = read_note(folder / FORECAST)
         if not said or not said["basis"]:
             return ""
         done: dict[str, Result] = {}

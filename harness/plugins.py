@@ -76,7 +76,7 @@ def _module_file(module: str, attribute: str) -> Path:
     """Return the file of an installed module, its parent packages' __init__ being the only code that runs."""
     try:
         spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError, AttributeError):
+    except Exception:  # a parent package's __init__ raises whatever it likes
         spec = None
     if spec is None or not spec.origin:
         raise ValueError(f"no module {short(module)} is installed; a file is written './file.py:{attribute}'")

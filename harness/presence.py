@@ -77,7 +77,7 @@ def present(store: Store, sweep: str) -> Iterator[Present]:
             first, _, beats = path.read_bytes().partition(b"\n")
             about = json.loads(first)
             found = Present(path, Owner.load(about.pop("owner")), about, len(beats))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue
         if found.gone:
             path.unlink(missing_ok=True)

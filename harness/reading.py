@@ -164,20 +164,19 @@ class _Builder:
 
 def merge(base: Document, top: Document) -> Document:
     """Lay a document over its base: mappings are joined key by key, everything else is replaced."""
-    marks = dict(base.marks)
-    values = _merge(base.values, top.values, (), marks)
-    marks.update(top.marks)
-    return Document(top.file, values, marks)
+    replaced: set[Path_] = set()
+    values = _merge(base.values, top.values, (), replaced)
+    kept = {p: m for p, m in base.marks.items() if not any(p[:n] in replaced for n in range(1, len(p) + 1))}
+    return Document(top.file, values, kept | top.marks)
 
 
-def _merge(under: dict[str, Any], over: dict[str, Any], path: Path_, marks: dict[Path_, Mark]) -> dict[str, Any]:
+def _merge(under: dict[str, Any], over: dict[str, Any], path: Path_, replaced: set[Path_]) -> dict[str, Any]:
     joined = dict(under)
     for key, value in over.items():
         here = (*path, key)
         if isinstance(value, dict) and isinstance(under.get(key), dict):
-            joined[key] = _merge(under[key], value, here, marks)
+            joined[key] = _merge(under[key], value, here, replaced)
         else:
-            for old in [p for p in marks if p[: len(here)] == here]:
-                del marks[old]
+            replaced.add(here)
             joined[key] = value
     return joined

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from typing import Any
 from harness.declared import Claim
 from harness.facts import Facts
 from harness.planfile import SavedPlan
+from harness.sealed import seal, unseal
 from harness.store import Store, digest, publish, read_json
 
 UNSAID = ("seed", "ticket_seed", "world")
@@ -37,9 +38,8 @@ class Registered:
 
     def looked(self, seeds: int) -> Mapping[str, Any] | None:
         """Return the look at so many seeds, where it was taken."""
-        found = read_json(self.folder / f"look-{seeds:04d}.json")
-        whole = found is not None and {"verdict", "level", "effect", "data"} <= set(found)
-        return found if whole else None
+        found = _read(self.folder / f"look-{seeds:04d}.json")
+        return found if {"verdict", "level", "effect", "data"} <= set(found) else None
 
     def look(self, seeds: int, said: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
         """Return the look at so many seeds: as it was taken first, or taken now and written down for good.
@@ -47,7 +47,7 @@ class Registered:
         Of two that look at once, the second one sees what the first one wrote.
         """
         body = {"date": now(), "seeds": seeds, **said()}
-        publish(self.folder / f"look-{seeds:04d}.json", json.dumps(body, indent=1).encode())
+        publish(self.folder / f"look-{seeds:04d}.json", seal(body))
         return self.looked(seeds) or body
 
 
@@ -84,7 +84,7 @@ def registered(saved: SavedPlan, store: Store) -> list[Registered]:
         body = {"claim": claim.model_dump(mode="json"), "cells": sorted(cells)}
         name = digest(body)[:SHOWN]
         folder = store.sweep(saved.plan.name) / "claims" / f"{claim.name}-{name}"
-        found.append(Registered(claim, name, folder, read_json(folder / "registered.json") or {}))
+        found.append(Registered(claim, name, folder, _read(folder / "registered.json")))
     return found
 
 
@@ -105,8 +105,8 @@ def register(saved: SavedPlan, store: Store) -> list[Registered]:
             "source": saved.source,
         }
         one.folder.mkdir(parents=True, exist_ok=True)
-        publish(one.folder / "registered.json", json.dumps(record, indent=1).encode())
-        made.append(Registered(one.claim, one.hash, one.folder, read_json(one.folder / "registered.json") or record))
+        publish(one.folder / "registered.json", seal(record))
+        made.append(Registered(one.claim, one.hash, one.folder, _read(one.folder / "registered.json") or record))
     return made
 
 
@@ -114,6 +114,17 @@ def replaced(saved: SavedPlan, store: Store) -> Iterator[tuple[Mapping[str, Any]
     """Yield the records, with their looks, of claims that were registered once and that the file has no more."""
     current = {one.folder.name for one in registered(saved, store)}
     for folder in sorted((store.sweep(saved.plan.name) / "claims").glob("*")):
-        record = read_json(folder / "registered.json")
-        if folder.name not in current and record is not None:
-            yield record, [look for path in sorted(folder.glob("look-*.json")) if (look := read_json(path))]
+        record = _read(folder / "registered.json")
+        if folder.name not in current and record:
+            yield record, [look for path in sorted(folder.glob("look-*.json")) if (look := _read(path))]
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """Return a record, nothing where it is gone or damaged; those of old have no checksum, and a line for each key."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    with contextlib.suppress(ValueError):
+        return unseal(data)
+    return (read_json(path) or {}) if data.startswith(b"{\n") else {}

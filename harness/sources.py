@@ -93,7 +93,8 @@ def _folder(choice: Choice, folder: Path, cache: Path, plugin: bool) -> Source:
 
 def _present(path: Path) -> Path | None:
     zipped = path.with_name(f"{path.name}.gz")
-    return path if path.exists() else zipped if zipped.exists() else None
+    there = (each for each in (path, zipped) if each.is_file() or each.is_dir())  # a pipe would be read for ever
+    return next(there, None)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -125,7 +126,8 @@ def _content(files: list[Path], root: Path, cache: Path) -> str:
         return str(known["content"])
     total = hashlib.sha256()
     for file in sorted(files):
-        data = file.read_bytes()
-        total.update(canonical([file.relative_to(root).as_posix(), len(data), hashlib.sha256(data).hexdigest()]))
+        with file.open("rb") as opened:  # in pieces: a file may be larger than memory
+            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+            total.update(canonical([file.relative_to(root).as_posix(), opened.tell(), sha256]))
     keep_note(note, {"content": total.hexdigest()})
     return total.hexdigest()

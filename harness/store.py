@@ -117,6 +117,11 @@ def place(source: Path, target: Path) -> bool:
     return True
 
 
+def is_number(value: object) -> bool:
+    """Return whether a value that was read is a finite number, small enough to be computed with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Return a JSON mapping, or None where the file is gone or holds anything else."""
     try:
@@ -171,21 +176,16 @@ class Result:
     @classmethod
     def load(cls, path: Path, edition: int) -> Result | None:
         """Read a result; None where it is gone, torn, or fails its checksum."""
-        value = read_json(path)
+        value = read_json(path) or {}
         try:
-            if value is None or value["checksum"] != digest(dict(value["result"])):
+            body = value["result"]
+            if value["checksum"] != digest(body):
                 return None
-        except (KeyError, TypeError, ValueError):  # ValueError too for a number that JSON does not have
+            parts = [body[name] for name in ("parents", "metrics", "stamp", "provenance")]
+            artifact = Artifact(str(body["artifact"]["sha256"]), int(body["artifact"]["bytes"]))
+        except (KeyError, TypeError, ValueError, RecursionError):  # NaN has no digest, and depth has an end
             return None
-        body = value["result"]
-        return cls(
-            edition,
-            Artifact(**body["artifact"]),
-            body["parents"],
-            body["metrics"],
-            body["stamp"],
-            body["provenance"],
-        )
+        return cls(edition, artifact, *parts) if all(isinstance(part, dict) for part in parts) else None
 
 
 _NUMBERED = re.compile(r"(claim|result)-(\d{4,})(\.json)?")
@@ -242,8 +242,12 @@ class Folder:
         return self.path / f"attempt-{generation:04d}"
 
     def end(self, generation: int) -> dict[str, Any] | None:
-        """Return how a generation ended, where it said so."""
-        return read_json(self.attempt(generation) / "end.json")
+        """Return how a generation ended, where it said so; what is not of its kind is left out."""
+        said = read_json(self.attempt(generation) / "end.json")
+        if said is None:
+            return None
+        numbers = {name for name in ("seconds", "memory", "epoch", "step") if name in said}
+        return {name: v for name, v in said.items() if name not in numbers or (is_number(v) and v >= 0)}
 
 
 class Store:

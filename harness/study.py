@@ -104,8 +104,8 @@ class Study:
 
 
 def _read(path: Path) -> tuple[str, Trial] | None:
-    body = read_json(path)
-    if body is None:
+    body = read_json(path) or {}
+    if not isinstance(body.get("settings"), dict) or not isinstance(body.get("identity"), str):
         return None
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in body["settings"].items()}
     return body["identity"], Trial(int(path.stem), settings, path)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness.errors import Fault, FileError, short
+from harness.errors import Fault, FileError, short, usable_path
 from harness.reading import Document, Path_, read_document
 
 Read = Callable[[str], Callable[[Any], Any]]
@@ -65,7 +65,11 @@ def read_tuned(given: str | Sequence[str], document: Document, folder: Path, rea
     found = []
     for index, name in enumerate([given] if isinstance(given, str) else given):
         mark = document.mark(("tuned",) if isinstance(given, str) else ("tuned", index))
-        if not (path := folder / name).is_file():
+        try:
+            path = usable_path(name, folder)
+        except ValueError as error:
+            raise FileError([Fault(mark, f"tuned: {error}")]) from None
+        if not path.is_file():
             raise FileError([Fault(mark, f"tuned: {short(name)} is no file; a search writes one")])
         found += _entries(read_document(path), reader)
     return found

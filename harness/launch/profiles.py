@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from harness.declared import Form
-from harness.errors import Fault, FileError, UserError, short
+from harness.errors import Fault, FileError, UserError, short, usable_path
 from harness.form import sentence
 from harness.memory import MORE
 from harness.reading import Document, read_document
@@ -183,6 +183,10 @@ def find_profile(named: str, beside: Path) -> Path:
     `slurm/a100.yaml`, `a100.yaml` and `a100` all name slurm/a100.yaml. Raises UserError.
     """
     name = named if named.endswith((".yaml", ".yml")) else f"{named}.yaml"
+    try:
+        usable_path(name, beside)
+    except ValueError as error:
+        raise UserError(f"launch.via: {error}; write local, debug, ray, or the name of a file in slurm/") from None
     given = Path(name).expanduser()
     places = [beside / given, Path.cwd() / given, beside / "slurm" / given.name, Path.cwd() / "slurm" / given.name]
     for path in [*places, FOLDER / given.name]:

@@ -11,7 +11,7 @@ import typer
 from harness.asked import edited, reported
 from harness.declared import GUARDED
 from harness.errors import UserError, printable
-from harness.foreign import Foreign, foreign_copy, kept_foreign, read_foreign
+from harness.foreign import Foreign, foreign_bytes, foreign_copy, kept_foreign, read_foreign
 from harness.report.assemble import Report, make_report, write_report
 from harness.report.grids import Grid
 from harness.report.latex import MARK
@@ -44,7 +44,7 @@ def _foreign(paths: list[Path], store: Store) -> list[Foreign]:
     found = []
     for path in paths:
         try:
-            data = path.read_bytes()
+            data = foreign_bytes(path)
             rows = read_foreign(data, str(path))
         except OSError as error:
             raise UserError(f"--baselines {path}: {error.strerror}") from None

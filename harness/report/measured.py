@@ -10,9 +10,9 @@ from typing import Any
 from harness.index import Done
 from harness.rows import rows_of
 from harness.sealed import keep_note, read_note
-from harness.store import Store
+from harness.store import Store, is_number
 
-VERSION = 1
+VERSION = 2
 CURVES = ("train_loss", "train_accuracy", "dev_accuracy", "test_accuracy", "ghosts")
 """What is kept of every epoch."""
 DIGITS = 6
@@ -60,13 +60,10 @@ def read_measured(
 
 
 def _read(path: Path) -> dict[str, Measured]:
-    body = read_note(path)
-    if body is None or body.get("version") != VERSION:
+    body = read_note(path) or {}
+    if body.get("version") != VERSION:
         return {}
-    try:
-        return {key: Measured(**kept) for key, kept in body["measured"].items()}
-    except (TypeError, KeyError, AttributeError):
-        return {}
+    return {key: Measured(**kept) for key, kept in body["measured"].items()}
 
 
 def measure(store: Store, key: str) -> Measured | None:
@@ -87,5 +84,5 @@ def measure(store: Store, key: str) -> Measured | None:
     )
 
 
-def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.{DIGITS}g}")
+def _short(value: object) -> float | None:
+    return float(f"{value:.{DIGITS}g}") if is_number(value) else None

@@ -20,8 +20,7 @@ class Overlaps:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.path = store.root / "cache" / "overlaps.json"
-        found = read_note(self.path) or {}
-        self.known: dict[str, float | None] = dict(found.get("overlaps", {}))
+        self.known: dict[str, float | None] = (read_note(self.path) or {}).get("overlaps", {})
         self.fresh = False
         self.read: dict[str, Mapping[str, object] | None] = {}
 

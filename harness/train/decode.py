@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
+import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from harness.errors import UserError
 from harness.sources import IMAGES
 
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""What an image may be inside, whatever its name: others Pillow would hand to programs such as Ghostscript."""
+MOST_PIXELS = 2**26
+"""Pixels of an image: a file of some kilobytes can say that it holds billions."""
+EIGHT_BITS = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
+MOST_IDX = 2**30
+"""Bytes of an idx file: MNIST's largest has 47 million."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ def _cifar(name: str, path: Path) -> Decoded:
 
     try:
         sets = [getattr(torchvision.datasets, name)(path, train=train, download=False) for train in (True, False)]
-    except RuntimeError:
+    except (RuntimeError, OSError):
         raise UserError(
             f"{path}: the {name} files differ from the official ones (md5); fetch them anew, "
             "or use other versions of the images as imagefolder:PATH"
@@ -122,24 +133,32 @@ def _idx(path: Path) -> Decoded:
 
 def _read_idx(folder: Path, name: str) -> Pixels:
     path = folder / name
+    dimensions = int(name.partition("-idx")[2][0])
     try:
-        data = path.read_bytes() if path.exists() else gzip.decompress((folder / f"{name}.gz").read_bytes())
-    except (OSError, EOFError) as error:
+        with path.open("rb") if path.exists() else gzip.open(folder / f"{name}.gz") as file:
+            head = file.read(4 + 4 * dimensions)
+            shape = [int.from_bytes(head[at : at + 4], "big") for at in range(4, 4 + 4 * dimensions, 4)]
+            size = math.prod(shape)
+            data = file.read(size + 1) if size <= MOST_IDX else b""  # no more than it says it holds: a gzip bomb
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); fetch the file anew") from None
-    dimensions = data[3] if len(data) > 4 else 0
-    shape = np.frombuffer(data[4 : 4 + 4 * dimensions], ">i4") if data[:3] == b"\0\0\x08" else ()
-    values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions) if len(shape) else np.empty(0, np.uint8)
-    if not len(shape) or values.size != np.prod(shape):
+    if head[:4] != bytes((0, 0, 8, dimensions)) or len(data) != size or not size:
         raise UserError(f"{path}: not an idx file of bytes, or cut short; fetch the file anew")
-    return values.reshape(tuple(map(int, shape)))
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _open(file: Path) -> Image.Image:
     try:
-        with Image.open(file) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels; at most {MOST_PIXELS:,} are allowed")
+            if image.mode not in EIGHT_BITS:
+                raise ValueError(f"its mode is {image.mode}, which 8 bits a channel cannot hold")
             image.load()
             return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # junk raises anything: struct.error, IndexError, zlib.error
         raise UserError(f"{file}: not a readable image ({error}); mend or remove it") from None
 
 
@@ -194,18 +213,19 @@ def imagefolder(path: Path, size: int) -> Decoded:
 def tinyimagenet(path: Path, size: int) -> Decoded:
     """Tiny-ImageNet (Stanford CS231n), official layout; the official validation split is the test split."""
     root = path / "tiny-imagenet-200"
-    classes = tuple((root / "wnids.txt").read_text().split())
-    number = {name: label for label, name in enumerate(classes)}
+    lists = (root / "wnids.txt", root / "val" / "val_annotations.txt")
+    try:
+        classes = tuple(lists[0].read_text().split())
+        number = {name: label for label, name in enumerate(classes)}
+        lines = [line.split("\t") for line in lists[1].read_text().splitlines()]
+        test = [(root / "val" / "images" / line[0], number[line[1]]) for line in lines]
+    except (OSError, KeyError, IndexError, ValueError) as error:
+        raise UserError(
+            f"{lists[1]} and {lists[0].name} cannot be used ({error}); unpack the official zip anew"
+        ) from None
     train = [
         (file, number[name]) for name in classes for file in sorted((root / "train" / name / "images").glob("*.JPEG"))
     ]
-    try:
-        lines = [line.split("\t") for line in (root / "val" / "val_annotations.txt").read_text().splitlines()]
-        test = [(root / "val" / "images" / line[0], number[line[1]]) for line in lines]
-    except (OSError, KeyError, IndexError) as error:
-        raise UserError(
-            f"{root / 'val' / 'val_annotations.txt'}: cannot be used ({error}); unpack the official zip anew"
-        ) from None
     if not train or not test:
         raise UserError(f"{root}: holds no images; unpack the official zip anew")
     arrays = [

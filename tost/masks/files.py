@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tost.catalog import nearest
@@ -18,6 +18,10 @@ from tost.masks.io import save_masks, split_masks
 
 NESTS = ("masks", "mask", "state_dict", "model_state_dict", "model", "net", "network")
 """Keys under which checkpoints keep what we look for, the more telling first."""
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPES = (*FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+"""Types of numbers that can be compared with 0 and 1."""
 
 PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
@@ -39,7 +43,8 @@ def read_masks(path: Path, ordered: bool = False) -> tuple[Masks, str]:
     ):
         if found:
             return {name: _as_mask(path, name, tensor) for name, tensor in found.items()}, form
-    weights = {n: t for n, t in tensors.items() if n.endswith("weight") and t.ndim >= 2 and t.is_floating_point()}
+    weights = {n: t for n, t in tensors.items() if n.endswith("weight") and t.ndim >= 2 and t.dtype in FLOATS}
+    weights = {n: t for n, t in weights.items() if t.numel()}
     if not weights:
         raise ValueError(f"{path}: holds neither masks nor weights; its entries are {_few(tensors)}")
     if all(bool((tensor != 0).all()) for tensor in weights.values()):
@@ -120,31 +125,66 @@ def _by_order(masks: Masks, model: nn.Module, which: str) -> Masks:
 
 def _tensors(path: Path, ordered: bool) -> dict[str, Tensor]:
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            head = file.read(9)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    if data[8:9] == b"{":
+    if head[8:] == b"{":
         if ordered:
             raise ValueError(f"{path}: safetensors keeps tensors by name, not in order; match: order needs torch.save")
         try:
-            return load(data)
-        except SafetensorError as error:
+            return load_file(path)
+        except Exception as error:  # of its header SafetensorError, of what that says of a tensor anything
             raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+    found = _state(path, zipped=head[:4] == b"PK\3\4")
+    for _ in NESTS:  # no deeper: a dict can hold itself
+        nested = [k for k in NESTS if isinstance(found, Mapping) and isinstance(found.get(k), Mapping)]
+        found = found[nested[0]] if nested else found
+    tensors = {str(n): t for n, t in found.items() if isinstance(t, Tensor)} if isinstance(found, Mapping) else {}
+    if not tensors:
+        raise ValueError(f"{path}: holds no state dict; write one with torch.save(model.state_dict(), path)")
+    for name, tensor in tensors.items():
+        _plain(path, name, tensor)
+    return tensors
+
+
+def _state(path: Path, zipped: bool) -> Any:
+    """Load what torch.save wrote, tensors and plain containers alone."""
+    if zipped:
+        _unpacked(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of pickle protocols; what cannot be read raises
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # junk raises anything: struct.error, KeyError, UnpicklingError
         raise ValueError(
             f"{path}: is neither safetensors nor a file of tensors alone; write one with "
             "torch.save(model.state_dict(), path) (a whole pickled model is never loaded: it could run code)"
         ) from None
-    while isinstance(found, Mapping) and (nested := [k for k in NESTS if isinstance(found.get(k), Mapping)]):
-        found = found[nested[0]]
-    tensors = {str(n): t for n, t in found.items() if isinstance(t, Tensor)} if isinstance(found, Mapping) else {}
-    if not tensors:
-        raise ValueError(f"{path}: holds no state dict; write one with torch.save(model.state_dict(), path)")
-    return tensors
+
+
+def _unpacked(path: Path) -> None:
+    """Raise ValueError for a zip file that says that it holds more than its own size: torch.save packs nothing."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            whole = sum(entry.file_size for entry in file.infolist())
+    except Exception:  # a broken table of contents raises anything
+        raise ValueError(f"{path}: is neither safetensors nor a whole zip file; write one with torch.save") from None
+    if whole > path.stat().st_size:
+        raise ValueError(
+            f"{path}: is a zip file that unpacks to {whole:,} bytes; torch.save writes none that is packed"
+        )
+
+
+def _plain(path: Path, name: str, tensor: Tensor) -> None:
+    """Raise ValueError for a tensor that is no plain array, or larger than the numbers that the file has for it."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_nested:
+        raise ValueError(f"{path}: {name!r} is no plain tensor; write dense ones, such as mask.to_dense().cpu()")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError(
+            f"{path}: {name!r} has shape {list(tensor.shape)}, stretched over fewer numbers; "
+            "write mask.clone(memory_format=torch.contiguous_format)"
+        )
 
 
 def _plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -167,6 +207,8 @@ def _entries(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _as_mask(path: Path, name: str, tensor: Tensor) -> Tensor:
+    if not tensor.ndim or not tensor.numel() or tensor.dtype not in DTYPES:
+        raise ValueError(f"{path}: {name!r} is no mask; it is {tensor.dtype} of shape {list(tensor.shape)}")
     if not bool(((tensor == 0) | (tensor == 1)).all()):
         raise ValueError(f"{path}: {name!r} is no mask; it must hold 0 and 1 only")
     return tensor.bool()
