@@ -36,7 +36,7 @@ def test_a_promise_that_is_broken_is_named_with_its_remedy(lie: str, tmp_path: P
     environment = far_environment(compiled(tmp_path), store.absolute(), "here", LIES=lie)
     done = subprocess.run([*DOCTOR, str(store)], env=environment, capture_output=True, text=True, timeout=120)
     named = f"breaks what claims and results rest on: {LIES[lie]}: of 16 new names" in done.stdout
-    record.note(f"{LIES[lie]} gives one name to several", 1, "`harness doctor` names it", wrong=not named)
+    record.note(f"{LIES[lie]} gives one name to several", 1, "`harness doctor` names it", wrong=int(not named))
     assert named, done.stdout + done.stderr
     assert done.returncode == 1
     assert "-> put the store on a file system" in done.stdout
@@ -100,7 +100,7 @@ def test_two_hosts_that_are_given_the_same_name_say_so(
     said = pairs[0].said()
     named = [bool(re.search(rf"{LIES[lie]}: \d+ of 100 names were taken by both hosts", text)) for _, text in said]
     found = "`harness doctor --meet` on both names it on both"
-    record.note(f"{LIES[lie]} gives one name to two hosts", 1, found, wrong=not all(named))
+    record.note(f"{LIES[lie]} gives one name to two hosts", 1, found, wrong=int(not all(named)))
     assert all(named), said
     assert [code for code, _ in said] == [1, 1]
     assert all("-> put the store on a file system" in text for _, text in said)
@@ -114,7 +114,7 @@ def test_two_hosts_measure_how_late_each_sees_the_other(tmp_path: Path, pairs: l
     delays = [text.partition("there and back, ")[2] for _, text in said]
     measured = [int(part.split()[-2]) for part in delays[0].replace("\n", "").split(", ")[:2]]
     found = "`harness doctor --meet` measures it, and says which --lease it asks for"
-    record.note("what one host writes is seen late by the other", 1, found, wrong=max(measured) < 50)
+    record.note("what one host writes is seen late by the other", 1, found, wrong=int(max(measured) < 50))
     assert [code for code, _ in said] == [0, 0], said
     assert max(measured) >= 50, "draws of up to 400 ms, many times"
 

@@ -131,7 +131,7 @@ def main(store: str, how: str, lease: str, memory: str = "0", host: str = "", sk
     setup = Setup(how, 1, 300.0, float(lease), int(memory))
     try:
         work(read_plan(place.sweep(NAME) / NEWEST), place, setup, Limits(), stop, in_words, trainer)
-    except (Trouble, UserError) as error:
+    except (Trouble, UserError, OSError) as error:
         in_words(event="note", message=str(error))
         return 3
     return 0
