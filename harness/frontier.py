@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from harness.claims import Observer
 from harness.memory import MORE
 from harness.plan import Plan, Stage
 from harness.states import State, state_of
 from harness.store import Result, Store
+
+NOTHING: Mapping[str, Any] = {}
 
 
 @dataclass
@@ -30,8 +33,9 @@ class Survey:
 class Frontier:
     """The stages left to do. Pulled from the cells: what no unfinished cell needs is not looked at."""
 
-    def __init__(self, plan: Plan, store: Store, observer: Observer) -> None:
-        self.plan, self.store, self.observer = plan, store, observer
+    def __init__(self, plan: Plan, store: Store, observer: Observer, brief: bool = False) -> None:
+        self.plan, self.store, self.observer, self.brief = plan, store, observer, brief
+        """`brief`: remember of a result its artifact alone: whole ones made a worker grow by a fifth in 3,000."""
         self.memory: Mapping[str, int] = {}
         """Bytes of `ram` and `gpu` that who asks could give a stage: one that failed with clearly less is theirs."""
         self.changed = False
@@ -62,7 +66,8 @@ class Frontier:
             present = self.any_result(parent)
             if present is not None and present.artifact.sha256 != result.parents.get(parent):
                 return None
-        self._known[key] = (result, with_artifact)
+        kept = Result(result.edition, result.artifact, *[NOTHING] * 4) if self.brief else result
+        self._known[key] = (kept, with_artifact)
         return result
 
     def any_result(self, key: str) -> Result | None:

@@ -240,7 +240,7 @@ def work(
             f"({saved.source}); results name the code that made them",
         )
     provenance(store, setup.device)  # of the code as it is now, whatever is edited while this worker lives
-    frontier = Frontier(saved.plan, store, Observer(setup.lease))
+    frontier = Frontier(saved.plan, store, Observer(setup.lease), brief=True)
     _tidy(setup.scratch, frontier)
     presence = Presence(store, saved.plan.name, presence_owner(setup), **about(setup))
     try:
@@ -262,7 +262,7 @@ def work(
                     break
                 saved = read_plan(saved.path)
                 written = saved.written
-                supervisor.use(Frontier(saved.plan, store, Observer(setup.lease)))
+                supervisor.use(Frontier(saved.plan, store, Observer(setup.lease), brief=True))
     finally:
         presence.leave()
 

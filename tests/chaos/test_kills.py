@@ -133,7 +133,7 @@ def test_a_grid_of_chained_tickets_under_a_killer_ends_with_the_same_bits(tmp_pa
     killer = Killer(runs, stages, amount(18, 230), random.Random(1))
     with Crew(tmp_path) as crew:
         user = Persistence(crew, killer)
-        until(user.go_on, 1500, every=0.02)
+        until(user.go_on, 3600, every=0.02)
         seen = {process for found in owners(runs).values() for owner in found for process in owner.processes}
         until(lambda: all(process.gone() for process in seen), 30)
     lost, wrong = astray(runs, calm)
