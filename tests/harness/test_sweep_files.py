@@ -181,6 +181,16 @@ BROKEN: dict[str, tuple[str, str]] = {
     "odd wandb entity": (grid("wandb: {project: p, entity: my lab}\n"), "an entity, a user or a team, is letters"),
     "odd wandb shard": (grid("wandb: {project: p, shard_by: [recipe]}\n"), "wandb.shard_by.0: 'recipe' is not allowed"),
     "empty further block": (grid("also: [{}]\n"), "an empty block repeats the grid"),
+    "range of spaces": (
+        grid(head="protocol: quick\nsearch: {samples: 4, space: {lr: 'uniform(" + " " * 5000 + "'}}\n"),
+        "is no range; write uniform(a, b)",
+    ),
+    "many lists of seeds": (
+        grid("also:\n" + "  - {seed: [0..999999]}\n" * 3),
+        "the file lists over 2,000,000 values; write a..b for seeds",
+    ),
+    "tuned by a name too long": (grid("tuned: " + "a" * 300 + "\n"), "is no usable path: File name too long"),
+    "numbers without an end": (grid("baselines: /dev/zero\n"), "baselines: /dev/zero: is no plain file"),
     "all excluded": (grid("exclude: [\"mask == 'snip'\"]\n"), "no cell is left after exclude"),
 }
 
