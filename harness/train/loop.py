@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
 from harness.train.checkpoint import Position
 from harness.train.draws import seed_for
@@ -27,7 +26,7 @@ CHECK_EVERY = 50
 
 
 Seen = tuple[int, int, Tensor, Tensor, Tensor]
-"""A step, the images of its batch, this process's mean loss and hits in its part of them, the size of the gradient."""
+"""A step, the images of its batch, this process's mean loss and hits in its part of them, `spoilt` of its gradients."""
 
 
 class Diverged(Exception):
@@ -153,14 +152,24 @@ class Training:
     def update(self, loss: Tensor, count: int) -> Tensor:
         """Take one step down the gradient of a mean loss over a batch of `count` images, of which this has a part.
 
-        Return the sum of the gradient's absolute values, to be looked at when the loss is.
+        Return what `spoilt` says of the gradients, to be looked at when the loss is.
         """
         self.optimizer.zero_grad(set_to_none=True)
         self.group.backward(self.model, loss, count)
-        size = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None], 1.0)
+        found = spoilt([p.grad for p in self.model.parameters() if p.grad is not None])
         self.optimizer.step()
         self.prune()
-        return size
+        return found
+
+
+def spoilt(gradients: list[Tensor]) -> Tensor:
+    """Return 1 where any number is not finite, else 0, without waiting for a device.
+
+    By the kernel of torch's GradScaler, scaling by 1: for ResNet-20 on a CPU 0.08 ms, where norms take 0.2 to 0.4.
+    """
+    found = torch.zeros((), device=gradients[0].device)
+    torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, torch.ones_like(found))
+    return found
 
 
 def train(run: Training, watch: Watcher) -> None:
@@ -191,8 +200,8 @@ def train(run: Training, watch: Watcher) -> None:
             with run.autocast():
                 logits = run.logits(images)
                 loss = criterion(logits, labels)
-            size = run.update(loss, count)
-            pending.append((step, count, loss.detach(), (logits.detach().argmax(1) == labels).sum(), size))
+            bad = run.update(loss, count)
+            pending.append((step, count, loss.detach(), (logits.detach().argmax(1) == labels).sum(), bad))
             if len(pending) >= check_every:
                 settle()
             at.step = step + 1
@@ -222,12 +231,11 @@ def _settle(run: Training, pending: list[Seen]) -> None:
     at, group = run.position, run.group
     losses = torch.stack([loss.double() * (count * group.weight(count)) for _, count, loss, _, _ in pending])
     hits = torch.stack([correct * _once(group, count) for _, count, _, correct, _ in pending])
-    sizes = torch.stack([size for *_, size in pending])
-    sums = group.total(torch.stack([losses, hits.to(losses), sizes.to(losses)])).tolist()
-    for (step, count, *_), loss, correct, size in zip(pending, *sums, strict=True):
-        for what, value in (("the loss", loss), ("the gradient", size)):
-            if not math.isfinite(value):
-                raise Diverged(at.epoch, step, what)
+    flags = torch.stack([bad for *_, bad in pending])
+    sums = group.total(torch.stack([losses, hits.to(losses), flags.to(losses)])).tolist()
+    for (step, count, *_), loss, correct, bad in zip(pending, *sums, strict=True):
+        if bad or not math.isfinite(loss):
+            raise Diverged(at.epoch, step, "the gradient" if math.isfinite(loss) else "the loss")
         at.loss_sum += loss
         at.correct += round(correct)
         at.seen += count
