@@ -168,8 +168,14 @@ def spoilt(gradients: list[Tensor]) -> Tensor:
     By the kernel of torch's GradScaler, scaling by 1: for ResNet-20 on a CPU 0.08 ms, where norms take 0.2 to 0.4.
     """
     found = torch.zeros((), device=gradients[0].device)
-    torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, torch.ones_like(found))
+    torch._amp_foreach_non_finite_check_and_unscale_([*map(_real, gradients)], found, torch.ones_like(found))
     return found
+
+
+def _real(gradient: Tensor) -> Tensor:
+    """Return the real numbers that a gradient is made of."""
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    return torch.view_as_real(values) if values.is_complex() else values
 
 
 def train(run: Training, watch: Watcher) -> None:

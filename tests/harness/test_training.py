@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from harness.train import schedules
 from harness.train.checkpoint import Position, load_checkpoint, pack, write_checkpoint
 from harness.train.draws import seed_for, stream
 from harness.train.images import Images
-from harness.train.loop import Diverged, Training, train
+from harness.train.loop import Diverged, Training, spoilt, train
 from harness.train.network import build, load_weights, open_images, wanted_size
 from harness.train.order import Corrupt, Order
 from harness.train.rescaling import load_scales
@@ -221,6 +222,20 @@ def test_a_dead_gradient_is_caught_in_its_step_though_the_loss_is_sound(
     assert (caught.value.epoch, caught.value.step) == divmod(30, run.steps)
     assert np.isfinite(losses).all()
     assert len(losses) == 31
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_none_is_seen_in_gradients_of_any_sort(bad: float) -> None:
+    laid = torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last)
+    sparse = torch.sparse_coo_tensor([[1, 1, 2]], [1.0, 2.0, 3.0], (4,), check_invariants=True)
+    gradients = [laid, torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.complex64), sparse]
+    before = laid.clone()
+    assert not spoilt(gradients)
+    assert torch.equal(laid, before)
+    for number in range(len(gradients)):
+        one = gradients[number].clone()
+        (one._values() if one.is_sparse else one)[1] = bad
+        assert spoilt([*gradients[:number], one, *gradients[number + 1 :]])
 
 
 def test_a_damaged_parent_is_refused(orders: Callable[..., dict[str, Order]]) -> None:
