@@ -85,4 +85,4 @@ def measure(store: Store, key: str) -> Measured | None:
 
 
 def _short(value: object) -> float | None:
-    return float(f"{value:.{DIGITS}g}") if is_number(value) else None
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, bool) or is_number(value) else None

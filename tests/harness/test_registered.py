@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from harness.planner import make_plan
 from harness.registry import register, registered
 from harness.report.assemble import Report, make_report
 from harness.report.claims import Judged
+from harness.sealed import unseal
 from harness.store import Result, Store
 from tests.harness.synthetic import write_store
 
@@ -142,7 +142,7 @@ def test_looks_at_planned_numbers_of_seeds_share_the_error_and_the_first_decisio
     assert second.looks == [2, 3]
     assert second.level == pytest.approx(1 - 0.05 / 3)
     assert second.verdict == "equivalent"
-    assert json.loads((second.claim.folder / "look-0002.json").read_text())["verdict"] == "undecided"
+    assert unseal((second.claim.folder / "look-0002.json").read_bytes())["verdict"] == "undecided"
     last = judged(store(tmp_path, gain(9.0), more=looks))
     assert last.looks == [2, 3], "what is decided is not looked at again"
     assert last.verdict == "equivalent"
