@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -14,8 +15,11 @@ FULL = os.environ.get("CHAOS") == "full"
 """Whether `make chaos` asks for everything, and not `.ci/run` for a short form of it."""
 
 
-def amount(short: int, full: int) -> int:
-    """Return how much of something is wanted."""
+T = TypeVar("T")
+
+
+def amount(short: T, full: T) -> T:
+    """Return how much of something, or what of it, is wanted."""
     return full if FULL else short
 
 

@@ -95,7 +95,7 @@ def _as_wanted(found: str, wanted: str) -> bool:
 
 def test_changed_bytes_of_an_image_end_in_an_image_or_a_sentence(tmp_path: Path, record: Record) -> None:
     (files := tmp_path / "files").mkdir()
-    draws, count = random.Random(5), amount(140, 8000)
+    draws, count = random.Random(5), amount(60, 8000)
     forms = {"PNG": "png", "JPEG": "jpg", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp", "PPM": "ppm"}
     sources = [(picture(form=form, size=40), ending) for form, ending in forms.items()]
     for number in range(count):

@@ -61,7 +61,7 @@ SHORT = ("others' files are found late, sizes are old", "all of these at once")
 def test_workers_of_three_hosts_publish_every_stage_once(fault: str, tmp_path: Path, record: Record) -> None:
     told, letters, found = FAULTS[fault]
     (tmp_path / "store").mkdir()
-    store, plan = Store(tmp_path / "store"), trivial_plan(amount(24, 400), chains=6)
+    store, plan = Store(tmp_path / "store"), trivial_plan(amount(16, 400), chains=6)
     save(plan, store)
     library = compiled(tmp_path)
     crew: dict[str, subprocess.Popen[bytes]] = {}

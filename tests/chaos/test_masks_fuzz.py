@@ -224,7 +224,7 @@ def test_what_is_no_mask_is_refused_and_no_code_of_it_is_run(tmp_path: Path, rec
 
 
 def test_changed_bytes_of_a_mask_end_in_a_mask_or_a_sentence(tmp_path: Path, record: Record) -> None:
-    draws, count = random.Random(3), amount(100, 6000)
+    draws, count = random.Random(3), amount(60, 6000)
     sources = [*good().values(), saved({"0.weight_mask": Evil(tmp_path, "touch")}, new=False)]
     for number in range(count):
         data = bytearray(sources[number % len(sources)])

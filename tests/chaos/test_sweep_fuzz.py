@@ -31,7 +31,7 @@ def inner(tmp_path: Path) -> Path:
 
 
 def test_wrong_sweep_files_are_refused_or_planned_and_nothing_else(record: Record) -> None:
-    count = amount(300, 20_000)
+    count = amount(150, 20_000)
     done = subprocess.run(
         [sys.executable, "-m", "tests.chaos.fuzz", str(count)],
         cwd=HERE,
