@@ -7,6 +7,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +105,11 @@ def try_out(run: Training, name: str) -> dict[str, Any]:
     images = torch.randn(run.batch, *run.images.shape, device=device).contiguous(memory_format=run.layout)
     labels = torch.arange(run.batch, device=device) % run.images.classes
     wait: Callable[[], object] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    forward = ready(model, name)
+    forward, trial = ready(model, name), replace(run, execution=name)
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        with run.autocast():
+        with trial.autocast():
             loss = run.criterion(forward(images), labels)
         torch.autograd.backward(loss)
 

@@ -112,7 +112,9 @@ class Training:
     def autocast(self) -> Iterator[None]:
         """Compute in the precision, by the convolutions that are fast in it."""
         device = self.images.device
-        products = SmallMaps() if pays(device, self.precision) and self.forward is None else contextlib.nullcontext()
+        products = (
+            SmallMaps() if pays(device, self.precision) and self.execution == "eager" else contextlib.nullcontext()
+        )
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"), products:
             yield
 
