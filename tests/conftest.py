@@ -81,8 +81,13 @@ def cuda() -> Iterator[None]:
 
 def run_sweep(folder: Path, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run `python -m harness.sweep` in a folder, to its end."""
+    return run_module("harness.sweep", folder, *arguments, timeout=timeout)
+
+
+def run_module(module: str, folder: Path, *arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
+    """Run a module in a folder, to its end, with nobody at its terminal."""
     return subprocess.run(
-        [sys.executable, "-m", "harness.sweep", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=folder,
         env=environment(),
         stdin=subprocess.DEVNULL,

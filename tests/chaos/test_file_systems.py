@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app as commands
 from tests.chaos.conftest import Record, amount
-from tests.conftest import environment, hashes, write_project
+from tests.conftest import environment, hashes, run_sweep, write_project
 
 AREA = "File systems"
 pytestmark = [pytest.mark.chaos, pytest.mark.filterwarnings("default")]
@@ -82,15 +82,7 @@ def disk(calm: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
 
 def command(folder: Path, store: str, *more: str) -> tuple[int, str]:
     """Run the sweep command in a process of its own, with workers."""
-    done = subprocess.run(
-        [sys.executable, "-m", "harness.sweep", "tiny.yaml", *CHOSEN, "--workers", "1", "--store", store, *more],
-        cwd=folder,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = run_sweep(folder, "tiny.yaml", *CHOSEN, "--workers", "1", "--store", store, *more)
     return done.returncode, done.stdout + done.stderr
 
 

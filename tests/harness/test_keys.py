@@ -7,7 +7,6 @@ import gzip
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +16,7 @@ from harness.launch import Size
 from harness.launch.profiles import load_profile
 from harness.launch.slurm import Slurm
 from harness.store import Store
-from tests.conftest import environment, report_command, run_sweep
+from tests.conftest import report_command, run_module, run_sweep
 
 KEYS = (
     "WANDB_API_KEY",
@@ -64,15 +63,7 @@ def contents(path: Path) -> bytes:
 
 def harness(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the harness in a folder."""
-    return subprocess.run(
-        [sys.executable, "-m", "harness.cli", *arguments],
-        cwd=folder,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run_module("harness.cli", folder, *arguments, timeout=120)
 
 
 def fake_slurm(folder: Path) -> Path:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from harness.check import load_sweep
 from harness.errors import FileError, UserError
 from harness.planner import make_plan
 from harness.store import Store
-from tests.conftest import environment
+from tests.conftest import run_sweep
 
 
 def grid(after: str = "", head: str = "protocol: quick\n", name: str = "x", **axes: object) -> str:
@@ -243,15 +241,7 @@ def spoil(path: Path, kind: str) -> None:
 )
 def test_what_is_no_sweep_file_at_all_is_said_in_the_real_process(kind: str, said: str, tmp_path: Path) -> None:
     spoil(tmp_path / "x.yaml", kind)
-    done = subprocess.run(
-        [sys.executable, "-m", "harness.sweep", "x.yaml"],
-        cwd=tmp_path,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=5,
-    )
+    done = run_sweep(tmp_path, "x.yaml", timeout=5)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
