@@ -33,6 +33,8 @@ test-chaos: $(READY)
 	$(BIN)/python -m pytest -m "chaos and not slurm" tests/chaos -rs
 
 chaos: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]' || \
+		echo "atheris could not be installed; hypothesis makes the wrong sweep files instead" >&2
 	@rm -f .chaos
 	CHAOS=full CHAOS_RECORD=$(CURDIR)/.chaos $(BIN)/python -m pytest -m chaos tests/chaos -rs
 	$(BIN)/python -m tests.chaos.table .chaos

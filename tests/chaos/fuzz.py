@@ -16,10 +16,12 @@ import signal
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tests.chaos.mutants import BESIDE, Mutants
+if TYPE_CHECKING:
+    from tests.chaos.mutants import Mutants
 
 MOST_PLANNED = 500
 """Points of a grid that is planned too, and not only read."""
@@ -35,9 +37,9 @@ class Stuck(BaseException):
 class Reader:
     """Reads files as the sweep command would, up to where it would write its plan, which goes into the store too."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, beside: Mapping[str, str]) -> None:
         self.folder, self.came = folder, Counter[str]()
-        for name, text in BESIDE.items():
+        for name, text in beside.items():
             (folder / name).write_text(text)
         signal.signal(signal.SIGPROF, self._stuck)
 
@@ -95,7 +97,8 @@ def by_hypothesis(count: int, reader: Reader, mutants: Mutants) -> None:
         max_leaves=20,
     ).map(lambda value: json.dumps(value).encode())
     made = st.integers(0, 2**64 - 1).map(lambda number: mutants.draw(random.Random(number)))
-    files = made | made | made | made | documents | st.binary(max_size=300) | st.text(max_size=300).map(_encoded)
+    others = documents | st.binary(max_size=300) | st.text(max_size=300).map(_encoded)
+    files = st.sampled_from([made] * 5 + [others]).flatmap(lambda chosen: chosen)
 
     @seed(int(os.environ.get("CHAOS_SEED", "1")))
     @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -115,7 +118,7 @@ def by_atheris(count: int, reader: Reader, mutants: Mutants, atheris: Any) -> No
 
     def read(data: bytes) -> None:
         reader.read(data)
-        if reader.came["given"] >= count:
+        if reader.came["given"] == count:
             _tell(reader, "atheris")
 
     def mutate(data: bytes, most: int, number: int) -> bytes:
@@ -130,21 +133,35 @@ def _tell(reader: Reader, by: str) -> None:
     print(json.dumps({"by": by, **reader.came, "outside": outside(root, project)}), flush=True)  # noqa: T201
 
 
+def instrumented() -> Any:
+    """Return atheris with the harness imported so that it sees which branches a file takes, or None without it."""
+    try:
+        atheris: Any = importlib.import_module("atheris")
+    except ImportError:
+        return None
+    with atheris.instrument_imports(include=["harness"]):
+        for name in ("check", "declaring", "planner", "planfile"):
+            importlib.import_module(f"harness.{name}")
+    return atheris
+
+
 def main(count: int) -> None:
     """Read so many wrong files."""
-    try:
-        import atheris
-    except ImportError:
-        atheris = None
+    atheris = instrumented()
+    from tests.chaos.mutants import BESIDE, Mutants  # after it, since they import the harness
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "a" / "b" / "project"
         folder.mkdir(parents=True)
         os.chdir(folder)
-        reader, mutants = Reader(folder), Mutants(folder)
+        reader, mutants = Reader(folder, BESIDE), Mutants(folder)
         resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+        for data in mutants.seeds:
+            reader.read(data)
+        if reader.came["refused"]:
+            raise AssertionError("one of the good files, which the wrong ones are made of, was refused")
+        reader.came.clear()
         if atheris is not None:
-            with atheris.instrument_imports(include=["harness"]):
-                importlib.import_module("harness.planner")
             by_atheris(count, reader, mutants, atheris)
         else:
             by_hypothesis(count, reader, mutants)

@@ -23,11 +23,11 @@ grid:
   arch: [thin, {resnet20: {width: 0.5}}]
   mask: [random, {snip: {control: shuffled}}, lth, "file:mask.safetensors"]
   sparsity: [50%, imp:3, 0.9]
-  recipe: [default, {gsw: {b1: 10}}, leave-one-out(tost)]
-  seed: 0
+  recipe: [default, tost, {gsw: {b1: 10}}, leave-one-out(tost)]
+  seed: 0..2
 also:
   - {mask: dense, recipe: default}
-  - {mask: lth, epochs: match_cost(ls)}
+  - {mask: lth, recipe: default, epochs: match_cost(ls)}
 when:
   - {if: "mask == 'snip' and sparsity > 0.6", set: {lr: 0.1}}
 exclude: ["arch == 'thin' and recipe in ['ls']"]
@@ -131,6 +131,15 @@ def places(node: Tree, path: tuple[int, ...] = ()) -> list[tuple[int, ...]]:
     return found
 
 
+def pairs(node: Tree) -> list[tuple[str, Tree]]:
+    """Return all keys with their values, at any depth."""
+    if isinstance(node, tuple):
+        return [pair for value in node for pair in pairs(value)]
+    if not isinstance(node, list):
+        return []
+    return [pair for key, value in node for pair in ((key, value), *pairs(value))]
+
+
 def at(node: Tree, path: tuple[int, ...]) -> Tree:
     """Return what stands at a path."""
     for number in path:
@@ -162,12 +171,19 @@ class Mutants:
         self.trees = [tree(YAML(typ="safe", pure=True).load(text)) for text in self.seeds]
         self.values = [value for each in self.trees for path in places(each) if (value := at(each, path)) is not each]
         self.keys = sorted({str(key) for each in self.trees for key, _ in each} | {"b1", "mask", "lr", "gsw.b1", "if"})
+        self.under: dict[str, list[Tree]] = {}
+        for each in self.trees:
+            for key, value in pairs(each):
+                self.under.setdefault(key, []).append(value)
 
     def draw(self, source: random.Random) -> bytes:
         """Return a file changed in its structure, or in its bytes."""
-        if source.randrange(4) == 0:
+        kind = source.randrange(4)
+        if kind == 0:
             return self.bytes(source)
         node = source.choice(self.trees)
+        if kind == 1:
+            return written(self.gentle(node, source)).encode()
         for _ in range(source.choice([1, 1, 1, 2, 4])):
             node = changed(node, source.choice(places(node)), lambda here: self.change(here, source))
         return written(node).encode(errors="surrogatepass")
@@ -206,6 +222,23 @@ class Mutants:
                 return here + source.choice(["x", " ", "\0", "..9", "%", "/../../x", "\n", "\u0301", "-ls", ")"])
             case _:
                 return trick
+
+    def gentle(self, node: Tree, source: random.Random) -> Tree:
+        """Return a tree with a key gone, keys in another order, or what another file has below the same key."""
+        path = source.choice([path for path in places(node) if isinstance(at(node, path), list) and at(node, path)])
+        number = source.randrange(len(at(node, path)))
+
+        def change(here: Tree) -> Tree:
+            key = here[number][0]
+            match source.randrange(3):
+                case 0:
+                    return here[:number] + here[number + 1 :]
+                case 1:
+                    return source.sample(here, len(here))
+                case _:
+                    return [*here[:number], [key, source.choice(self.under[key])], *here[number + 1 :]]
+
+        return changed(node, path, change)
 
     def bytes(self, source: random.Random) -> bytes:
         """Return a good file with some bytes other, gone, doubled or moved."""

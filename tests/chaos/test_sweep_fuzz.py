@@ -31,7 +31,7 @@ def inner(tmp_path: Path) -> Path:
 
 
 def test_wrong_sweep_files_are_refused_or_planned_and_nothing_else(record: Record) -> None:
-    count = amount(150, 20_000)
+    count = amount(300, 20_000)
     done = subprocess.run(
         [sys.executable, "-m", "tests.chaos.fuzz", str(count)],
         cwd=HERE,
@@ -44,7 +44,7 @@ def test_wrong_sweep_files_are_refused_or_planned_and_nothing_else(record: Recor
     came = json.loads(done.stdout.splitlines()[-1])
     told = sum(came.get(name, 0) for name in ("refused", "planned", "large"))
     assert came["given"] >= count
-    assert min(came["refused"], came["planned"]) > 0, "they must be neither all good nor all bad"
+    assert min(came["refused"], came["planned"]) > 10, "they must be neither all good nor all bad"
     lost, wrong = came["given"] - told, len(came["outside"])
     found = "a sentence with file and line, or a plan, within 60 s and 2 GB; nothing written outside the store"
     record.note(f"a wrong sweep file, made by {came['by']}", came["given"], found, lost=lost, wrong=wrong)
