@@ -13,7 +13,7 @@ REPORT := chromium chromium-driver texlive-latex-base texlive-latex-recommended
 # Where pip-audit lives, apart from what it looks at.
 AUDIT := .audit
 
-.PHONY: quickstart report-tools test test-slow test-chaos chaos test-slurm conformance lint audit clean
+.PHONY: quickstart report-tools slurm-tools test test-slow test-chaos chaos test-slurm conformance lint audit clean
 
 quickstart: $(READY)
 	$(BIN)/python -m harness.sweep sweeps/quickstart.yaml --via local
@@ -32,18 +32,20 @@ test-slow: $(READY)
 test-chaos: $(READY)
 	$(BIN)/python -m pytest -m "chaos and not slurm" tests/chaos -rs
 
-chaos: $(READY)
+chaos: $(READY) slurm-tools
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]' || \
 		echo "atheris could not be installed; hypothesis makes the wrong sweep files instead" >&2
 	@rm -f .chaos
 	CHAOS=full CHAOS_RECORD=$(CURDIR)/.chaos $(BIN)/python -m pytest -m chaos tests/chaos -rs
 	$(BIN)/python -m tests.chaos.table .chaos
 
-test-slurm: $(READY)
+slurm-tools:
 	@test "$$(id -u)" != 0 || command -v slurmctld slurmdbd >/dev/null || ! command -v apt-get >/dev/null || \
 		(apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends \
 		$(SLURM)) >/dev/null 2>&1 || echo "Slurm's packages could not be installed; its tests say so" >&2
-	$(BIN)/python -m pytest -m slurm tests/slurm -rs
+
+test-slurm: $(READY) slurm-tools
+	$(BIN)/python -m pytest -m slurm tests/slurm tests/chaos -rs
 
 conformance: $(READY)
 	$(BIN)/python -m pytest -m conformance

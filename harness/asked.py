@@ -1,12 +1,15 @@
-"""A sweep as it was named on the command line: by name, the store's newest plan; by its file, the plan it has now."""
+"""What was named on the command line: a sweep (by name, its newest plan; by file, the plan it has now), and a stage."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from harness.axes import read_sparsity
 from harness.errors import UserError
 from harness.planfile import SavedPlan, as_saved, find_plan, read_plan
 from harness.store import Store
+from tost.catalog import nearest
 
 FILES = (".yaml", ".yml")
 
@@ -43,3 +46,44 @@ def edited(given: str, saved: SavedPlan, store: Store) -> bool:
         return bool(saved.declared.file) and file.read_bytes() != kept.read_bytes()
     except OSError:
         return False
+
+
+def find_stage(saved: SavedPlan, given: str, option: str) -> str:
+    """Return the key of the stage that a cell's axes, or a key's first digits, name.
+
+    Raises UserError, which names the option that it was given with.
+    """
+    if re.fullmatch(r"[0-9a-f]{4,32}", given):
+        keys = [key for key in saved.plan.stages if key.startswith(given)]
+        if len(keys) != 1:
+            raise UserError(f"{option} {given}: {len(keys)} stages' keys begin so; give more digits, or a cell's axes")
+        return keys[0]
+    wanted: dict[str, str] = {}
+    for item in re.split(r",(?![^()]*\))", given):
+        axis, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or axis not in saved.axes:
+            known = f"{', '.join(saved.axes)}{nearest(axis, saved.axes)}"
+            raise UserError(f"{option} {item.strip()!r}: write AXIS=VALUE,... with axes of {known}")
+        wanted[axis] = _label(axis, value, option)
+    places = saved.places()
+    found = [(cell, key) for cell, key in places if all(cell[axis] == value for axis, value in wanted.items())]
+    if not found:
+        for axis, value in wanted.items():
+            there = dict.fromkeys(cell[axis] for cell, _ in places)
+            if value not in there:
+                raise UserError(f"{option} {axis}={value}: there are {', '.join(there)}{nearest(value, there)}")
+        raise UserError(f"{option} {given}: no cell has all of these together")
+    if len({key for _, key in found}) > 1:
+        open_axes = [a for a in saved.axes if len({cell[a] for cell, _ in found}) > 1]
+        raise UserError(f"{option} {given}: {len(found)} cells match; they differ in {', '.join(open_axes)}")
+    return found[0][1]
+
+
+def _label(axis: str, value: str, option: str) -> str:
+    """Return an axis's value as plans label it: a sparsity may be given as a share too."""
+    if axis != "sparsity" or not value:
+        return value
+    try:
+        return read_sparsity(value).label
+    except ValueError as error:
+        raise UserError(f"{option} {axis}: {error}") from None

@@ -17,6 +17,7 @@ from harness.frontier import Frontier
 from harness.hosts import avoided_here, record_fault
 from harness.inline import Inline
 from harness.memory import forget_peak, oom_kills, peak
+from harness.orders import artifacts, order_for
 from harness.plan import Stage
 from harness.provenance import source_digest
 from harness.publication import publish_made
@@ -137,7 +138,7 @@ class Supervisor:
         self.tell(event="start", label=stage.label, kind=stage.kind, key=stage.key)
         began = time.monotonic()
         try:
-            parents = self._parents(stage)
+            parents = artifacts(self.frontier, stage)
             if parents is None:
                 claim.end("stopped", message="a parent's artifact is gone")
                 self.frontier.forget()
@@ -184,37 +185,20 @@ class Supervisor:
         self.trainer.kill()
         self.trainer = self._start()
 
-    def _parents(self, stage: Stage) -> dict[str, tuple[str, str]] | None:
-        """Return role -> (path, hash) of the parents' artifacts as they are now."""
-        found = {}
-        for role, key in stage.parents.items():
-            result = self.frontier.result(key, with_artifact=True)
-            if result is None:
-                return None
-            folder = self.frontier.store.path(self.frontier.plan.stages[key].kind, key)
-            found[role] = (str(folder / result.artifact.file), result.artifact.sha256)
-        return found
-
     def _write_spec(self, stage: Stage, claim: Claim) -> None:
         path, body = claim.folder.path / "spec.json", {"kind": stage.kind, "parents": dict(stage.parents), **stage.spec}
         if "spec.json" not in claim.folder.names or digest(read_json(path)) != stage.key:
             write_whole(path, json.dumps(body, indent=1, sort_keys=True).encode())
 
     def _order(self, stage: Stage, claim: Claim, parents: dict[str, tuple[str, str]]) -> dict[str, Any]:
+        setup = self.setup
         return {
-            "key": stage.key,
-            "kind": stage.kind,
-            "spec": dict(stage.spec),
-            "store": str(self.frontier.store.root),
-            "attempt": str(claim.attempt),
-            "earlier": [str(path) for path in claim.earlier],
-            "parents": parents,
-            "place": stage.place,
-            "device": self.setup.device,
-            "threads": self.setup.threads,
-            "checkpoint_every": self.setup.checkpoint_every,
-            "scratch": str(Path(self.setup.scratch) / stage.key) if self.setup.scratch else "",
-            "fast": self.setup.fast and stage.kind == "train",
+            **order_for(stage, self.frontier.store, claim.attempt, claim.earlier, parents),
+            "device": setup.device,
+            "threads": setup.threads,
+            "checkpoint_every": setup.checkpoint_every,
+            "scratch": str(Path(setup.scratch) / stage.key) if setup.scratch else "",
+            "fast": setup.fast and stage.kind == "train",
         }
 
     def _follow(self, stage: Stage, claim: Claim) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from harness.asked import find_stage
 from harness.bless import bless
 from harness.claims import Observer
 from harness.errors import UserError, printable, short
@@ -14,7 +15,6 @@ from harness.frontier import Frontier, Survey
 from harness.plan import Plan, Stage
 from harness.planfile import SavedPlan, earlier_plans, find_plan, read_plan, sweep_names
 from harness.store import Store
-from tost.catalog import nearest
 
 MOST_PLANS = 20
 """Earlier plans that are searched for what a stage was before."""
@@ -130,37 +130,10 @@ class Past:
         return best
 
 
-def find(saved: SavedPlan, why: str) -> tuple[str, str]:
-    """Return the stage that a cell's axes, or a key's first digits, name, and what to call it. Raises UserError."""
-    if re.fullmatch(r"[0-9a-f]{4,32}", why):
-        keys = [key for key in saved.plan.stages if key.startswith(why)]
-        if len(keys) != 1:
-            raise UserError(f"--why {why}: {len(keys)} stages' keys begin so; give more digits, or a cell's axes")
-        return keys[0], saved.plan.stages[keys[0]].label
-    wanted: dict[str, str] = {}
-    for item in re.split(r",(?![^()]*\))", why):
-        axis, equals, value = (part.strip() for part in item.partition("="))
-        if not equals or axis not in saved.axes:
-            known = f"{', '.join(saved.axes)}{nearest(axis, saved.axes)}"
-            raise UserError(f"--why {item.strip()!r}: write AXIS=VALUE,... with axes of {known}")
-        wanted[axis] = value
-    places = saved.places()
-    found = [(cell, key) for cell, key in places if all(cell[axis] == value for axis, value in wanted.items())]
-    if not found:
-        for axis, value in wanted.items():
-            there = dict.fromkeys(cell[axis] for cell, _ in places)
-            if value not in there:
-                raise UserError(f"--why {axis}={value}: there are {', '.join(there)}{nearest(value, there)}")
-        raise UserError(f"--why {why}: no cell has all of these together")
-    if len({key for _, key in found}) > 1:
-        open_axes = [a for a in saved.axes if len({cell[a] for cell, _ in found}) > 1]
-        raise UserError(f"--why {why}: {len(found)} cells match; they differ in {', '.join(open_axes)}")
-    return found[0][1], saved.plan.stages[found[0][1]].label
-
-
 def explain(saved: SavedPlan, store: Store, why: str, accept: bool) -> None:
     """Print what a cell is made of and why parts of it must run, after accepting older results where that is asked."""
-    key, label = find(saved, why)
+    key = find_stage(saved, why, "--why")
+    label = saved.plan.stages[key].label
     needed = saved.plan.ancestors(key)
     part = Plan(saved.plan.name, {k: stage for k, stage in saved.plan.stages.items() if k in needed})
     part.leaves = [key]
