@@ -19,11 +19,12 @@ from typing import Any
 import torch
 
 from bench.figures import ROOT, Given, Row, environment, spread
-from bench.training import BATCH, IMAGES, Enough, orders
+from bench.training import BATCH, IMAGES, orders
 from harness.train.group import Group, Together, joined
-from harness.train.loop import Training, train
+from harness.train.loop import Enough, train
 from harness.train.order import Order
 from harness.train.process import prepare_process, read_order
+from harness.train.run import Training
 from harness.train.training import prepare
 
 NETWORKS = ("resnet20", "resnet18")

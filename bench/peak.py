@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from bench.figures import Given, Row, spread, timed
+from harness.train.ceiling import SIDE, product
 
-SIDE = {"cpu": 2048, "cuda": 8192}
 BYTES = {"cpu": 2**28, "cuda": 2**31}
 ROUNDS = 5
 """Measurements for each repeat that is asked for: they are short."""
@@ -30,9 +30,7 @@ def measure(given: Given) -> Iterator[Row]:
 def products(given: Given, precision: str, repeats: int) -> list[float]:
     """Return the TFLOP/s of a square matrix product, fp32 without TF32."""
     side = _of(SIDE, given)
-    kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    left, right = (torch.randn(side, side, device=given.device).to(kind) for _ in range(2))
-    return [2 * side**3 / one / 1e12 for one in timed(_waited(lambda: left @ right, given), repeats)]
+    return [2 * side**3 / one / 1e12 for one in timed(product(given.device, precision, side), repeats)]
 
 
 def _of(sizes: dict[str, int], given: Given) -> int:

@@ -16,9 +16,10 @@ from harness.planner import make_plan
 from harness.plugins import freeze
 from harness.store import Store, file_sha256
 from harness.train.execution import EAGER, ready
-from harness.train.loop import Training, train
+from harness.train.loop import Enough, train
 from harness.train.order import Order
 from harness.train.process import set_mode
+from harness.train.run import Training
 from harness.train.stages import run_stage
 from harness.train.training import prepare
 
@@ -50,10 +51,6 @@ def load():
     shape = ({size}, {size}, 3)
     return tuple((draws.integers(0, 256, (n, *shape), dtype=np.uint8), np.arange(n) % 10) for n in ({images}, 100))
 """
-
-
-class Enough(Exception):
-    """The watch has seen enough steps."""
 
 
 @dataclass

@@ -34,7 +34,7 @@ from harness.options import CAUSES, Options
 from harness.outlook import Outlook, ahead, data_stages
 from harness.packing import pack
 from harness.plan import Plan
-from harness.planfile import as_saved, save_plan
+from harness.planfile import as_saved, read_plan, save_plan
 from harness.planner import data_folder, make_plan
 from harness.registry import register
 from harness.retry import release
@@ -212,7 +212,7 @@ class Driver:
             stopped = self._with_ray(saved, machine)
         elif via == "debug":
             setup = self.options.setup(self.options.device or machine.device, machine.threads)
-            stopped = run_in_this_process(saved, self.store, setup)
+            stopped = run_in_this_process(read_plan(saved), self.store, setup)
         else:
             crew = Crew(self.frontier, self._argv(saved), machine, pre_empt=self.miniature)
             stopped = crew.run(survey) or crew.again_with_more_memory()

@@ -30,7 +30,7 @@ from harness.launch.local import Machine, Workers, slots, this_machine
 from harness.launch.profiles import find_profile, load_profile
 from harness.launch.slurm import Slurm
 from harness.plan import Plan
-from harness.planfile import SavedPlan, read_plan
+from harness.planfile import SavedPlan
 from harness.rounds import go_round
 from harness.shift import Limits, work
 from harness.store import Store
@@ -91,14 +91,14 @@ class Crew:
         return replace(self, frontier=frontier, machine=alone).run(survey)
 
 
-def run_in_this_process(path: Path, store: Store, setup: Setup) -> bool:
+def run_in_this_process(saved: SavedPlan, store: Store, setup: Setup) -> bool:
     """Run what a plan lacks in this process, where a debugger reaches it; return False: a stop is raised, not told.
 
     Between two stages nobody can say that it lives, so that others must not take it for dead for a long while.
     """
     patient = replace(setup, as_one=True, lease=DEBUG_LEASE)
     try:
-        work(read_plan(path), store, patient, Limits(), threading.Event(), in_words, Inline)
+        work(saved, store, patient, Limits(), threading.Event(), in_words, Inline)
     except Trouble as error:
         in_words(event="trouble", message=f"no more stages are taken: {error}")
     return False

@@ -37,14 +37,20 @@ def merge(ours: Store, theirs: Store) -> Merged:
     merged = Merged()
     for kind in KINDS:
         for path in sorted((theirs.root / "stages" / kind).glob("*/*")):
-            _stage(ours, kind, theirs.folder(kind, path.name), merged)
-    for extra in ("plugins", "imports", "provenance"):
-        for path in sorted((theirs.root / extra).glob("*")):
-            _bring(path, ours.root / extra / path.name)
+            take_stage(ours, kind, theirs.folder(kind, path.name), merged)
+    take_beside(ours, theirs)
     return merged
 
 
-def _stage(ours: Store, kind: str, other: Folder, merged: Merged) -> None:
+def take_beside(ours: Store, theirs: Store) -> None:
+    """Copy what stages and results refer to beside them: frozen sources, imported files, differences to commits."""
+    for extra in ("plugins", "imports", "provenance"):
+        for path in sorted((theirs.root / extra).glob("*")):
+            _bring(path, ours.root / extra / path.name)
+
+
+def take_stage(ours: Store, kind: str, other: Folder, merged: Merged) -> None:
+    """Take over one stage of another store, if it is finished there and not here."""
     result, key = other.result(), other.path.name
     here = ours.folder(kind, key)
     if result is None:

@@ -112,15 +112,17 @@ class Checkpoints:
 
 
 def load_checkpoint(
-    folders: Sequence[Path], parents: Mapping[str, str], say: Any = print
+    folders: Sequence[Path], parents: Mapping[str, str], say: Any = print, most: int | None = None
 ) -> tuple[Position, dict[str, Tensor]] | None:
     """Return the furthest intact checkpoint of some attempts that was made from the same parents, or None.
 
-    A damaged one is named through `say`, and the one before it is taken.
+    A damaged one is named through `say`, and the one before it is taken. `most`: steps done, beyond which none counts.
     """
     for path in _newest(*folders):
         match = _NAME.fullmatch(path.name)
         assert match is not None  # _newest lists only such names # noqa: S101
+        if most is not None and int(match[1]) > most:
+            continue
         try:
             if hashlib.sha256(path.read_bytes()).hexdigest()[:32] != match[2]:
                 say(f"{path}: damaged (its checksum differs); going back to the checkpoint before it")

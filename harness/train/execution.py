@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from harness.sealed import keep_note, read_note
 from harness.store import digest
-from harness.train.loop import Training
 from harness.train.order import Order
+from harness.train.run import Training
 
 EAGER = "eager"
 CHOICES: Mapping[str, Mapping[str, Any]] = {"compiled": {}, "graphs": {"mode": "reduce-overhead"}}

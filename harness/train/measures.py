@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.train.images import Split
-from harness.train.loop import Training
+from harness.train.run import Training
 from tost.accounting import TRAINING_FACTOR, Layer, ghost_parameters, layers
 from tost.masks import Masks
 from tost.masks.apply import dead_filters, empty_layers, is_ghost

@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 from harness.store import file_sha256
 from harness.train.execution import hasten
 from harness.train.images import Split
-from harness.train.loop import Training, evaluate, train
+from harness.train.loop import Enough, evaluate, train
 from harness.train.network import build, open_images
 from harness.train.order import Order
 from harness.train.process import prepare_process, set_mode
 from harness.train.rescaling import make_scales
+from harness.train.run import Training
 from harness.train.scoring import make_mask
 from harness.train.training import prepare
 from tost.catalog import PARTS, settings
@@ -33,10 +34,6 @@ ITERATIONS = 3
 """Iterations of a rescaling that are tried."""
 TESTED = 0.25
 """The share of epochs taken to be the best so far, and so evaluated on the test split too."""
-
-
-class Enough(Exception):
-    """The pilot has seen what it wanted to see."""
 
 
 class Stopwatch:

@@ -21,13 +21,14 @@ from harness.train.execution import hasten
 from harness.train.group import ALONE, Group
 from harness.train.images import Images
 from harness.train.layout import fitting, usual
-from harness.train.loop import Training, Watcher, train
+from harness.train.loop import Watcher, train
 from harness.train.measures import account, accuracies, activations, sparse_flops
 from harness.train.network import build, kept_weights, load_method, open_images, wanted_size, weights_hash
 from harness.train.optimizers import load_named_state, named_state
 from harness.train.order import Order, Outcome
 from harness.train.remembered import remembered
 from harness.train.rescaling import load_scales
+from harness.train.run import Training
 from tost.accounting import layers
 from tost.catalog import MASKS, PARTS, asked_for, resolve, settings
 from tost.masks import MaskError, Masks
@@ -42,7 +43,7 @@ def make_weights(order: Order, watch: Watcher, group: Group = ALONE) -> Outcome:
     run = prepare(order)
     run.group = group
     group.prepare(run.model, run.batch_norm)
-    if (resumed := group.same(_checkpoint(order, run) if group.rank == 0 else None)) is not None:
+    if (resumed := group.same(find_checkpoint(order, run) if group.rank == 0 else None)) is not None:
         resume(run, *resumed)
         group.check(run.model)
     hasten(order, run)
@@ -58,9 +59,10 @@ def make_weights(order: Order, watch: Watcher, group: Group = ALONE) -> Outcome:
     return _trained(order, run) if group.rank == 0 else Outcome(Path(), {})
 
 
-def _checkpoint(order: Order, run: Training) -> tuple[Position, dict[str, Tensor]] | None:
+def find_checkpoint(order: Order, run: Training, most: int | None = None) -> tuple[Position, dict[str, Tensor]] | None:
+    """Return the furthest checkpoint of an order's attempts; `most`: steps done, beyond which none counts."""
     folders = [Path(order.attempt), *map(Path, order.earlier), *([Path(order.scratch)] if order.scratch else [])]
-    return load_checkpoint(folders, {**order.read, "epochs": str(run.epochs)})
+    return load_checkpoint(folders, {**order.read, "epochs": str(run.epochs)}, most=most)
 
 
 def prepare(order: Order) -> Training:

@@ -12,8 +12,8 @@ from harness.rows import line_of
 from harness.store import write_whole
 from harness.train.checkpoint import Checkpoints, pack
 from harness.train.layout import LAYOUTS
-from harness.train.loop import Training
 from harness.train.order import Order
+from harness.train.run import Training
 from harness.train.training import state_tensors
 
 TELL_EVERY = 0.5

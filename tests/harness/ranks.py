@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import save
 
 from harness.train.group import Group, joined
-from harness.train.loop import Training, train
+from harness.train.loop import train
 from harness.train.order import Order
+from harness.train.run import Training
 from harness.train.training import prepare, resume, state_tensors
 
 

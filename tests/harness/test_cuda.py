@@ -15,10 +15,11 @@ from torch.testing import assert_close
 
 from harness.train.execution import CHOICES
 from harness.train.images import Images
-from harness.train.loop import Training, train
+from harness.train.loop import train
 from harness.train.network import build, load_weights, open_images
 from harness.train.order import Order
 from harness.train.process import failure, stamp
+from harness.train.run import Training
 from harness.train.stages import run_stage
 from harness.train.training import prepare
 from tests.harness.test_execution import trained_alike

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from harness.sealed import read_note
 from harness.train import execution
 from harness.train.execution import CHOICES, EAGER, choices, choose, ends, hasten, quickest, ready, try_out
-from harness.train.loop import Training, train
+from harness.train.loop import train
 from harness.train.order import Order
 from harness.train.process import set_mode
+from harness.train.run import Training
 from harness.train.small_maps import SmallMaps
 from harness.train.training import prepare
 from tests.conftest import hashes, run_sweep
@@ -75,7 +76,7 @@ def test_a_fast_training_that_runs_as_it_is_has_its_products(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(execution, "choose", lambda order, run: way)
-    monkeypatch.setattr("harness.train.loop.pays", lambda device, precision: True)
+    monkeypatch.setattr("harness.train.run.pays", lambda device, precision: True)
     order = orders()["train"]
     run = prepare(order)
     hasten(replace(order, fast=True), run)

@@ -23,10 +23,11 @@ from harness.train import schedules
 from harness.train.checkpoint import Position, load_checkpoint, pack, write_checkpoint
 from harness.train.draws import seed_for, stream
 from harness.train.images import Images
-from harness.train.loop import Diverged, Training, spoilt, train
+from harness.train.loop import Diverged, train
 from harness.train.network import build, load_weights, open_images, wanted_size
 from harness.train.order import Corrupt, Order
 from harness.train.rescaling import load_scales
+from harness.train.run import Training, spoilt
 from harness.train.stages import run_stage
 from harness.train.training import prepare, resume, state_tensors
 from tests.conftest import GRID
