@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from harness import data, doctor, masks, status, sweep, tick, worker
+from harness import data, debug, doctor, masks, status, sweep, tick, worker
 from harness.report import command as report
 from harness.track import command as track
 
@@ -18,6 +18,7 @@ app.command("status")(status.main)
 app.command("report")(report.main)
 app.command("worker")(worker.main)
 app.command("tick")(tick.main)
+app.command("debug", epilog=debug.EXAMPLES)(debug.main)
 app.command("doctor")(doctor.main)
 app.add_typer(data.app, name="data")
 app.add_typer(masks.app, name="mask")
