@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import math
 import warnings
 import zlib
@@ -25,6 +26,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What an image may be inside, whatever its name: others Pillow would hand to programs such as Ghostscript."""
 MOST_PIXELS = 2**26
 """Pixels of an image: a file of some kilobytes can say that it holds billions."""
+MOST_BYTES = 2**28
+"""Bytes of an image's file."""
 EIGHT_BITS = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 MOST_IDX = 2**30
 """Bytes of an idx file: MNIST's largest has 47 million."""
@@ -149,7 +152,10 @@ def _read_idx(folder: Path, name: str) -> Pixels:
 
 def _open(file: Path) -> Image.Image:
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
+        if (size := file.stat().st_size) > MOST_BYTES:
+            raise ValueError(f"{size:,} bytes; at most {MOST_BYTES:,} are allowed")
+        held = io.BytesIO(file.read_bytes())  # a file would take memory for as many bytes as its content claims to have
+        with warnings.catch_warnings(action="ignore"), Image.open(held, formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} pixels; at most {MOST_PIXELS:,} are allowed")
             if image.mode not in EIGHT_BITS:

@@ -65,6 +65,7 @@ def wrong_images() -> dict[str, tuple[bytes, str]]:
         "bomb-of-a-line.png": (png(2**31 - 1, 1), no),
         "no-pixels.png": (png(0, 0), no),
         "text-bomb.png": (png(12, 12, b"\0" * 444, chunk(b"zTXt", b"k\0\0" + text)), ""),
+        "says-2-GB.png": (plain.replace(plain[plain.index(b"IDAT") - 4 :][:4], struct.pack(">I", 2**31 - 1)), ""),
         "noise.png": (random.Random(1).randbytes(4000), no),
         "empty.png": (b"", no),
         "zeros.jpg": (b"\0" * 4000, no),
