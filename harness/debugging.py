@@ -20,6 +20,7 @@ from harness.orders import artifacts, order_for
 from harness.plan import Plan, Stage
 from harness.planfile import SavedPlan, find_plan, read_plan, save_plan
 from harness.planner import data_folder, make_plan
+from harness.retry import release
 from harness.store import Store
 from harness.supervisor import Setup
 
@@ -65,6 +66,7 @@ class Case:
     def _run(self, part: Plan, setup: Setup, told: bool = True) -> None:
         frontier = Frontier(part, self.store, Observer())
         if part.stages and frontier.survey().todo:
+            release(frontier, "all")
             saved = SavedPlan(Path(), part, [], source=self.saved.source)
             run_in_this_process(saved, self.store, setup)
             frontier.forget()
