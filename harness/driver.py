@@ -15,7 +15,6 @@ from harness.cancel import cancel
 from harness.cell import Cell
 from harness.check import load_sweep
 from harness.claims import Observer
-from harness.clean import orphans
 from harness.closing import close
 from harness.declaring import check_claims
 from harness.detached import Detached
@@ -27,11 +26,11 @@ from harness.launch import Launcher
 from harness.launch.local import Machine, this_machine
 from harness.launch.mps import shared
 from harness.launch.slurm import Slurm
-from harness.launching import HERE, Crew, launcher_for, refuse_login_node, run_elsewhere, run_in_this_process, texts
+from harness.launching import HERE, Crew, launcher_for, refuse_login_node, run_elsewhere, run_in_this_process
 from harness.miniature import TOGETHER, own_store
 from harness.only import cell_filter
 from harness.options import CAUSES, Options
-from harness.outlook import Outlook, ahead, data_stages
+from harness.outlook import Outlook, data_stages
 from harness.packing import pack
 from harness.plan import Plan
 from harness.planfile import as_saved, read_plan, save_plan
@@ -124,24 +123,6 @@ class Driver:
             return machine
         return pack(machine, self.frontier, self.options, _say)
 
-    def print_plan(self, pilot: bool, budget: str) -> None:
-        """Print cells, stages and sharing, and what the rest will cost."""
-        if self.sweep.search:
-            from harness.searching import campaign_of, describe_search
-
-            campaign = campaign_of(self.sweep, self.store, data_folder(self.sweep, self.data))
-            print(printable("\n".join(describe_search(campaign)), 20_000))  # noqa: T201 - the result of the command
-            return
-        if pilot and not self.plan.missing():
-            self._pilot()
-        lines = ahead(self.frontier, self.machine(), budget)
-        if not self.chosen and (left := orphans(self.store, self.plan)):
-            shown = "; ".join(left[:3]) + (" ..." if len(left) > 3 else "")
-            lines.append(f"  kept though no longer in the file: {count(len(left), 'finished cell')}: {shown}")
-        if self.options.via not in HERE:
-            lines += texts(self.slurm(), self.plan, self.observer)
-        print(printable("\n".join(lines), 20_000))  # noqa: T201 - the result of the command
-
     def make_data(self) -> bool:
         """Make the data sets here, in the store, where workers anywhere read them; return whether all are made."""
         asked, self.plan = self.plan, data_stages(self.plan)
@@ -155,7 +136,7 @@ class Driver:
         self.plan, self.frontier = asked, Frontier(asked, self.store, self.observer)
         return made
 
-    def _pilot(self) -> None:
+    def pilot(self) -> None:
         """Make the data sets, and try out some steps of everything that no record tells of."""
         self.make_data()
         outlook = Outlook(self.frontier, self.frontier.survey(), self.machine())

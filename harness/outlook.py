@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.cell import Cell
 from harness.claims import Observer
@@ -22,26 +23,42 @@ FORECAST = "forecast.json"
 SHOWN_CELLS = 12
 
 
-def describe(plan: Plan, survey: Survey) -> list[str]:
-    """Return cells, stages and sharing in lines."""
-    counts = survey.count()
+def counted(plan: Plan, survey: Survey) -> dict[str, Any]:
+    """Return cells, stages and sharing as plain values."""
     kinds = Counter(stage.kind for stage in plan.stages.values())
     needed = Counter(plan.stages[key].kind for key in survey.todo)
+    return {
+        "sweep": plan.name,
+        "cells": len(plan.cells),
+        "united": plan.united,
+        "stages": {kind: {"all": kinds[kind], "to_run": needed[kind]} for kind in KINDS if kinds[kind]},
+        "to_do": {name: number for name, number in sorted(survey.count().items()) if name != "done"},
+        "trainings_unshared": plan.unshared_trainings(),
+        "axes": by_axis([cell for cell, _ in plan.cells]),
+    }
+
+
+def describe(plan: Plan, survey: Survey) -> list[str]:
+    """Return cells, stages and sharing in lines."""
+    seen = counted(plan, survey)
     united = f" ({plan.united} duplicates united)" if plan.united else ""
     lines = [f"{plan.name}: {len(plan.cells)} cells{united}, {len(plan.stages)} stages"]
-    lines += [f"  {kind:8s} {kinds[kind]:7,}   to run {needed[kind]:7,}" for kind in KINDS if kinds[kind]]
-    states = ", ".join(f"{n:,} {name}" for name, n in sorted(counts.items()) if name != "done")
+    lines += [f"  {kind:8s} {of['all']:7,}   to run {of['to_run']:7,}" for kind, of in seen["stages"].items()]
+    states = ", ".join(f"{number:,} {name}" for name, number in seen["to_do"].items())
     lines.append(f"  to do: {states or 'nothing, all is there'}")
-    lines.append(
-        f"  trainings: {kinds['train']:,} with shared tickets; {plan.unshared_trainings():,} if every cell made its own"
-    )
-    return lines + [f"  {line}" for line in by_axis([cell for cell, _ in plan.cells])]
+    trainings, unshared = seen["stages"].get("train", {"all": 0})["all"], seen["trainings_unshared"]
+    lines.append(f"  trainings: {trainings:,} with shared tickets; {unshared:,} if every cell made its own")
+    return lines + [f"  {line}" for line in _axis_lines(seen["axes"])]
 
 
-def by_axis(cells: Sequence[Cell]) -> Iterator[str]:
-    """Yield the values of every axis with the number of cells that have them."""
-    for axis in ("dataset", "arch", "mask", "sparsity", "recipe", "seed"):
-        values = Counter(str(cell.axis(axis)) for cell in cells)
+def by_axis(cells: Sequence[Cell]) -> dict[str, dict[str, int]]:
+    """Return the values of every axis with the number of cells that have them."""
+    axes = ("dataset", "arch", "mask", "sparsity", "recipe", "seed")
+    return {axis: dict(Counter(str(cell.axis(axis)) for cell in cells)) for axis in axes}
+
+
+def _axis_lines(axes: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    for axis, values in axes.items():
         shown = ", ".join(f"{label} ({number})" for label, number in list(values.items())[:SHOWN_CELLS])
         yield f"{axis + ':':10s} {shown}{' ...' if len(values) > SHOWN_CELLS else ''}"
 
@@ -124,15 +141,14 @@ class Outlook:
         )
 
 
-def ahead(frontier: Frontier, machine: Machine, budget: str = "") -> list[str]:
+def ahead(outlook: Outlook, survey: Survey, budget: str = "") -> list[str]:
     """Return in lines a plan, what the rest of it will cost on a machine, and what of it a budget covers."""
-    survey, plan = frontier.survey(), frontier.plan
-    outlook = Outlook(frontier, survey, machine)
+    plan = outlook.plan
     lines = [*describe(plan, survey), *outlook.lines()]
     if budget:
         fitting = outlook.within(budget)
         lines.append(f"  within {budget}: {count(len(fitting), 'cell')} of {len(plan.cells):,}")
-        lines += [f"    {line}" for line in by_axis([cell for cell, _ in fitting])] if fitting else []
+        lines += [f"    {line}" for line in _axis_lines(by_axis([cell for cell, _ in fitting]))] if fitting else []
     return lines
 
 

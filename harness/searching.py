@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -47,6 +48,21 @@ def describe_search(campaign: Campaign) -> list[str]:
             f"  who is behind after {form.asha.grace}, {form.asha.grace * form.asha.reduction:g}, ... epochs is stopped"
         )
     return lines
+
+
+def search_counted(campaign: Campaign) -> dict[str, Any]:
+    """Return what a search would try, and how much of it is done, as plain values."""
+    places = [
+        {
+            "place": tried.study.label,
+            "trials": tried.study.samples,
+            "ended": len(tried.ended),
+            "epochs": tried.study.cell.protocol.epochs,
+            "space": [str(dimension) for dimension in tried.study.space],
+        }
+        for tried in campaign.tried
+    ]
+    return {"sweep": campaign.sweep.name, "metric": campaign.form.metric, "places": places}
 
 
 def run_search(sweep: Sweep, store: Store, data: Path, setup: Setup, share: Share, most: int | None) -> int:

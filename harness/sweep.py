@@ -19,6 +19,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     file: Annotated[Path, typer.Argument(help="The sweep file.")] = Path("-"),
     plan: Annotated[bool, typer.Option("--plan", help="Print what would run, and start nothing.")] = False,
+    in_words: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="With --plan: say in plain words what it is, what is compared, and what a reviewer would miss.",
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --plan: print JSON.")] = False,
     only: Annotated[str, typer.Option(help="Only some cells: mask=snip,seed=0.", metavar="AXIS=VALUE,...")] = "",
     limit: Annotated[int | None, typer.Option(help="Only the first N cells.", min=1)] = None,
     store: Annotated[Path, typer.Option(help="The store's folder.")] = Path("runs"),
@@ -86,7 +94,11 @@ def main(
         from harness.closing import clean_up
         from harness.driver import Driver
         from harness.options import Options, given_workers
+        from harness.planned import print_plan
 
+        for option, given in {"--explain": in_words, "--json": as_json, "--pilot": pilot}.items():
+            if given and not plan:
+                raise UserError(f"{option} goes with --plan, which starts nothing; add --plan")
         if until:
             given_span("--until", until)
         discard = discard_weights or miniature
@@ -111,7 +123,7 @@ def main(
         elif cancel:
             code = driver.cancel()
         elif plan:
-            driver.print_plan(pilot, budget)
+            print_plan(driver, pilot, budget, in_words, as_json)
             code = 2 if driver.lacks() else 0
         else:
             code = driver.run(budget)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from harness.errors import UserError
 
@@ -19,7 +20,22 @@ def span(seconds: float) -> str:
 
 def count(number: int, what: str) -> str:
     """Return a count with its noun, in the plural where it is not one."""
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {plural(what)}"
+
+
+def plural(what: str) -> str:
+    """Return the plural of a regular English noun."""
+    if re.search(r"[^aeiou]y$", what):
+        return f"{what[:-1]}ies"
+    return f"{what}es" if what.endswith("s") else f"{what}s"
+
+
+def listed(words: Iterable[str], most: int = 0) -> str:
+    """Return words as a sentence lists them, each once: `a, b and c`; with `most`, that many and how many more."""
+    shown = list(dict.fromkeys(words))
+    if most and len(shown) > most:
+        shown = [*shown[:most], f"{len(shown) - most:,} more"]
+    return " and ".join(filter(None, [", ".join(shown[:-1]), *shown[-1:]]))
 
 
 def size(number: float) -> str:

@@ -86,10 +86,15 @@ class Part(Entry):
     """A recipe part: a class with attach, step and detach (see tost.recipe).
 
     `stage`: a function whose result the part is given, made once for all recipes with the same settings; the knobs are
-    that function's.
+    that function's. `stays`: settings of which each keeps the part's ghosts to the end of training.
     """
 
     stage: str = ""
+    stays: Mapping[str, Value] = field(default_factory=dict)
+
+    def keeps_ghosts(self, given: Iterable[tuple[str, Value]]) -> bool:
+        """Return whether a network is tested with this part's ghosts, under the settings that are given."""
+        return any(self.stays.get(knob) == value for knob, value in given)
 
 
 WIDTH = {"width": Knob(1.0, low=1e-3, high=16.0)}
@@ -201,6 +206,7 @@ PARTS: Mapping[str, Part] = {
             "b1": Knob(100.0, low=1e-3, high=1e5),
             "window": WINDOW,
         },
+        stays={"shape": "authors", "window": "permanent"},
     ),
     "gsk": Part(
         "tost.recipe.ghost_skips:GhostSkips",
@@ -208,6 +214,7 @@ PARTS: Mapping[str, Part] = {
             "variant": Knob("parameter-free", choices=("parameter-free", "sum", "authors")),
             "window": WINDOW,
         },
+        stays={"variant": "authors", "window": "permanent"},
     ),
     "lrsi": Part(
         "tost.recipe.rescaled_init:RescaledInit",

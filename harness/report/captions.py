@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from harness.declared import PLAIN, Table
 from harness.errors import short
@@ -11,8 +11,9 @@ from harness.report.frame import Line
 from harness.report.grids import ALL, Grid
 from harness.report.guard import told
 from harness.report.metrics import metric
-from harness.report.pairing import ORDER, REBUILT
+from harness.report.pairing import ORDER, REBUILT, Pair
 from harness.report.remarks import MOST, devices, origins, several, tuned, warnings
+from harness.words import count
 
 UNITS = (
     "Densities and shares in percent; k, M, G, T: 10³, 10⁶, 10⁹, 10¹²; FLOPs: two a multiply-add, zeros left out, "
@@ -25,7 +26,7 @@ def caption(table: Table, grid: Grid) -> str:
     lines = grid.lines
     sentences = [
         *_numbers(table, grid),
-        *_protocol(lines),
+        *protocols(lines),
         *_kept(lines),
         *told(lines, table),
         *tuned(lines),
@@ -83,7 +84,7 @@ def _baseline(table: Table) -> str:
     return " and ".join(shown)
 
 
-def _protocol(lines: Sequence[Line]) -> Iterator[str]:
+def protocols(lines: Sequence[Line]) -> Iterator[str]:
     """Say how the networks were trained and judged, data set by data set where they differ."""
     yield f"{several(line.axis('arch') for line in lines)} on {several(_data(line) for line in lines)}."
     by_text: dict[str, dict[str, None]] = defaultdict(dict)
@@ -113,7 +114,7 @@ def _training(line: Line) -> str:
         schedule = f"×{get('gamma')} at epochs {drops}" if drops else "constant rate"
     warmup = f", {get('warmup'):g} epochs of warm-up" if get("warmup") else ""
     return (
-        f"{_epochs(line)} epochs in {get('precision')}, batch {get('batch')}, {optimizer}, {schedule}{warmup}, "
+        f"{_epochs(line)} in {get('precision')}, batch {get('batch')}, {optimizer}, {schedule}{warmup}, "
         f"weight decay {get('weight_decay')}, {get('augment')} augmentation; dev split {line.facts.dev}; best epoch by "
         f"{str(get('select')).replace('_', ' ')}; prunable: {get('prunable')}"
     )
@@ -123,8 +124,9 @@ def _epochs(line: Line) -> str:
     """Return how long a line trains: what its result says, where training is lengthened to match a cost."""
     protocol = line.facts.protocol
     if not protocol.get("match_cost"):
-        return str(protocol.get("epochs"))
-    return f"{line.metrics.get('epochs', '?')} (as {protocol['match_cost']} costs)"
+        return count(int(protocol.get("epochs") or 0), "epoch")
+    matched = f"as {protocol['match_cost']} costs"
+    return f"{line.metrics['epochs']} ({matched}) epochs" if "epochs" in line.metrics else f"as many epochs {matched}"
 
 
 def _kept(lines: Sequence[Line]) -> Iterator[str]:
@@ -145,18 +147,22 @@ def _kept(lines: Sequence[Line]) -> Iterator[str]:
 
 def _pairs(grid: Grid) -> Iterator[str]:
     """Say what the compared results shared, and which were not compared."""
-    found = {(id(p.line), id(p.base)): p for entry in grid.entries.values() for p in entry.pairs}
+    yield from shared({(id(p.line), id(p.base)): p for entry in grid.entries.values() for p in entry.pairs}.values())
+
+
+def shared(found: Collection[Pair]) -> Iterator[str]:
+    """Say what pairs have in common, and which say nothing."""
     if not found:
         return
-    others = Counter(said for pair in found.values() for said in pair.others)
+    others = Counter(said for pair in found for said in pair.others)
     for said, number in list(others.items())[:MOST]:
         yield f"Compared although they differ in {said}: {number} of {len(found)} pairs."
-    lacks = Counter(pair.lacks for pair in found.values())
+    lacks = Counter(pair.lacks for pair in found)
     if lacks[""] == len(found):
         yield "All differences are of pairs with the same mask, initial weights and order of the images."
         return
     for said, number in lacks.items():
-        masks = several(p.line.axis("mask") for p in found.values() if p.lacks == said)
+        masks = several(p.line.axis("mask") for p in found if p.lacks == said)
         if said in (ORDER, REBUILT):
             yield f"Not compared: {number} pairs ({masks}), {said}."
         elif said:

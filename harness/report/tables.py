@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from harness.declared import EFFECT, Table
 from harness.foreign import Foreign
@@ -22,18 +22,8 @@ Order = Mapping[str, Mapping[str, int]]
 
 def build(table: Table, frame: Frame) -> list[Grid]:
     """Lay a frame out as a table, one grid for every combination of the axes that it does not name."""
-    named = (*table.rows, *table.columns)
-    known = [axis for axis in table.blocks if axis in frame.varying]
-    others = known + [axis for axis in frame.varying if axis not in (*named, *known) and not _shown(axis, named)]
-    if EFFECT in table.rows:
-        others = [axis for axis in others if axis != "recipe"]
-    blocks: dict[Labels, list[Line]] = defaultdict(list)
-    for line in frame.lines:
-        blocks[_labels(line, others)].append(line)
     grids = []
-    for labels, lines in blocks.items():
-        told = (label if axis in frame.axes else f"{axis} {label}" for axis, label in zip(others, labels, strict=True))
-        suffix = "".join(f", {text}" for text in told)
+    for suffix, block, lines in blocks_of(table, frame):
         columns = table.columns if len(table.values) == 1 else (*table.columns, METRIC)
         grid = Grid(f"{table.name}{suffix}", table.rows, columns, lines=lines)
         grids.append(grid)
@@ -45,12 +35,27 @@ def build(table: Table, frame: Frame) -> list[Grid]:
             fill_effects(grid, table, lines, lambda labels, order=order: _rank(labels, table.columns, order))  # type: ignore[misc]
         else:
             _fill(grid, table, lines, pairs(frame, table.compared, lines), order)
-            _add_foreign(grid, table, frame, dict(zip(others, labels, strict=True)), order)
+            _add_foreign(grid, table, frame, block, order)
     emphasise(grids, table)
     for grid in grids:
         if not grid.refusal:
             grid.caption = caption(table, grid)
     return grids
+
+
+def blocks_of(table: Table, frame: Frame) -> Iterator[tuple[str, dict[str, str], list[Line]]]:
+    """Yield a table's blocks: the ending of each one's name, the axes and labels that are all of its own, its lines."""
+    named = (*table.rows, *table.columns)
+    known = [axis for axis in table.blocks if axis in frame.varying]
+    others = known + [axis for axis in frame.varying if axis not in (*named, *known) and not _shown(axis, named)]
+    if EFFECT in table.rows:
+        others = [axis for axis in others if axis != "recipe"]
+    blocks: dict[Labels, list[Line]] = defaultdict(list)
+    for line in frame.lines:
+        blocks[_labels(line, others)].append(line)
+    for labels, lines in blocks.items():
+        told = (label if axis in frame.axes else f"{axis} {label}" for axis, label in zip(others, labels, strict=True))
+        yield "".join(f", {text}" for text in told), dict(zip(others, labels, strict=True)), lines
 
 
 def _shown(axis: str, named: Sequence[str]) -> bool:

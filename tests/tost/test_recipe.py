@@ -102,6 +102,15 @@ def test_a_permanent_part_stays_and_says_so(name: str, knobs: dict[str, Any]) ->
     assert (ghost_parameters(net) > 0) == (knobs.get("variant") == "authors")
 
 
+@pytest.mark.parametrize(("name", "knobs"), CASES, ids=str)
+def test_the_catalog_knows_which_settings_keep_ghosts(name: str, knobs: dict[str, Any]) -> None:
+    net, entry = thin("resnet20"), PARTS[name]
+    assert entry.keeps_ghosts(knobs.items()) == make(name, net, knobs).stays
+    if "window" in entry.knobs:
+        assert entry.keeps_ghosts({**knobs, "window": "permanent"}.items())
+        assert make(name, net, knobs, (2.0, 3.0)).stays
+
+
 @pytest.mark.parametrize("attach", [SoftActivation(WINDOW), GhostSkips(WINDOW)], ids=lambda p: type(p).__name__)
 def test_a_network_that_a_part_cannot_change_is_refused(attach: Part) -> None:
     with pytest.raises(ValueError, match="Sequential has none"):
