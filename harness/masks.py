@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from harness.errors import UserError, printable
-from harness.store import Store
-
-if TYPE_CHECKING:
-    from tost.masks import Masks
+from harness.mask_files import mask_file, read_mask
 
 app = typer.Typer(no_args_is_help=True, help="Look at masks, compare them, export them.")
-
-SHORTEST = 6
 
 Runs = Annotated[Path, typer.Option("--store", help="The store's folder, where keys are looked up.")]
 SOURCE = "A file with masks in any known form, or the first digits of a stage's key."
@@ -27,7 +22,7 @@ SOURCE = "A file with masks in any known form, or the first digits of a stage's 
 def show(source: Annotated[str, typer.Argument(help=SOURCE)], store: Runs = Path("runs")) -> None:
     """Print density and dead filters by layer."""
     with _mistakes():
-        masks, form = _read(source, store)
+        masks, form = read_mask(source, store)
         from tost.masks.apply import dead_filters
 
         rows = []
@@ -50,7 +45,7 @@ def compare(
     with _mistakes():
         from tost.masks.controls import Overlap, overlap
 
-        a, b = _read(first, store)[0], _read(second, store)[0]
+        a, b = read_mask(first, store)[0], read_mask(second, store)[0]
         if only := sorted(set(a) ^ set(b)):
             raise UserError(f"only one of the two has a mask for {', '.join(only[:5])}; compare masks of one network")
         rows, whole = [], Overlap(0, 0, 0)
@@ -83,8 +78,8 @@ def export(
             raise UserError(f"{target} exists; name a file that does not")
         from tost.masks.files import read_weights, write_masks
 
-        path = _path(source, store)
-        masks, _ = _read(source, store)
+        path = mask_file(source, store)
+        masks, _ = read_mask(source, store)
         try:
             write_masks(masks, target, form, read_weights(path) if form in ("prune", "zeros") else {})
         except ValueError as error:
@@ -100,35 +95,6 @@ def _mistakes() -> Iterator[None]:
     except (UserError, OSError) as error:
         typer.echo(printable(str(error), 20_000), err=True)
         raise typer.Exit(2) from None
-
-
-def _path(source: str, store: Path) -> Path:
-    """Return the file that a path or the beginning of a key means."""
-    path = Path(source)
-    if path.is_file():
-        return path
-    word = source.lower()
-    if len(word) < SHORTEST or not all(c in "0123456789abcdef" for c in word):
-        raise UserError(f"{source!r} is no file, and no key: a key's first {SHORTEST} digits or more, such as 3fa9c1")
-    folders = [store / "stages" / kind / word[:2] for kind in ("mask", "train")]
-    found = [path for folder in folders for path in folder.glob(f"{word}*") if path.is_dir()]
-    if len(found) != 1:
-        said = f"{len(found)} stages" if found else "no mask and no training"
-        raise UserError(f"{said} in {store} have a key that begins with {source}; give more digits, or --store")
-    result = Store(store).folder(found[0].parent.parent.name, found[0].name).result()
-    if result is None or not (artifact := found[0] / result.artifact.file).is_file():
-        raise UserError(f"{found[0]} has no artifact; run its sweep again")
-    return artifact
-
-
-def _read(source: str, store: Path) -> tuple[Masks, str]:
-    from tost.masks.files import read_masks
-
-    try:
-        masks, form = read_masks(_path(source, store))
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    return {name: masks[name] for name in sorted(masks)}, form
 
 
 def _counts(*kept: object) -> list[str]:

@@ -16,6 +16,7 @@ from harness.cli import app
 from harness.names import SPECIAL
 from harness.planner import make_plan
 from harness.store import Store
+from tests.conftest import run_sweep
 from tost.catalog import MASKS, MODELS, PARTS, Entry, resolve
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -44,18 +45,29 @@ def test_every_code_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.M
     torch.manual_seed(0)
     blocks = re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), re.M | re.S)
     assert blocks
+    space: dict[str, object] = {"__name__": "card"}
     for language, text in blocks:
         if language == "python":
-            exec(compile(text, page.name, "exec"), {"__name__": "card"})  # noqa: S102 - what a reader would run
+            exec(compile(text, page.name, "exec"), space)  # noqa: S102 - what a reader would run, one after another
         elif language == "yaml":
-            (tmp_path / "card.yaml").write_text(text)
-            plan = make_plan(load_sweep(tmp_path / "card.yaml"), Store(tmp_path / "runs"), tmp_path)
-            assert plan.cells
+            named = re.match(r"# (\w+\.yaml)\n", text)
+            file = tmp_path / (named[1] if named else "card.yaml")
+            file.write_text(text)
+            assert make_plan(load_sweep(file), Store(tmp_path / "runs"), tmp_path).cells
         else:
             assert language == "sh"
             for line in text.splitlines():
-                done = CliRunner().invoke(app, shlex.split(line)[1:])
-                assert done.exit_code == 0, done.output
+                run_line(shlex.split(line)[1:], tmp_path)
+
+
+def run_line(words: list[str], folder: Path) -> None:
+    """Run a line of `harness`; a sweep in a process of its own, as it starts others."""
+    if words[0] == "sweep":
+        process = run_sweep(folder, *words[1:])
+        assert process.returncode == 0, process.stderr
+    else:
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
 
 
 def test_the_own_loop_is_short_and_prunes() -> None:

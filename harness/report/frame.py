@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -141,11 +141,16 @@ def _told_apart(lines: Sequence[Line], axes: Sequence[str]) -> list[str]:
     return [name for name in fields if name not in axes]
 
 
-def read_lines(saved: SavedPlan, standing: Standing, store: Store, rebuild: bool = False) -> list[Line]:
-    """Join a plan's cells with what the store has of them; with `rebuild`, believing no cache."""
+def read_lines(
+    saved: SavedPlan, standing: Standing, store: Store, rebuild: bool = False, keep: bool = True
+) -> list[Line]:
+    """Join a plan's cells with what the store has of them.
+
+    With `rebuild` no cache is believed; without `keep` none is written.
+    """
     plan = saved.plan
     blocked = standing.blocked(plan)
-    found = read_measured(store, plan.name, standing.done, (cell.key for cell in saved.cells), rebuild)
+    found = read_measured(store, plan.name, standing.done, (cell.key for cell in saved.cells), rebuild, keep)
     data = {key: _told_of_data(store, key) for key, stage in plan.stages.items() if stage.kind == "data"}
     lines = []
     for cell in saved.cells:
@@ -218,39 +223,3 @@ def failures(saved: SavedPlan, standing: Standing, store: Store) -> list[tuple[s
             sentence = f"{state.name}: {saved.plan.stages[key].label}: {state.detail}"
             found.append((sentence, held, str(store.root / log) if log else ""))
     return found
-
-
-TOLD = ("accuracy", "test@last", "test@best-dev", "best_epoch", "dev_accuracy")
-"""Metrics that a record holds in columns of their own."""
-
-
-def _plain(value: Any) -> Any:
-    return len(value) if isinstance(value, list) else value
-
-
-def tidy(frame: Frame, metrics: Iterable[str]) -> list[dict[str, Any]]:
-    """Return one flat record a cell: axes, both test columns, identities, the reason of a hole, and the key."""
-    records = []
-    tuned = any(line.facts.trials is not None for line in frame.lines)
-    several = len({line.sweep for line in frame.lines}) > 1
-    for line in frame.lines:
-        trials = {"tuning_trials": line.facts.trials or 0} if tuned else {}
-        records.append(
-            {
-                **({"sweep": line.sweep} if several else {}),
-                **{axis: line.axis(axis) for axis in frame.axes},
-                **trials,
-                "reported": line.facts.protocol.get("report"),
-                "test@last": line.metrics.get("test@last"),
-                "test@best-dev": line.metrics.get("test@best-dev"),
-                "best_epoch": line.metrics.get("best_epoch"),
-                "dev_accuracy": line.metrics.get("dev_accuracy"),
-                **{name: _plain(line.metrics.get(name)) for name in metrics if name not in TOLD},
-                **{f"{name}_id": getattr(line.identity, name) for name in ("mask", "theta0", "scales", "order")},
-                "hole": line.reason,
-                "cause": line.cause,
-                "at_chance": line.at_chance,
-                "key": line.key,
-            }
-        )
-    return records

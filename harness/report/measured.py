@@ -35,11 +35,11 @@ class Measured:
 
 
 def read_measured(
-    store: Store, name: str, done: Mapping[str, Done], keys: Iterable[str], rebuild: bool = False
+    store: Store, name: str, done: Mapping[str, Done], keys: Iterable[str], rebuild: bool = False, keep: bool = True
 ) -> dict[str, Measured]:
     """Return what the finished ones of some trainings measured; only results that are new since are read.
 
-    With `rebuild` nothing that was kept is believed.
+    With `rebuild` nothing that was kept is believed; without `keep` the cache is left as it is.
     """
     path = store.root / "cache" / "measured" / f"{name}.json"
     known = {} if rebuild else _read(path)
@@ -53,7 +53,7 @@ def read_measured(
             found[key] = had
         elif (measured := measure(store, key)) is not None:
             found[key], fresh = measured, True
-    if fresh:
+    if fresh and keep:
         kept = {**known, **found}  # a part of a sweep forgets nothing of the rest
         keep_note(path, {"version": VERSION, "measured": {key: vars(measured) for key, measured in kept.items()}})
     return found

@@ -11,8 +11,8 @@ from typing import Any
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from harness.catalog import METRICS
-from harness.report.frame import Frame, tidy
+from harness.report.cells import cells_frame
+from harness.report.frame import Frame
 from harness.report.grids import Entry, Grid
 from harness.report.latex import latex, stems
 from harness.report.stats import sign_flip_p
@@ -35,9 +35,7 @@ def write_tables(folder: Path, grids: Sequence[Grid]) -> list[Path]:
 
 def write_cells(folder: Path, frame: Frame) -> list[Path]:
     """Write every cell with all its numbers, a row each, as CSV and Parquet."""
-    import pandas as pd
-
-    cells = pd.DataFrame(tidy(frame, METRICS))
+    cells = cells_frame(frame)
     return write_files(
         folder, {"cells.csv": cells.to_csv(index=False).encode(), "cells.parquet": cells.to_parquet(index=False)}
     )

@@ -126,8 +126,8 @@ def test_every_format_is_written_and_numbers_are_unrounded(written: Path) -> Non
     with (written / "cells.csv").open() as file:
         cells = list(csv.DictReader(file))
     assert len(cells) == 300
-    assert sum(cell["hole"] == "diverged" for cell in cells) == 7
-    assert sum(cell["hole"] == "ticket failed" for cell in cells) == 8
+    assert sum(cell["state"] == "diverged" for cell in cells) == 7
+    assert sum(cell["state"] == "ticket failed" for cell in cells) == 8
     assert all(cell["key"] and cell["order_id"] and cell["theta0_id"] for cell in cells)
     paired = {(c["recipe"], c["mask_id"]) for c in cells if c["arch"] == "resnet20" and c["mask"] == "snip"}
     assert len({mask for recipe, mask in paired if recipe == "tost"} & {m for r, m in paired if r == "default"}) > 5
