@@ -16,6 +16,7 @@ from harness.errors import Fault, FileError, UserError, short, usable_path
 from harness.expressions import Condition, parse_condition
 from harness.form import SweepFile, When, form_fault
 from harness.names import DENSE, SPECIAL, Names, read_choice
+from harness.offered import offers
 from harness.plugins import find_plugin
 from harness.protocol import ALONE, Protocol, make_protocol, matched_recipe, split_preset
 from harness.reading import Document, Path_, merge, read_document
@@ -154,7 +155,7 @@ class _Check:
         if axis in Protocol.model_fields:
             return lambda value: self.field(axis, value)
         part, dot, knob = axis.partition(".")
-        if dot and (part in PARTS or part in self.names.use):
+        if dot and (part in PARTS or part in self.names.use or part in offers("part")):
             knobs = self.names.entry("part", part).knobs
             if knob not in knobs:
                 raise ValueError(f"{part} has no knob {short(knob)}; it has {', '.join(knobs)}{nearest(knob, knobs)}")

@@ -13,7 +13,8 @@ from typing import Any
 
 from harness.catalog import DATASETS
 from harness.errors import short, usable_path
-from harness.plugins import Plugin, find_plugin, installed_plugins
+from harness.offered import find_offered, offers
+from harness.plugins import Plugin, find_plugin
 from tost.catalog import (
     CONTROL,
     ENGINE,
@@ -70,7 +71,10 @@ class Choice:
 
 
 class Names:
-    """All names that an axis may use: the catalog's, the user's own, and those of installed plug-ins."""
+    """All names that an axis may use: the catalog's, the user's own, and those that installed packages offer.
+
+    A catalog's name is always the catalog's, and a name under `use:` means what is said there.
+    """
 
     def __init__(self, use: Mapping[str, str], folder: Path) -> None:
         self.use, self.folder = dict(use), folder
@@ -86,19 +90,21 @@ class Names:
         if kind == "arch" and ":" in name:
             return _library_entry(name)
         if (kind, name) not in self.plugins:
-            reference = self.use.get(name) or installed_plugins(f"tost.{kind}s").get(name)
-            if reference is None:
-                special = {"mask": [DENSE, SMALL, "file:PATH"], "arch": [f"{lib}:NAME" for lib in LIBRARIES]}
-                known = [*table, *special.get(kind, []), *self.use]
-                raise ValueError(
-                    f"{short(name)} is no {KINDS[kind]}; choose from {', '.join(known)}{nearest(name, known)}"
-                )
-            plugin = find_plugin(reference, self.folder)
+            plugin = self._own(kind, name, table)
             plugin.check(kind)
             if kind == "mask":
                 plugin = replace(plugin, knobs={**ENGINE, **plugin.knobs})
             self.plugins[kind, name] = plugin
         return self.plugins[kind, name]
+
+    def _own(self, kind: str, name: str, table: Mapping[str, Entry]) -> Plugin:
+        if name in self.use:
+            return find_plugin(self.use[name], self.folder)
+        if name in offers(kind):
+            return find_offered(name, offers(kind)[name])
+        special = {"mask": [DENSE, SMALL, "file:PATH"], "arch": [f"{lib}:NAME" for lib in LIBRARIES]}
+        known = [*table, *special.get(kind, []), *self.use, *(n for n in offers(kind) if n not in table)]
+        raise ValueError(f"{short(name)} is no {KINDS[kind]}; choose from {', '.join(known)}{nearest(name, known)}")
 
 
 @cache

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import entry_points
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,19 @@ SOURCE_DIGITS = 32
 
 @dataclass(frozen=True)
 class Plugin(Entry):
-    """A method in a user's file: `source` is the hash of the file and of the sibling modules it imports."""
+    """A method in a user's file: `source` is the hash of the file and of the sibling modules it imports.
+
+    Of a method that an installed package offers, it is the hash of all of the package's Python files.
+    """
 
     source: str = ""
+    root: Path = Path()
+    """What `path`, and the files' names in a frozen copy, are relative to."""
     files: tuple[Path, ...] = ()
     parameters: frozenset[str] = frozenset()
     halvings: int = 0
+    package: str = ""
+    """Name and version of the installed package that offers it."""
 
     def check(self, kind: str) -> None:
         """Raise ValueError where the method cannot be one of its kind: it lacks a parameter that is always given."""
@@ -59,25 +66,41 @@ def find_plugin(reference: str, folder: Path) -> Plugin:
     if not colon or not attribute.isidentifier():
         raise ValueError(f"{short(reference)} is not allowed; write './file.py:function' or 'package.module:function'")
     path = usable_path(place, folder) if place.endswith(".py") else _module_file(place, attribute)
-    files = _with_siblings(path)
-    knobs, parameters = _signature(path, attribute)
-    return Plugin(f"{path.name}:{attribute}", 1, knobs, _source(files), tuple(files), parameters)
+    return make_plugin(attribute, with_siblings(path), path.parent)
 
 
-def _source(files: Iterable[Path]) -> str:
-    """Return the hash of a method's file, which comes first, and of those that it imports."""
+def make_plugin(attribute: str, files: Sequence[Path], root: Path, package: str = "") -> Plugin:
+    """Return the method of a name in the first of some files. Raises ValueError where it is none, or not there."""
+    knobs, parameters = _signature(files[0], attribute)
+    path = f"{files[0].relative_to(root).as_posix()}:{attribute}"
+    return Plugin(path, 1, knobs, _source(files, root), root, tuple(files), parameters, package=package)
+
+
+def _source(files: Iterable[Path], root: Path) -> str:
+    """Return the hash of a method's file, which comes first, and of those that go with it."""
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+        name = file.relative_to(root).as_posix()
+        digest.update(f"{name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:SOURCE_DIGITS]
 
 
-def _module_file(module: str, attribute: str) -> Path:
-    """Return the file of an installed module, its parent packages' __init__ being the only code that runs."""
+def find_module(module: str) -> ModuleSpec | None:
+    """Find an installed module without running any of it, nor of the packages that it is in."""
+    name, *rest = module.split(".")
     try:
-        spec = importlib.util.find_spec(module)
-    except Exception:  # a parent package's __init__ raises whatever it likes
-        spec = None
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # no name at all, or one of a module that was put together by hand
+        return None
+    for part in rest:
+        name = f"{name}.{part}"
+        places = spec.submodule_search_locations if spec else None
+        spec = PathFinder.find_spec(name, places) if places else None
+    return spec
+
+
+def _module_file(module: str, attribute: str) -> Path:
+    spec = find_module(module)
     if spec is None or not spec.origin:
         raise ValueError(f"no module {short(module)} is installed; a file is written './file.py:{attribute}'")
     if not spec.origin.endswith(".py"):
@@ -85,12 +108,6 @@ def _module_file(module: str, attribute: str) -> Path:
             f"{short(module)} is built in or compiled; a method must be in a Python file that can be hashed"
         )
     return Path(spec.origin)
-
-
-@cache
-def installed_plugins(group: str) -> dict[str, str]:
-    """Return name -> 'package.module:attribute' of the entry points in a group, such as `tost.masks`."""
-    return {point.name: point.value for point in entry_points(group=group)}
 
 
 def _parse(path: Path) -> ast.Module:
@@ -109,7 +126,7 @@ def _parse(path: Path) -> ast.Module:
         raise ValueError(f"{path}: not Python: {error or type(error).__name__}") from None
 
 
-def _with_siblings(path: Path) -> list[Path]:
+def with_siblings(path: Path) -> list[Path]:
     """Return a file and all modules beside it that it imports, directly or through one another."""
     found, waiting = [], [path]
     while waiting:
@@ -167,10 +184,10 @@ def _signature(path: Path, attribute: str) -> tuple[dict[str, Knob], frozenset[s
 def freeze(plugin: Plugin, store: Path) -> None:
     """Copy a plug-in's sources into the store, so that every worker runs what was planned, whatever is edited later."""
     folder = store / "plugins" / plugin.source
-    folder.mkdir(parents=True, exist_ok=True)
     for file in plugin.files:
-        copy, data = folder / file.name, file.read_bytes()
+        copy, data = folder / file.relative_to(plugin.root), file.read_bytes()
         if not copy.is_file() or copy.read_bytes() != data:
+            copy.parent.mkdir(parents=True, exist_ok=True)
             write_whole(copy, data)
 
 
@@ -180,26 +197,39 @@ def load_frozen(store: Path, source: str, path: str) -> Any:
     Raises UserError when the copy is gone or damaged.
     """
     filename, _, attribute = path.partition(":")
-    file = store / "plugins" / source / filename
+    root = store / "plugins" / source
+    file = root / filename
     if not file.is_file():
         raise UserError(f"{file}: the frozen copy of a plug-in is gone; run the sweep command again to restore it")
-    name = f"plugin_{source}_{file.stem}"
-    if name in sys.modules:
+    parts = Path(filename).with_suffix("").parts
+    package = parts[0] if len(parts) > 1 else ""
+    name = ".".join(parts).removesuffix(".__init__") if package else f"plugin_{source}_{file.stem}"
+    if Path(getattr(sys.modules.get(name), "__file__", None) or "") == file:
         return getattr(sys.modules[name], attribute)
-    if _source([file, *sorted(set(file.parent.glob("*.py")) - {file})]) != source:
+    if _source([file, *sorted(set(root.rglob("*.py")) - {file})], root) != source:
         raise UserError(f"{file}: the frozen copy of a plug-in is damaged; run the sweep command again to restore it")
-    sys.path.insert(0, str(file.parent))
+    sys.path.insert(0, str(root))
+    sys.dont_write_bytecode = True  # a compiled copy would be believed without a checksum
+    if package:
+        _forget_package(package)
+        importlib.invalidate_caches()
+        return getattr(importlib.import_module(name), attribute)
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None  # a .py file always has a loader # noqa: S101
     assert spec.loader is not None  # noqa: S101
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    sys.dont_write_bytecode = True  # a compiled copy would be believed without a checksum
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
     return getattr(module, attribute)
+
+
+def _forget_package(package: str) -> None:
+    """Unload a package that is not the frozen one: as it is installed, or as it was frozen earlier."""
+    for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
+        del sys.modules[name]
 
 
 def forget_frozen() -> None:
@@ -211,5 +241,5 @@ def forget_frozen() -> None:
     sys.dont_write_bytecode = bool(sys.flags.dont_write_bytecode)
     for name, module in list(sys.modules.items()):
         origin = getattr(module, "__file__", None)
-        if origin and str(Path(origin).parent) in folders:
+        if origin and folders & set(map(str, Path(origin).parents)):
             del sys.modules[name]

@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.errors import short
 from harness.names import Choice, Names, read_choice, single
+from harness.offered import offers
 from tost.catalog import PARTS, RECIPES, nearest
 
 SETS = ("subsets", "leave-one-out", "cumulative")
@@ -42,6 +43,8 @@ def read_recipe(value: object, names: Names) -> Recipe:
             f"{short(text)} is no recipe; write a name, parts joined by + (gsw+ls), or less a part (tost-gsw)"
         )
     known = [*RECIPES, *PARTS, *names.use]
+    if any(word not in known for _, word in words):
+        known += [name for name in offers("part") if name not in known]
     chosen: set[str] = set()
     for sign, word in words:
         if word not in known:

@@ -25,6 +25,7 @@ class Specs:
         entry = self.names.entry(kind, choice.name)
         if isinstance(entry, Plugin):
             spec: dict[str, Any] = {"source": entry.source, "path": entry.path}
+            spec |= {"package": entry.package} if entry.package else {}
         elif isinstance(entry, Model) and entry.library:
             spec = {"name": choice.name, "version": library_version(entry.library)}
         else:

@@ -72,7 +72,8 @@ def run_line(words: list[str], folder: Path) -> None:
 
 def test_the_own_loop_is_short_and_prunes() -> None:
     (text,) = re.findall(r"^```python\n(.*?)^```", (DOCS / "own-loop.md").read_text(), re.M | re.S)
-    body = text.split("\n\n", 1)[1]
+    assert text == (DOCS.parent / "examples" / "own_loop.py").read_text().split('"""\n\n', 1)[1]
+    body = text.split("\n\n")[-1]
     assert len(body.strip().splitlines()) <= 15
     space: dict[str, object] = {}
     exec(compile(text, "own-loop", "exec"), space)  # noqa: S102

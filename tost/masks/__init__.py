@@ -1,12 +1,13 @@
 """Masks: which weights of a network are kept, found by a score and an exact selection."""
 
-from tost.masks.apply import Masks, apply_masks, density, prunable
+from tost.masks.apply import Masks, Pruned, apply_masks, density, prunable
 from tost.masks.find import MaskError, find_masks
 from tost.masks.select import imp_count, keep_count, select
 
 __all__ = [
     "MaskError",
     "Masks",
+    "Pruned",
     "apply_masks",
     "density",
     "find_masks",

@@ -29,7 +29,7 @@ def find_masks(
     which: str = "conv+linear",
     within: Masks | None = None,
     steps: int = 1,
-    density: Fraction | None = None,
+    density: float | Fraction | None = None,
     scope: str = "global",
     at_least: int = 0,
     offered: Mapping[str, Any] | None = None,

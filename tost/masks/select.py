@@ -15,7 +15,7 @@ Scores = Mapping[str, Tensor]
 IMP_RATE = Fraction(1, 5)
 
 
-def keep_count(total: int, density: Fraction) -> int:
+def keep_count(total: int, density: float | Fraction) -> int:
     """Return how many of `total` weights a density keeps: the nearest whole number, at least 1.
 
     Raises ValueError for a density outside (0, 1].
