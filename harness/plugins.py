@@ -127,7 +127,10 @@ def _parse(path: Path) -> ast.Module:
 
 
 def with_siblings(path: Path) -> list[Path]:
-    """Return a file and all modules beside it that it imports, directly or through one another."""
+    """Return a file and all modules beside it that it imports, directly or through one another.
+
+    Raises ValueError for a relative import, and for a file that is not Python.
+    """
     found, waiting = [], [path]
     while waiting:
         file = waiting.pop()

@@ -58,7 +58,7 @@ def dead_filters(mask: Tensor) -> int:
 
 
 def density(masks: Masks) -> float:
-    """Return the share of weights kept, over all masked tensors together."""
+    """Return the share of weights kept, 0 .. 1, over all masked tensors together."""
     return sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
 
 
@@ -85,7 +85,10 @@ def check_contract(masks: Masks, keep: int, within: Masks | None = None) -> None
 
 
 def apply_masks(model: nn.Module, masks: Masks) -> None:
-    """Set the weights that the masks prune to exactly 0, in place."""
+    """Set the weights that the masks prune to exactly 0, in place.
+
+    Raises KeyError for a mask of no parameter; check_masks says more, and looks at shapes too.
+    """
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, mask in masks.items():
@@ -97,6 +100,7 @@ class Pruned:
     """The weights that masks prune, to be set to 0 after every step: all at once, for which they are moved together.
 
     Each dtype and device has a piece of memory of its own. Weights that something else moves are gathered again.
+    Raises KeyError for a mask of no parameter.
     """
 
     def __init__(self, model: nn.Module, masks: Masks) -> None:

@@ -11,7 +11,10 @@ from tost.masks.apply import Masks
 
 
 def shuffled(masks: Masks, generator: torch.Generator) -> Masks:
-    """Return masks of the same counts, their positions permuted within each tensor (Frankle et al., 2021)."""
+    """Return masks of the same counts, their positions permuted within each tensor (Frankle et al., 2021).
+
+    `generator`: of the CPU, as masks are.
+    """
     return {
         name: masks[name].flatten()[torch.randperm(masks[name].numel(), generator=generator)].view(masks[name].shape)
         for name in sorted(masks)
@@ -20,7 +23,7 @@ def shuffled(masks: Masks, generator: torch.Generator) -> Masks:
 
 @dataclass(frozen=True)
 class Overlap:
-    """How alike two masks of one tensor, or of many together, are."""
+    """How alike two masks of one tensor, or of many together, are: weights kept by both, by either, and all of them."""
 
     both: int
     either: int
@@ -42,7 +45,7 @@ class Overlap:
 
 
 def overlap(first: Tensor, second: Tensor) -> Overlap:
-    """Compare two masks of one shape. Raises ValueError where the shapes differ."""
+    """Compare two boolean masks of one shape. Raises ValueError where the shapes differ."""
     if first.shape != second.shape:
         raise ValueError(f"a mask of shape {list(first.shape)} cannot be compared with one of {list(second.shape)}")
     return Overlap(int((first & second).sum()), int((first | second).sum()), first.numel())

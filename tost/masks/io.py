@@ -23,7 +23,7 @@ def split_masks(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
 
 
 def save_masks(masks: Masks, path: Path) -> None:
-    """Write masks to a safetensors file."""
+    """Write masks to a safetensors file, over one that is there: uint8 of 0 and 1, under the parameters' names."""
     path.write_bytes(save({name: mask.to(torch.uint8).contiguous() for name, mask in masks.items()}))
 
 

@@ -17,13 +17,16 @@ SHORT_UPDATES = 10
 
 
 def gmp_sparsity(step: int, final: float, begin: int, updates: int, every: int, initial: float = 0.0) -> float:
-    """Return s_f + (s_i - s_f)·(1 - (t - t0)/(n·dt))³, t held inside t0 .. t0 + n·dt."""
+    """Return s_f + (s_i - s_f)·(1 - (t - t0)/(n·dt))³, t held inside t0 .. t0 + n·dt (Zhu & Gupta, 2017).
+
+    `final`, `initial`: sparsities s_f and s_i, 0 .. 1; `begin`: the step t0; `updates`, `every`: n and dt.
+    """
     share = min(max((step - begin) / (updates * every), 0.0), 1.0)
     return final + (initial - final) * (1 - share) ** 3
 
 
 class GradualPruning:
-    """The masks in force at a step of training, recomputed from |weight| at t0, t0 + dt, ..., t0 + n·dt.
+    """The masks in force at a step of training, from |weight| at t0, t0 + dt, ..., t0 + n·dt (Zhu & Gupta, 2017).
 
     What is pruned stays out, so masks are nested. `masks` is the state: put back what stood there to go on.
     """
@@ -89,7 +92,10 @@ class GradualPruning:
         return {n: max(self.final[n], 1, round(w.numel() * kept)) for n, w in self.weights.items()}
 
     def __call__(self, step: int) -> Masks:
-        """Return the masks at a step, computed anew where it is one of the update steps."""
+        """Return the masks at a step, computed anew where it is one of the update steps.
+
+        Raises MaskError where a layer is left with nothing, if `refuse_empty`.
+        """
         if self.begin <= step <= self.last and (step - self.begin) % self.every == 0:
             scores = {name: score for name, score in magnitude(self.model).items() if name in self.weights}
             shares = self.shares(step)

@@ -27,7 +27,10 @@ MICROBATCH = 32
 
 
 def random(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-    """Score by independent uniform numbers; layer densities agree in expectation (scope `layer` makes them equal)."""
+    """Score by independent uniform numbers; a serious baseline (Liu et al., 2022).
+
+    Layer densities agree in expectation; scope `layer` makes them equal, `erk` those of Evci et al. (2020).
+    """
     return {n: torch.rand(w.shape, generator=generator, dtype=torch.float64) for n, w in prunable(model).items()}
 
 

@@ -120,6 +120,7 @@ def whole_shares(
     """Round shares to whole numbers of the same sum, the remainder to the largest fractional parts.
 
     Of equal ones those first in name order. No share exceeds its capacity or falls below its floor.
+    Raises ValueError where that leaves no room for the sum.
     """
     total = int(sum(exact.values()))
     shares = {name: min(max(int(value), floors[name]), capacity[name]) for name, value in exact.items()}

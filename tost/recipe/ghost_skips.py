@@ -39,6 +39,8 @@ class Site:
 class GhostSkips(Part):
     """Add a skip around every convolution but the stem and shortcuts, behind the batch norm that follows it.
 
+    One of the parts of ToST (Jaiswal et al., 2022). `window` = (T0, T1) in progress.
+
     `parameter-free`: y + alpha·S(x), alpha 1 until T0, then linear to 0 at T1, where the skips are gone. S is the
     identity, or average-pooling by the stride with zero-padded or cut channels where shapes differ, then brought to
     mean 0 and variance 1 image by image. Nothing is trained. `sum` leaves that last step out: in a residual network the

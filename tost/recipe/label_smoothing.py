@@ -9,7 +9,7 @@ from tost.recipe.part import Criterion, Part
 
 
 class LabelSmoothing(Part):
-    """Train against softened targets, all training long; validation and test loss stay plain cross-entropy.
+    """Train against softened targets (Szegedy et al., 2016) all training long; other losses stay plain cross-entropy.
 
     `authors`: 1 - alpha on the target, alpha / (C - 1) on each other class. `torch`: alpha spread over all C classes,
     the target among them. The first equals the second with alpha·C / (C - 1).
@@ -19,7 +19,7 @@ class LabelSmoothing(Part):
         self.alpha, self.convention = alpha, convention
 
     def criterion(self, loss: Criterion) -> Criterion:
-        """Replace the cross-entropy. Raises ValueError where alpha is too large for the number of classes."""
+        """Replace the cross-entropy; what is returned raises ValueError for an alpha too large for its classes."""
 
         def smoothed(logits: Tensor, labels: Tensor) -> Tensor:
             classes = logits.shape[1]

@@ -71,11 +71,12 @@ def find_scales(
 ) -> Rescaling:
     """Learn one scale a tensor so that the first step of SGD lowers the loss, its gradient norm held below gamma.
 
-    `draw` gives (images, labels), of the training batch size. `eta`: length of the look-ahead step; `floor`: smallest
-    scale of a weight (of a bias, 0). `default` masks first and lets only kept weights into the gradient;
-    `authors-masked` masks first and lets all into it; `authors-dense` rescales the dense network. Plain cross-entropy,
-    batch norm by batch statistics. `each` is called before every iteration. The model is not changed.
-    Raises ValueError where the loss or its gradient is not finite.
+    GradInit (Zhu et al., 2021) on a sparse network, as ToST has it (Jaiswal et al., 2022).
+    `draw` gives (images [N, C, H, W], labels [N]), N the training batch size. `eta`: length of the look-ahead step;
+    `floor`: smallest scale of a weight (of a bias, 0). `default` masks first and lets only kept weights into the
+    gradient; `authors-masked` masks first and lets all into it; `authors-dense` rescales the dense network. Plain
+    cross-entropy, batch norm by batch statistics. `each` is called before every iteration. The model is not changed.
+    Raises ValueError where the loss or its gradient is not finite, and for a mask that fits no parameter.
     """
     check_masks(model, masks)
     problem = _Problem(model, {} if variant == "authors-dense" else masks, through=variant == "default")
@@ -166,7 +167,10 @@ def _joined(first: Batch, second: Batch) -> Batch:
 
 
 class RescaledInit(Part):
-    """Multiply every tensor by its scale when training begins; nothing is left to do afterwards."""
+    """Multiply every tensor by its scale when training begins; nothing is left to do afterwards.
+
+    One of the parts of ToST (Jaiswal et al., 2022). `scales` by parameter name, as find_scales has them.
+    """
 
     def __init__(self, scales: Mapping[str, float]) -> None:
         self.scales = dict(scales)

@@ -47,9 +47,10 @@ class Soft(nn.Module):
 class SoftActivation(Part):
     """Put a soft activation in place of every ReLU (and ReLU6) until the ghost window closes.
 
-    `window` = (T0, T1) in progress. `swish`, `mish`: b = b0 until T0, then log-linear to b1 at T1, where each site
-    becomes what it was. `blend`: the share of Mish goes from 1 at T0 linearly to 0 at T1. `hard`: Swish of b0 until T1.
-    `authors`: Swish of b0 for good, as the ToST authors' code has it. T1 above 1 keeps any of them to the end.
+    One of the parts of ToST (Jaiswal et al., 2022). `window` = (T0, T1) in progress. `swish`, `mish`: b = b0 until T0,
+    then log-linear to b1 at T1, where each site becomes what it was. `blend`: the share of Mish goes from 1 at T0
+    linearly to 0 at T1. `hard`: Swish of b0 until T1. `authors`: Swish of b0 for good, as the ToST authors' code has
+    it. T1 above 1 keeps any of them to the end.
     """
 
     def __init__(self, window: tuple[float, float], shape: str = "swish", b0: float = 1.0, b1: float = 100.0) -> None:
