@@ -6,20 +6,28 @@ import typer
 
 from harness import data, debug, doctor, masks, status, sweep, tick, worker
 from harness.report import command as report
+from harness.terminal import enter, examples
 from harness.track import command as track
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Train sparse networks over a whole grid, and get the table. Start with: harness sweep sweeps/quickstart.yaml",
+    rich_markup_mode=None,
+    help="Train sparse networks over a whole grid, and get the table.",
+    epilog=examples(
+        "harness sweep sweeps/quickstart.yaml",
+        "harness status quickstart",
+        "harness report quickstart",
+        "harness --install-completion",
+    ),
 )
-app.command("sweep")(sweep.main)
-app.command("status")(status.main)
-app.command("report")(report.main)
-app.command("worker")(worker.main)
-app.command("tick")(tick.main)
+app.command("sweep", epilog=sweep.EXAMPLES)(sweep.main)
+app.command("status", epilog=status.EXAMPLES)(status.main)
+app.command("report", epilog=report.EXAMPLES)(report.main)
+app.command("worker", epilog=worker.EXAMPLES)(worker.main)
+app.command("tick", epilog=tick.EXAMPLES)(tick.main)
 app.command("debug", epilog=debug.EXAMPLES)(debug.main)
-app.command("doctor")(doctor.main)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.main)
 app.add_typer(data.app, name="data")
 app.add_typer(masks.app, name="mask")
 app.add_typer(track.app, name="wandb")
@@ -27,7 +35,7 @@ app.add_typer(track.app, name="wandb")
 
 def main() -> None:
     """Enter the command line."""
-    app()
+    enter(app)
 
 
 if __name__ == "__main__":

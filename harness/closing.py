@@ -16,6 +16,7 @@ from harness.report.assemble import make_report, write_report
 from harness.report.command import print_tables, short_path
 from harness.report.frame import failures
 from harness.store import Store
+from harness.terminal import note, tell
 from harness.words import count, size
 
 
@@ -49,14 +50,14 @@ def clean_up(store: Store, whole: Plan, yes: bool) -> int:
     """Show what nothing refers to, and remove it where that is agreed to; return the exit code."""
     waste = find_waste(store, whole, Observer())
     for folder in waste.stages[:20]:
-        typer.echo(f"{folder.path.relative_to(store.root)}")
+        tell(f"{folder.path.relative_to(store.root)}")
     stages, files = count(len(waste.stages), "stage"), count(len(waste.files), "left-over file")
     said = f"{stages} that no sweep's newest plan refers to, {files}"
-    typer.echo(f"{said}: {size(waste.bytes)}; {waste.running} more are being worked on and stay")
+    tell(f"{said}: {size(waste.bytes)}; {waste.running} more are being worked on and stay")
     if not (waste.stages or waste.files):
         return 0
     if not yes:
-        typer.echo("nothing was removed; --gc --yes removes them")
+        note("nothing was removed; --gc --yes removes them")
         return 0
     busy = [worker for folder in store.root.glob("sweeps/*") for worker in present(store, folder.name)]
     if busy:
@@ -65,5 +66,5 @@ def clean_up(store: Store, whole: Plan, yes: bool) -> int:
             f"or remove {busy[0].path} if it is dead"
         )
     remove(store, waste)
-    typer.echo("removed")
+    tell("removed")
     return 0

@@ -10,13 +10,15 @@ from typing import Annotated
 
 import typer
 
-from harness.errors import UserError, printable
+from harness.completing import launchers_here
+from harness.errors import UserError
 from harness.launch import Size
 from harness.launch.profiles import find_profile, load_profile
 from harness.launch.slurm import Slurm
 from harness.meeting import meet
 from harness.soundness import Finding, look, together
 from harness.store import Store, read_json, write_whole
+from harness.terminal import answered, examples, note, tell, tell_json
 
 NAME = "doctor"
 """The sweep that its jobs go by."""
@@ -24,9 +26,19 @@ ASK = 10.0
 """Seconds between two questions to the scheduler."""
 
 
+EXAMPLES = examples(
+    "harness doctor",
+    "harness doctor --store runs --data data --json",
+    "harness doctor --via slurm/a100.yaml",
+    "harness doctor --store /shared/runs --meet",
+)
+
+
 def main(
     store: Annotated[Path, typer.Option(help="The store's folder.")] = Path("runs"),
-    via: Annotated[str, typer.Option(help="A cluster profile: look from inside a job of it.")] = "",
+    via: Annotated[
+        str, typer.Option(help="A cluster profile: look from inside a job of it.", autocompletion=launchers_here)
+    ] = "",
     scratch: Annotated[str, typer.Option(help="A folder on the machine's own disk.")] = "",
     device: Annotated[str | None, typer.Option(help="The device that is expected, such as cuda.")] = None,
     data: Annotated[Path, typer.Option(help="The folder of data sets.", envvar="HARNESS_DATA")] = Path("data"),
@@ -34,31 +46,35 @@ def main(
         bool,
         typer.Option("--meet", help="Try the store's file system from two hosts: run this on both at the same time."),
     ] = False,
+    as_text: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     report: Annotated[str, typer.Option(help="Write what was found into a file.", hidden=True)] = "",
 ) -> None:
     """Look at device, torch, the store's file system and clock, and the scheduler, and say what is missing.
 
     With --meet, started on two hosts within two minutes, the two contend for names in the store and measure how soon
     each sees what the other wrote. Exit codes: 0 nothing is missing, 1 something is, 2 a mistake on the command line
-    or in the profile.
+    or in the profile, 3 the store cannot be read or written.
     """
-    try:
+    with answered(store):
         if meeting:
-            typer.echo(f"waiting for the same command on another host: harness doctor --store {store} --meet", err=True)
+            note(f"waiting for the same command on another host: harness doctor --store {store} --meet")
             findings = list(together(meet(store)))
         else:
             findings = _in_a_job(via, Store(store)) if via else list(look(store, scratch, device, data))
-    except (UserError, OSError) as error:
-        typer.echo(printable(str(error)), err=True)
-        raise typer.Exit(2) from None
+    told = {"findings": [asdict(finding) for finding in findings]}
     if report:
-        write_whole(Path(report), json.dumps({"findings": [asdict(finding) for finding in findings]}).encode())
-    for finding in findings:
-        mark = {"ok": "ok  ", "note": "note", "bad": "BAD "}[finding.grade]
-        typer.echo(printable(f"{mark}  {finding.name}: {finding.said}"))
-        if finding.grade != "ok" and finding.remedy:
-            typer.echo(printable(f"      -> {finding.remedy}"))
+        write_whole(Path(report), json.dumps(told).encode())
+    if as_text:
+        tell_json(told)
+    else:
+        tell("\n".join(line for finding in findings for line in _lines(finding)))
     raise typer.Exit(any(finding.grade == "bad" for finding in findings))
+
+
+def _lines(finding: Finding) -> list[str]:
+    mark = {"ok": "ok  ", "note": "note", "bad": "BAD "}[finding.grade]
+    remedy = [f"      -> {finding.remedy}"] if finding.grade != "ok" and finding.remedy else []
+    return [f"{mark}  {finding.name}: {finding.said}", *remedy]
 
 
 def _in_a_job(via: str, store: Store) -> list[Finding]:
@@ -70,7 +86,7 @@ def _in_a_job(via: str, store: Store) -> list[Finding]:
     argv = [launcher.interpreter, "-m", "harness.cli", "doctor", "--store", str(store.root.absolute())]
     argv += ["--report", str(said), "--device", "cuda" if profile.gpus else "cpu"]
     argv += ["--scratch", profile.scratch] if profile.scratch else []
-    typer.echo(f"submitted {launcher.submit_argv(Size(), 1, argv)}", err=True)
+    note(f"submitted {launcher.submit_argv(Size(), 1, argv)}")
     told = ""
     while (found := read_json(said)) is None:
         jobs = launcher.poll()
@@ -82,7 +98,7 @@ def _in_a_job(via: str, store: Store) -> list[Finding]:
                 raise UserError(f"the job can never start: {reason}")
             if job.state == "pending" and job.reason != told:
                 told = job.reason
-                typer.echo(f"waiting: {told}", err=True)
+                note(f"waiting: {told}")
         time.sleep(ASK / 5 if all(job.state == "running" for job in jobs) else ASK)
     said.unlink(missing_ok=True)
     return [Finding(**finding) for finding in found["findings"]]

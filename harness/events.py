@@ -41,10 +41,10 @@ class Events:
 
 
 def in_words(**event: Any) -> None:
-    """Print starts, ends and remarks for a person or a log file."""
+    """Print starts and ends for a person or a log file, and remarks on stderr."""
     if event["event"] == "start":
         print(f"start  {event['label']}", flush=True)  # noqa: T201 - this is the worker's output
     elif event["event"] == "end":
         print(f"{event['outcome']:6s} {event['label']} {event['message']}", flush=True)  # noqa: T201
     elif event["event"] in ("trouble", "note"):
-        print(event["message"], flush=True)  # noqa: T201
+        print(event["message"], file=sys.stderr, flush=True)  # noqa: T201

@@ -2,68 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.errors import UserError, printable
 from harness.mask_files import mask_file, read_mask
+from harness.terminal import answered, examples, tell, tell_json
 
-app = typer.Typer(no_args_is_help=True, help="Look at masks, compare them, export them.")
+if TYPE_CHECKING:
+    from tost.masks.controls import Overlap
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Look at masks, compare them, export them.",
+    epilog=examples("harness mask show 3fa9c1", "harness mask compare a.pt b.safetensors"),
+)
 
 Runs = Annotated[Path, typer.Option("--store", help="The store's folder, where keys are looked up.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SOURCE = "A file with masks in any known form, or the first digits of a stage's key."
 
 
-@app.command()
-def show(source: Annotated[str, typer.Argument(help=SOURCE)], store: Runs = Path("runs")) -> None:
-    """Print density and dead filters by layer."""
-    with _mistakes():
+@app.command(epilog=examples("harness mask show 3fa9c1", "harness mask show theirs.pt --json"))
+def show(
+    source: Annotated[str, typer.Argument(help=SOURCE)], store: Runs = Path("runs"), as_text: Json = False
+) -> None:
+    """Print density and dead filters by layer. Exit codes: 0 printed, 2 a mistake, 3 a file cannot be read."""
+    with answered(store):
         masks, form = read_mask(source, store)
         from tost.masks.apply import dead_filters
 
-        rows = []
-        for name, mask in masks.items():
-            size, kept = mask.numel(), int(mask.sum())
-            dead = f"{dead_filters(mask)} of {len(mask)}"
-            rows.append([name, f"{size:,}", f"{kept:,}", f"{100 * kept / size:.2f}%", dead])
-        kept, total = sum(int(m.sum()) for m in masks.values()), sum(m.numel() for m in masks.values())
-        rows.append(["all", f"{total:,}", f"{kept:,}", f"{100 * kept / total:.2f}%", ""])
-        _print(f"{source} ({form})", ["layer", "weights", "kept", "density", "dead filters"], rows)
+        layers: list[dict[str, Any]] = [
+            {
+                "layer": name,
+                "weights": mask.numel(),
+                "kept": int(mask.sum()),
+                "filters": len(mask),
+                "dead_filters": dead_filters(mask),
+            }
+            for name, mask in masks.items()
+        ]
+        every = {name: sum(layer[name] for layer in layers) for name in ("weights", "kept")}
+        if as_text:
+            tell_json({"source": source, "form": form, "layers": layers, "all": every})
+            return
+        rows = [[of["layer"], *_amounts(of), f"{of['dead_filters']} of {of['filters']}"] for of in layers]
+        heads = ["layer", "weights", "kept", "density", "dead filters"]
+        _print(f"{source} ({form})", heads, [*rows, ["all", *_amounts(every), ""]])
 
 
-@app.command()
+def _amounts(of: Mapping[str, Any]) -> list[str]:
+    return [f"{of['weights']:,}", f"{of['kept']:,}", f"{100 * of['kept'] / of['weights']:.2f}%"]
+
+
+@app.command(epilog=examples("harness mask compare a.pt b.safetensors", "harness mask compare 3fa9c1 b7d204 --json"))
 def compare(
     first: Annotated[str, typer.Argument(help=SOURCE)],
     second: Annotated[str, typer.Argument(help=SOURCE)],
     store: Runs = Path("runs"),
+    as_text: Json = False,
 ) -> None:
-    """Print by layer how alike two masks are: intersection over union, and the share of positions that differ."""
-    with _mistakes():
+    """Print by layer how alike two masks are: intersection over union, and the share of positions that differ.
+
+    Exit codes: 0 printed, 2 a mistake, such as masks of different networks, 3 a file cannot be read.
+    """
+    with answered(store):
         from tost.masks.controls import Overlap, overlap
 
         a, b = read_mask(first, store)[0], read_mask(second, store)[0]
         if only := sorted(set(a) ^ set(b)):
             raise UserError(f"only one of the two has a mask for {', '.join(only[:5])}; compare masks of one network")
-        rows, whole = [], Overlap(0, 0, 0)
+        layers, whole = [], Overlap(0, 0, 0)
         for name in a:
             try:
                 found = overlap(a[name], b[name])
             except ValueError as error:
-                raise UserError(f"{name}: {error}") from None
+                raise UserError(f"{name}: {error}; compare masks of one network") from None
             whole += found
-            rows.append(
-                [name, *_counts(a[name].sum(), b[name].sum()), f"{found.iou:.4f}", f"{100 * found.hamming:.2f}%"]
-            )
-        sums = (sum(int(m.sum()) for m in masks.values()) for masks in (a, b))
-        rows.append(["all", *_counts(*sums), f"{whole.iou:.4f}", f"{100 * whole.hamming:.2f}%"])
+            layers.append({"layer": name, **_likeness(found, int(a[name].sum()), int(b[name].sum()))})
+        every = _likeness(whole, *(sum(int(m.sum()) for m in masks.values()) for masks in (a, b)))
+        if as_text:
+            tell_json({"sources": [first, second], "layers": layers, "all": every})
+            return
+        rows = [
+            [of["layer"], *(f"{kept:,}" for kept in of["kept"]), f"{of['iou']:.4f}", f"{100 * of['differing']:.2f}%"]
+            for of in [*layers, {"layer": "all", **every}]
+        ]
         _print(f"{first} and {second}", ["layer", "kept", "kept", "IoU", "differing"], rows)
 
 
-@app.command()
+def _likeness(found: Overlap, *kept: int) -> dict[str, Any]:
+    return {"kept": list(kept), "iou": found.iou, "differing": found.hamming}
+
+
+@app.command(
+    epilog=examples(
+        "harness mask export 3fa9c1 mine.safetensors", "harness mask export 3fa9c1 mine.pt --form weight_mask"
+    )
+)
 def export(
     source: Annotated[str, typer.Argument(help=SOURCE)],
     target: Annotated[Path, typer.Argument(help="The file to write.")],
@@ -72,8 +111,11 @@ def export(
     ] = "safetensors",
     store: Runs = Path("runs"),
 ) -> None:
-    """Write a mask in a form that other codes read; prune and zeros need a training, whose weights go along."""
-    with _mistakes():
+    """Write a mask in a form that other codes read; prune and zeros need a training, whose weights go along.
+
+    Exit codes: 0 written, 2 a mistake, such as a file that is there already, 3 a file cannot be read or written.
+    """
+    with answered(store):
         if target.exists():
             raise UserError(f"{target} exists; name a file that does not")
         from tost.masks.files import read_weights, write_masks
@@ -84,21 +126,9 @@ def export(
             write_masks(masks, target, form, read_weights(path) if form in ("prune", "zeros") else {})
         except ValueError as error:
             raise UserError(str(error)) from None
-        typer.echo(f"wrote {target}")
+        tell(f"wrote {target}")
 
 
-@contextmanager
-def _mistakes() -> Iterator[None]:
-    """Turn a user's mistake into one line and exit code 2."""
-    try:
-        yield
-    except (UserError, OSError) as error:
-        typer.echo(printable(str(error), 20_000), err=True)
-        raise typer.Exit(2) from None
-
-
-def _counts(*kept: object) -> list[str]:
-    return [f"{int(count):,}" for count in kept]  # type: ignore[call-overload]
 
 
 def _print(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

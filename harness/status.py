@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import heapq
-import json
 import statistics
 import threading
 import time
@@ -18,6 +17,7 @@ import typer
 
 from harness.asked import plan_of
 from harness.claims import BEATS_PER_LEASE, LEASE, Observer
+from harness.completing import sweeps_here
 from harness.costs import units
 from harness.errors import UserError, printable
 from harness.failures import REMEDIES, Group, group_failures
@@ -27,6 +27,7 @@ from harness.planfile import SavedPlan
 from harness.presence import Present, present
 from harness.states import EARLY, FAILED
 from harness.store import KINDS, Store
+from harness.terminal import answered, examples, tell_json
 from harness.words import span
 
 if TYPE_CHECKING:
@@ -224,8 +225,16 @@ def _told(group: Group) -> list[str]:
     return [*lines, f"  {REMEDIES.get(group.cause, '')}"]
 
 
+EXAMPLES = examples(
+    "harness status quickstart",
+    "harness status quickstart --watch",
+    "harness status quickstart --json",
+    "harness status sweeps/quickstart.yaml --why mask=snip,sparsity=90%,recipe=ls,seed=0",
+)
+
+
 def main(
-    sweep: Annotated[str, typer.Argument(help="A sweep's name, or its file.")],
+    sweep: Annotated[str, typer.Argument(help="A sweep's name, or its file.", autocompletion=sweeps_here)],
     store: Annotated[Path, typer.Option(help="The store's folder.")] = Path("runs"),
     data: Annotated[Path | None, typer.Option(help="The folder of data sets, where a file is given.")] = None,
     as_text: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -238,12 +247,12 @@ def main(
         bool, typer.Option("--bless", help="With --why: accept the older results of what would have to run again.")
     ] = False,
 ) -> None:
-    """Show where a sweep stands; change nothing."""
+    """Show where a sweep stands; change nothing. Exit codes: 0 printed, 2 a mistake, 3 the store cannot be read."""
     from rich.console import Console
 
     if not watch:
         gc.disable()  # a short life, and 100,000 stages: looking for garbage among them took a third of the time
-    try:
+    with answered(store):
         place = Store(store)
         saved = plan_of(sweep, place, data)
         if bless and not why:
@@ -256,16 +265,11 @@ def main(
         observer = Observer()
         status = gather(saved, place, observer, rebuild)
         if as_text:
-            print(json.dumps(as_json(status), indent=1))  # noqa: T201 - the result of the command
+            tell_json(as_json(status))
         elif watch:
             _watch(saved, place, observer, status)
         else:
             Console(highlight=False).print(render(status))
-    except (UserError, OSError) as error:
-        typer.echo(printable(str(error)), err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
 
 
 def _watch(saved: SavedPlan, store: Store, observer: Observer, status: Status) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -254,7 +255,10 @@ class Store:
     """A store's root and the paths in it."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root.resolve()
+        try:
+            self.root = root.resolve()
+        except RuntimeError:  # what Python before 3.13 says of links in a circle
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(root)) from None
 
     def path(self, kind: str, key: str) -> Path:
         """Return the folder of a stage."""

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from harness.claims import LEASE
-from harness.errors import UserError, printable
+from harness.completing import beginning, files_here, launchers_here
+from harness.errors import UserError
+from harness.terminal import answered, enter, examples, tell_json
 from harness.words import given_span
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+EXAMPLES = examples(
+    "python -m harness.sweep sweeps/quickstart.yaml",
+    "harness sweep sweeps/quickstart.yaml --plan --explain",
+    "harness sweep sweeps/quickstart.yaml --only mask=snip,seed=0 --workers 2",
+    "harness sweep sweeps/full_grid.yaml --plan --via slurm/a100.yaml",
+)
 
 
-@app.command()
+def causes(incomplete: str) -> list[str]:
+    """Complete a cause of failure."""
+    from harness.options import CAUSES
+
+    return beginning(CAUSES, incomplete)
+
+
+@app.command(epilog=EXAMPLES)
 def main(
-    file: Annotated[Path, typer.Argument(help="The sweep file.")] = Path("-"),
+    file: Annotated[Path, typer.Argument(help="The sweep file.", autocompletion=files_here)] = Path("-"),
     plan: Annotated[bool, typer.Option("--plan", help="Print what would run, and start nothing.")] = False,
     in_words: Annotated[
         bool,
@@ -35,7 +49,10 @@ def main(
     ] = None,
     via: Annotated[
         str | None,
-        typer.Option(help="Where workers live: local, or a cluster profile such as slurm/a100.yaml. Else as the file."),
+        typer.Option(
+            help="Where workers live: local, or a cluster profile such as slurm/a100.yaml. Else as the file.",
+            autocompletion=launchers_here,
+        ),
     ] = None,
     detach: Annotated[
         bool, typer.Option("--detach", help="Return once workers are submitted; `harness status` shows them.")
@@ -49,7 +66,8 @@ def main(
     threads: Annotated[int | None, typer.Option(help="CPU threads a worker.", min=1)] = None,
     device: Annotated[str | None, typer.Option(help="A torch device: cpu, cuda, mps.")] = None,
     retry: Annotated[
-        str, typer.Option(help="Run failed stages again: all, or a cause: code, oom, cancelled, ...")
+        str,
+        typer.Option(help="Run failed stages again: all, or a cause: code, oom, cancelled, ...", autocompletion=causes),
     ] = "",
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between two checkpoints.", min=0)] = 300.0,
     lease: Annotated[
@@ -83,11 +101,11 @@ def main(
     Running the same command again is always right. Exit codes: 0 all done, 1 some stages failed, 2 a mistake in the
     file or on the command line, 3 the store cannot be written, 130 stopped.
     """
-    try:
+    with answered(store, "nothing that was finished is lost"):
         if schema:
             from harness.form import SweepFile
 
-            print(json.dumps(SweepFile.model_json_schema(), indent=1))  # noqa: T201 - the result of the command
+            tell_json(SweepFile.model_json_schema())
             return
         if file == Path("-"):
             raise UserError("name a sweep file, for example: python -m harness.sweep sweeps/quickstart.yaml")
@@ -127,17 +145,8 @@ def main(
             code = 2 if driver.lacks() else 0
         else:
             code = driver.run(budget)
-    except UserError as error:
-        typer.echo(printable(str(error), 20_000), err=True)
-        raise typer.Exit(2) from None
-    except OSError as error:
-        where = error.filename2 or error.filename or store  # of a rename, its target: the other one is a draft of ours
-        typer.echo(f"{where}: {error.strerror or error}; nothing that was finished is lost", err=True)
-        raise typer.Exit(3) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
     raise typer.Exit(code)
 
 
 if __name__ == "__main__":
-    app()
+    enter(app)

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from harness.claims import LEASE, Observer
+from harness.completing import sweeps_here
 from harness.detached import Detached
-from harness.errors import UserError, printable
 from harness.launch import Launcher
 from harness.launch.kept import kept
 from harness.launch.local import this_machine
@@ -17,11 +17,17 @@ from harness.launch.slurm import ARGV
 from harness.planfile import find_plan, read_plan, sweep_name
 from harness.rounds import go_round
 from harness.store import Store
+from harness.terminal import answered, examples, tell
 from harness.words import count
+
+EXAMPLES = examples(
+    "harness tick quickstart",
+    "harness tick sweeps/quickstart.yaml --workers 2 --until 55m",
+)
 
 
 def main(
-    sweep: Annotated[str, typer.Argument(help="A sweep's name, or its file.")],
+    sweep: Annotated[str, typer.Argument(help="A sweep's name, or its file.", autocompletion=sweeps_here)],
     store: Annotated[Path, typer.Option(help="The store's folder.")] = Path("runs"),
     workers: Annotated[int | None, typer.Option(help="Workers wanted on this machine.", min=1)] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads a worker.", min=1)] = None,
@@ -32,9 +38,10 @@ def main(
     """Start the workers that a sweep could use and this machine lacks, and leave; for cron, or by hand, at any time.
 
     The sweep must have been planned by the sweep command. Workers started here outlive this command; their words go to
-    runs/sweeps/NAME/workers/log-HOST.
+    runs/sweeps/NAME/workers/log-HOST. Exit codes: 0 looked, and started what was missing; 2 a mistake, 3 the store
+    cannot be read or written.
     """
-    try:
+    with answered(store):
         place = Store(store)
         saved = read_plan(find_plan(place, sweep_name(sweep)))
         name, launch = saved.plan.name, saved.launch
@@ -51,12 +58,9 @@ def main(
             argv += ["--fast"] if launch.get("fast") else []
             launcher = Detached(machine, place, name, argv)
         seen = go_round(saved, place, launcher, Observer(lease))
-    except (UserError, OSError) as error:
-        typer.echo(printable(str(error)), err=True)
-        raise typer.Exit(2) from None
     there = "another round is under way" if seen.elsewhere else f"{count(len(seen.jobs), 'worker')} at work or waiting"
     there += "; cancelled until the sweep command is run again" if seen.cancelled else ""
     for sentence in seen.submitted:
-        typer.echo(f"started {sentence}")
+        tell(f"started {sentence}")
     left, could = len(seen.standing.states), sum(seen.wanted.values())
-    typer.echo(f"{name}: {left} stages to do, {could} could be run now; {there}")
+    tell(f"{name}: {left} stages to do, {could} could be run now; {there}")

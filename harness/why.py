@@ -10,11 +10,12 @@ from typing import Any
 from harness.asked import find_stage
 from harness.bless import bless
 from harness.claims import Observer
-from harness.errors import UserError, printable, short
+from harness.errors import UserError, short
 from harness.frontier import Frontier, Survey
 from harness.plan import Plan, Stage
 from harness.planfile import SavedPlan, earlier_plans, find_plan, read_plan, sweep_names
 from harness.store import Store
+from harness.terminal import tell
 
 MOST_PLANS = 20
 """Earlier plans that are searched for what a stage was before."""
@@ -153,7 +154,7 @@ def explain(saved: SavedPlan, store: Store, why: str, accept: bool) -> None:
     survey = frontier.survey()
     for stage in part.stages.values():
         lines += _lines(stage, frontier, survey, past)
-    print(printable("\n".join(lines), 100_000))  # noqa: T201 - the result of the command
+    tell("\n".join(lines), 100_000)
 
 
 def _lines(stage: Stage, frontier: Frontier, survey: Survey, past: Past) -> Iterator[str]:

@@ -16,6 +16,7 @@ import typer
 from harness.allocation import job, nodes, seconds_left
 from harness.caches import point_caches
 from harness.claims import LEASE, Observer
+from harness.completing import sweeps_here
 from harness.errors import UserError
 from harness.events import Events, in_words
 from harness.launch.kept import kept
@@ -26,12 +27,17 @@ from harness.rounds import leaving_round
 from harness.shift import Limits, work
 from harness.store import Store
 from harness.supervisor import Setup, Trouble
+from harness.terminal import enter, examples, note
 from harness.trainer import Trainer
 from harness.trainer_signals import HEEDED
 from harness.words import given_span
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+EXAMPLES = examples(
+    "harness worker quickstart",
+    "harness worker quickstart --until 55m --slots 4",
+    "python -m harness.worker quickstart --idle 90s --device cpu --threads 1",
+)
 
 SIGNALS = (*HEEDED, signal.SIGINT)
 
@@ -101,9 +107,9 @@ def _run(
         lead.leave()
 
 
-@app.command()
+@app.command(epilog=EXAMPLES)
 def main(
-    name: Annotated[str, typer.Argument(help="The sweep's name, as in its file.")],
+    name: Annotated[str, typer.Argument(help="The sweep's name, as in its file.", autocompletion=sweeps_here)],
     store: Annotated[Path, typer.Option(help="The store's folder.")] = Path("runs"),
     plan: Annotated[str, typer.Option(help="One of the sweep's plan files, in place of its newest.")] = "",
     until: Annotated[str | None, typer.Option(help="Leave before this much time is over: 55m, 23h30m.")] = None,
@@ -180,7 +186,7 @@ def main(
         if submits and shape_of(world).node == 0:
             leaving_round(saved, place, Observer(lease), lambda: kept(place, name), tell)
     except UserError as error:
-        typer.echo(str(error), err=True)
+        note(str(error))
         raise typer.Exit(2) from None
     except (Trouble, NodeLost, OSError) as error:
         tell(event="trouble", message=f"this worker takes no more stages: {error}")
@@ -191,4 +197,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    enter(app)

@@ -1,5 +1,6 @@
 """`python -m harness.report`."""
 
 from harness.report.command import app
+from harness.terminal import enter
 
-app()
+enter(app)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from harness.asked import edited, reported
+from harness.completing import sweeps_here
 from harness.declared import GUARDED
 from harness.errors import UserError, printable
 from harness.foreign import Foreign, foreign_bytes, foreign_copy, kept_foreign, read_foreign
@@ -17,10 +18,16 @@ from harness.report.grids import Grid
 from harness.report.latex import MARK
 from harness.report.writers import on_terminal
 from harness.store import Store, write_whole
+from harness.terminal import answered, examples, tell
 from harness.words import count
 from tost.catalog import nearest
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+EXAMPLES = examples(
+    "harness report quickstart",
+    "harness report quickstart --out tables --quiet",
+    "harness report quickstart --verify paper.tex",
+)
 
 
 def print_tables(report: Report) -> None:
@@ -74,7 +81,7 @@ def _verify(paper: Path, make: Callable[..., Report], sweeps: list[str]) -> int:
 
     found = verify(paper, tables_of)
     for finding in found.findings:
-        typer.echo(printable(finding.text, 1000))
+        tell(finding.text, 1000)
     if not found.numbers and not found.findings:
         raise UserError(f"{paper}: holds no table with numbers; those of this tool have a comment {MARK} behind each")
     right, wrong = count(found.numbers, "number"), len(found.findings)
@@ -82,9 +89,12 @@ def _verify(paper: Path, make: Callable[..., Report], sweeps: list[str]) -> int:
     return 1 if wrong else 0
 
 
-@app.command()
+@app.command(epilog=EXAMPLES)
 def main(
-    sweeps: Annotated[list[str], typer.Argument(help="Sweeps by name or file; several are joined by their axes.")] = [],  # noqa: B006
+    sweeps: Annotated[
+        list[str],
+        typer.Argument(help="Sweeps by name or file; several are joined by their axes.", autocompletion=sweeps_here),
+    ] = [],  # noqa: B006
     store: Annotated[Path, typer.Option(help="The store's folder.")] = Path("runs"),
     data: Annotated[Path | None, typer.Option(help="The folder of data sets, where a file is given.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where files go; else beside the sweep's plan in the store.")] = None,
@@ -104,7 +114,7 @@ def main(
     Exit codes: 0 written, or all verified; 1 a number of the paper is not what the store says; 2 a mistake on the
     command line; 3 the files cannot be written.
     """
-    try:
+    with answered(store):
         place, foreign, told = Store(store), _foreign(baselines, Store(store)), _mixed(mix)
 
         def make(names: list[str], hashes: Iterable[str] = ()) -> Report:
@@ -131,9 +141,3 @@ def main(
             print_tables(report)
         cells = f"{report.done} of {count(len(report.frame.lines), 'cell')} done"
         typer.echo(f"{cells}; {count(len(files), 'file')} in {short_path(folder)}", err=True)
-    except UserError as error:
-        typer.echo(printable(str(error), 20_000), err=True)
-        raise typer.Exit(2) from None
-    except OSError as error:
-        typer.echo(f"{error.filename or store}: {error.strerror or error}", err=True)
-        raise typer.Exit(3) from None

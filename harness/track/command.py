@@ -9,33 +9,42 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from harness.completing import sweeps_here
 from harness.display import console
 from harness.errors import UserError, printable
 from harness.store import Store
+from harness.terminal import answered, examples, note, tell, tell_json
 from harness.track.desk import Stalled
-from harness.track.mending import compare, mark
+from harness.track.mending import Difference, compare, mark
 from harness.track.opening import Unreachable, drop_offline, find_target, follow, publisher
 from harness.track.publisher import Progress, Publisher
 from harness.track.target import Target, Wish, wishes
 from harness.words import count
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-Sweeps = Annotated[list[str], typer.Argument(help="Sweeps by name or file; else all of the store that name a project.")]
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help=__doc__,
+    epilog=examples("harness wandb publish quickstart", "harness wandb reconcile quickstart --dry"),
+)
+Sweeps = Annotated[
+    list[str],
+    typer.Argument(
+        help="Sweeps by name or file; else all of the store that name a project.", autocompletion=sweeps_here
+    ),
+]
 StoreFolder = Annotated[Path, typer.Option("--store", help="The store's folder.")]
 PATIENT = 3
 """Passes in a row that may fail before a command of its own gives up."""
 ALIVE = 10.0
 """Seconds between two signs that a last pass gets on."""
-
-
-def _say(sentence: str) -> None:
-    typer.echo(printable(sentence), err=True)
 
 
 def _heard(sentence: str) -> None:
@@ -44,25 +53,12 @@ def _heard(sentence: str) -> None:
         print(printable(sentence), flush=True)  # noqa: T201 - the command's end of a pipe
 
 
-@contextmanager
-def _told() -> Iterator[None]:
+def _told() -> AbstractContextManager[None]:
     """Turn errors into sentences and exit codes."""
-    try:
-        yield
-    except UserError as error:
-        typer.echo(printable(str(error), 20_000), err=True)
-        raise typer.Exit(2) from None
-    except OSError as error:
-        typer.echo(
-            f"{error.filename or 'the store'}: {error.strerror or error}; nothing that was sent is lost", err=True
-        )
-        raise typer.Exit(3) from None
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on from here", err=True)
-        raise typer.Exit(130) from None
+    return answered(after="nothing that was sent is lost", stopped="stopped; the same command goes on from here")
 
 
-@app.command()
+@app.command(epilog=examples("harness wandb publish", "harness wandb publish quickstart --follow"))
 def publish(
     sweeps: Sweeps = [],  # noqa: B006
     store: StoreFolder = Path("runs"),
@@ -86,7 +82,7 @@ def publish(
             except UserError as error:
                 if len(found) == 1:
                     raise
-                _say(str(error))
+                note(str(error))
                 good = False
     raise typer.Exit(not good)
 
@@ -94,18 +90,19 @@ def publish(
 def _publish(place: Store, wish: Wish, over: Never | Parent, stay: bool, beside: bool) -> bool:
     """Publish one project; return whether all that there is has come."""
     target, why = _target(wish)
-    with publisher(place, wish, target, _heard if beside else _say, over.waits) as work:
+    with publisher(place, wish, target, _heard if beside else note, over.waits) as work:
         work.say(_welcome(work, why))
         work.report = over.alive
         leave = over.gone if beside else (lambda: not stay)
         return _bye(work, follow(work, leave, over.wait, patience=8 if beside else PATIENT))
 
 
-@app.command()
+@app.command(epilog=examples("harness wandb sync", "harness wandb sync quickstart --store runs"))
 def sync(sweeps: Sweeps = [], store: StoreFolder = Path("runs")) -> None:  # noqa: B006
     """Send every finished run that the server lacks, each whole, as the store has it; for what was trained offline.
 
-    Stopped or killed, the same command goes on. Offline folders are no longer needed then, and removed.
+    Stopped or killed, the same command goes on. Offline folders are no longer needed then, and removed. Exit codes: 0
+    all has come, 1 something has not, 2 a mistake, or no server, 3 the store cannot be read.
     """
     with _told():
         place, good = Store(store), True
@@ -118,17 +115,19 @@ def sync(sweeps: Sweeps = [], store: StoreFolder = Path("runs")) -> None:  # noq
     raise typer.Exit(not good)
 
 
-@app.command()
+@app.command(epilog=examples("harness wandb reconcile quickstart --dry", "harness wandb reconcile quickstart --json"))
 def reconcile(
     sweeps: Sweeps = [],  # noqa: B006
     store: StoreFolder = Path("runs"),
     dry: Annotated[bool, typer.Option("--dry", help="Compare only; send nothing.")] = False,
+    as_text: Annotated[bool, typer.Option("--json", help="Print what was found as JSON, project by project.")] = False,
 ) -> None:
     """Compare every run on the server with the store: rows, summaries, tags, states; and send what is missing.
 
     A run whose rows are others than the store's is begun anew under another id, the old one tagged superseded. Exit
-    codes: 0 all is the same (now), 1 something still differs, 2 a mistake.
+    codes: 0 all is the same (now), 1 something still differs, 2 a mistake, or no server, 3 the store cannot be read.
     """
+    compared: dict[str, Difference] = {}
     with _told():
         place, good = Store(store), True
         for wish in _wanted(place, sweeps):
@@ -136,9 +135,9 @@ def reconcile(
                 try:
                     with _bar("compared") as show:
                         found = compare(work, show)
-                    _say(f"wandb: {count(found.same, 'run')} the same, {found.wrong} not")
-                    for line in found.lines():
-                        _say(f"  {line}")
+                    compared[str(work.target)] = found
+                    if not as_text:
+                        tell("\n".join(found.lines()))
                     if found.wrong and not dry:
                         mark(work, found)
                         progress = follow(work, lambda: True, Never().wait, patience=PATIENT)
@@ -146,10 +145,12 @@ def reconcile(
                     good = good and not (dry and found.wrong)
                 except Stalled as error:
                     raise UserError(f"wandb: {work.target}: {error}; nothing was changed, try again later") from None
+        if as_text:
+            tell_json({target: asdict(found) for target, found in compared.items()})
     raise typer.Exit(not good)
 
 
-@app.command()
+@app.command(epilog=examples("harness wandb report quickstart", "harness wandb report quickstart --spec report.json"))
 def report(
     sweep: Annotated[str, typer.Argument(help="A sweep's name, or its file.")],
     store: StoreFolder = Path("runs"),
@@ -160,7 +161,8 @@ def report(
 ) -> None:
     """Save the sweep's tables, curves, gains and failures as a W&B report, and a workspace view for every table.
 
-    The same command again updates them where they are. Exit codes: 0 saved, 2 a mistake or no server.
+    The same command again updates them where they are. Exit codes: 0 saved, 2 a mistake, or no server,
+    3 the store cannot be read.
     """
     from harness.track.reporting import save_report, write_spec
 
@@ -168,10 +170,10 @@ def report(
         place = Store(store)
         if spec is not None:
             write_spec(place, sweep, data, spec)
-            _say(f"wandb: written to {spec}")
+            note(f"wandb: written to {spec}")
             return
         for address in save_report(place, sweep, data):
-            typer.echo(address)
+            tell(address)
 
 
 @contextmanager
@@ -181,7 +183,7 @@ def _online(place: Store, wish: Wish) -> Iterator[Publisher]:
         target = find_target(wish, "online")
     except Unreachable as error:
         raise UserError(f"wandb: nothing can be sent now: {error}") from None
-    with publisher(place, wish, target, _say) as work:
+    with publisher(place, wish, target, note) as work:
         yield work
 
 

@@ -11,6 +11,7 @@ from harness.track.delivery import whole
 from harness.track.desk import Stalled
 from harness.track.page import Page
 from harness.track.publisher import LOOK, Progress, Publisher, chunks
+from harness.words import count
 
 OURS = re.compile(r"[0-9a-f]{32}-\d+(-\d+)?")
 """What run ids of this tool look like."""
@@ -45,7 +46,8 @@ class Difference:
             "with other rows there": self.spoilt,
             "of no stage of this store, left alone": self.strangers,
         }
-        return [f"{len(runs):,} {words}: {_few(runs)}" for words, runs in said.items() if runs]
+        head = f"wandb: {count(self.same, 'run')} the same, {self.wrong} not"
+        return [head, *(f"  {len(runs):,} {words}: {_few(runs)}" for words, runs in said.items() if runs)]
 
 
 def _few(runs: Sequence[str]) -> str:

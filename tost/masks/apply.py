@@ -53,8 +53,8 @@ def empty_layers(masks: Masks) -> list[str]:
 
 
 def dead_filters(mask: Tensor) -> int:
-    """Return how many output channels [O, ...] of a weight have nothing left."""
-    return int((~mask.flatten(1).any(1)).sum())
+    """Return how many output channels [O, ...] of a weight have nothing left; of a vector, how many of its entries."""
+    return int((~mask.reshape(*mask.shape, 1).flatten(1).any(1)).sum())
 
 
 def density(masks: Masks) -> float:

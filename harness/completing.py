@@ -1,0 +1,33 @@
+"""What a shell completes on Tab: sweeps by name and file, and where workers live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import typer
+
+from harness.planfile import sweep_names
+from harness.store import Store
+
+
+def sweeps_here(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Complete a sweep: the names that the store has, and the files here and in sweeps/."""
+    names = sweep_names(Store(Path(ctx.params.get("store") or "runs")))
+    return beginning([*names, *files_here("")], incomplete)
+
+
+def files_here(incomplete: str) -> list[str]:
+    """Complete a sweep file: those here and in sweeps/."""
+    found = [*Path().glob("*.yaml"), *Path().glob("*.yml"), *Path().glob("sweeps/*.yaml")]
+    return beginning(sorted(map(str, found)), incomplete)
+
+
+def launchers_here(incomplete: str) -> list[str]:
+    """Complete where workers live: launchers, and the profiles in slurm/."""
+    return beginning(["local", "debug", "ray", *sorted(map(str, Path().glob("slurm/*.yaml")))], incomplete)
+
+
+def beginning(words: Iterable[str], incomplete: str) -> list[str]:
+    """Return the words that begin so."""
+    return [word for word in words if word.startswith(incomplete)]

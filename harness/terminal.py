@@ -1,0 +1,69 @@
+"""The terminal: results on stdout and all else on stderr, mistakes as sentences with an exit code, examples."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from harness.errors import UserError, printable
+
+LONGEST = 20_000
+"""Characters of one word to the user that are shown."""
+
+
+def enter(app: typer.Typer) -> None:
+    """Enter a command line; what a terminal's encoding lacks is written as an escape, and never ends a command."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # something that is no file took its place
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    app()
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a help text: commands that work, as they are typed."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)  # \b: lines are left as they are
+
+
+def tell(text: str, limit: int = LONGEST) -> None:
+    """Print what a command was asked for."""
+    print(printable(text, limit), flush=True)  # noqa: T201 - the result of the command
+
+
+def tell_json(value: Any) -> None:
+    """Print what a command was asked for as JSON."""
+    print(json.dumps(value, indent=1), flush=True)  # noqa: T201 - the result of the command
+
+
+def note(text: str) -> None:
+    """Say something beside the result."""
+    typer.echo(printable(text, LONGEST), err=True)
+
+
+@contextmanager
+def answered(
+    what: object = "the store", after: str = "mend that, or name another folder", stopped: str = ""
+) -> Iterator[None]:
+    """Answer what keeps a command from going on with a sentence and an exit code.
+
+    2: a mistake; 3: a file or folder that cannot be read or written, `what` where the error names none, followed by
+    what to do; 130: Ctrl-C.
+    """
+    try:
+        yield
+    except UserError as error:
+        note(str(error))
+        raise typer.Exit(2) from None
+    except OSError as error:
+        where = error.filename2 or error.filename or what  # of a rename, its target: the other one is a draft of ours
+        note(f"{where}: {error.strerror or error}; {after}")
+        raise typer.Exit(3) from None
+    except KeyboardInterrupt:
+        if stopped:
+            note(stopped)
+        raise typer.Exit(130) from None
