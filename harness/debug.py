@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from dataclasses import dataclass
@@ -12,24 +11,23 @@ from typing import Annotated, Any
 import typer
 
 from harness.debugging import Case, check_step, open_case
-from harness.errors import UserError, printable
+from harness.errors import UserError
 from harness.launch.local import this_machine
 from harness.launching import DEBUG_LEASE
 from harness.store import Store
 from harness.supervisor import Setup
+from harness.terminal import answered, enter, examples, note, tell, tell_json
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 STEPS = {"overfit": 200, "profile": 10}
 """Steps of a way to look at a training, where none are given."""
-EXAMPLES = """Examples:
-
-\b
-  python -m harness.debug sweeps/quickstart.yaml --cell mask=snip,sparsity=0.9,recipe=ls,seed=0 --steps 20
-  python -m harness.debug sweeps/quickstart.yaml --cell mask=dense,recipe=default,seed=0 --profile
-  python -m harness.debug quickstart --like 3fa9c1 --anomaly
-  python -m harness.debug quickstart --replay 3fa9c1@2:5 --break
-"""
+EXAMPLES = examples(
+    "harness debug sweeps/quickstart.yaml --cell mask=snip,sparsity=0.9,recipe=ls,seed=0 --steps 20",
+    "harness debug sweeps/quickstart.yaml --cell mask=dense,recipe=default,seed=0 --profile",
+    "harness debug quickstart --like 3fa9c1 --anomaly",
+    "harness debug quickstart --replay 3fa9c1@2:5 --break",
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,8 @@ def main(
     failed, or the batch was not learnt; 2 a mistake on the command line or in the file.
     """
     wish = Wish(steps, overfit, profile, replay, halt, anomaly)
-    try:
+    own = Store(store if store is not None else source.with_name(f"{source.name}-debug"))
+    with answered(own.root):
         given = {"--cell": cell, "--like": like, "--replay": check_step(replay) if replay else ""}
         named = [option for option, value in given.items() if value]
         if len(named) > 1:
@@ -108,51 +107,53 @@ def main(
         os.environ["OMP_NUM_THREADS"] = str(here.threads)
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler speaks of devices that are not there
         setup = Setup(here.device, here.threads, lease=DEBUG_LEASE, as_one=True)
-        own = Store(store if store is not None else source.with_name(f"{source.name}-debug"))
-        case = open_case(sweep, given[option], option, Store(source if store is None else store), own, data, _say)
+        case = open_case(sweep, given[option], option, Store(source if store is None else store), own, data, note)
         wish.check(case.stage.kind, case.stage.label)
         if case.own:
             case.make_ready(setup)
-            code = _look(case, setup, wish)
+        elif (metrics := case.run(setup)) is not None:
+            tell_json(metrics)
+            return
         else:
-            metrics = case.run(setup)
-            code = 1 if metrics is None else 0
-            if metrics is not None:
-                _result(metrics)
-    except UserError as error:
-        typer.echo(printable(str(error), 20_000), err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    raise typer.Exit(code)
+            raise typer.Exit(1)
+    raise typer.Exit(_look(case, setup, wish))
 
 
 def _look(case: Case, setup: Setup, wish: Wish) -> int:
-    """Look at a stage that all is ready for; return the exit code. Whatever it raises is raised."""
-    from harness.train.debugging import at_work, overfit, run_steps, run_whole
+    """Look at a stage that all is ready for; return the exit code. An exception that is no user's mistake is raised."""
+    from harness.train.debugging import at_work
     from harness.train.loop import Diverged
     from harness.train.order import Corrupt
 
     with tempfile.TemporaryDirectory(prefix="harness-debug-") as attempt:
         try:
             with at_work(case.order(setup, Path(attempt)), wish.anomaly) as order:
-                if wish.replay:
-                    _replay(case, order, wish)
-                elif wish.overfit:
-                    return 0 if overfit(order, wish.steps or STEPS["overfit"], _result) else 1
-                elif wish.profile:
-                    _profile(case, order, wish.steps or STEPS["profile"])
-                elif wish.steps:
-                    run_steps(order, wish.steps, _result, wish.anomaly)
-                else:
-                    _result(run_whole(order, _say, wish.anomaly))
+                return _shown(case, order, wish)
         except Diverged as error:
-            typer.echo(f"diverged: {error}", err=True)
-            step = f"{case.stage.key[:8]}@{error.epoch + 1}:{error.step + 1}"
-            typer.echo(f"what was in it: --replay {step}", err=True)
+            note(f"diverged: {error}")
+            note(f"what was in it: --replay {case.stage.key[:8]}@{error.epoch + 1}:{error.step + 1}")
             return 1
         except Corrupt as error:
-            raise UserError(f"{error}; run the same command again: it is made anew") from None
+            note(f"{error}; run the same command again: it is made anew")
+        except UserError as error:
+            note(str(error))
+        return 2
+
+
+def _shown(case: Case, order: Any, wish: Wish) -> int:
+    """Show a stage in the way that is wished for; return the exit code."""
+    from harness.train.debugging import overfit, run_steps, run_whole
+
+    if wish.overfit:
+        return 0 if overfit(order, wish.steps or STEPS["overfit"], tell) else 1
+    if wish.replay:
+        _replay(case, order, wish)
+    elif wish.profile:
+        _profile(case, order, wish.steps or STEPS["profile"])
+    elif wish.steps:
+        run_steps(order, wish.steps, tell, wish.anomaly)
+    else:
+        tell_json(run_whole(order, note, wish.anomaly))
     return 0
 
 
@@ -160,31 +161,23 @@ def _profile(case: Case, order: Any, steps: int) -> None:
     from harness.train.profiling import look_closely
 
     trace = case.store.root / f"trace-{case.stage.key[:8]}.json"
-    _result("\n".join(look_closely(order, steps, trace)))
+    tell("\n".join(look_closely(order, steps, trace)))
 
 
 def _replay(case: Case, order: Any, wish: Wish) -> None:
     from harness.train.replaying import batch, examine, keep, reach
 
     epoch, step = case.step(wish.replay)
-    run = reach(order, epoch, step, _say)
+    run = reach(order, epoch, step, note)
     images, labels = batch(run)
     file = case.store.root / f"replay-{case.stage.key[:8]}-{run.done + 1}.safetensors"
     keep(run, images, labels, file)
     if wish.halt:
-        _say("run, images and labels are what the step begins with; examine(run, images, labels) does it; c goes on")
+        note("run, images and labels are what the step begins with; examine(run, images, labels) does it; c goes on")
         breakpoint()
-    _result("\n".join(examine(run, images, labels)))
-    _result(f"kept: {file}: model/NAME, masks/NAME, optimizer/..., images, labels, by safetensors.torch.load_file")
-
-
-def _say(sentence: str) -> None:
-    typer.echo(printable(sentence), err=True)
-
-
-def _result(found: Any) -> None:
-    typer.echo(found if isinstance(found, str) else json.dumps(dict(found), indent=1, default=str))
+    tell("\n".join(examine(run, images, labels)))
+    tell(f"kept: {file}: model/NAME, masks/NAME, optimizer/..., images, labels, by safetensors.torch.load_file")
 
 
 if __name__ == "__main__":
-    app()
+    enter(app)

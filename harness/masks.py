@@ -129,8 +129,6 @@ def export(
         tell(f"wrote {target}")
 
 
-
-
 def _print(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
