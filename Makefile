@@ -13,7 +13,7 @@ REPORT := chromium chromium-driver texlive-latex-base texlive-latex-recommended
 # Where pip-audit lives, apart from what it looks at.
 AUDIT := .audit
 
-.PHONY: quickstart report-tools slurm-tools test test-slow test-chaos chaos test-slurm conformance lint audit clean
+.PHONY: quickstart report-tools slurm-tools test test-slow test-chaos chaos test-slurm conformance docs lint audit clean
 
 quickstart: $(READY)
 	$(BIN)/python -m harness.sweep sweeps/quickstart.yaml --via local
@@ -50,6 +50,10 @@ test-slurm: $(READY) slurm-tools
 conformance: $(READY)
 	$(BIN)/python -m pytest -m conformance
 
+# The documentation, its reference filled in from the code, into site/; a warning is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -74,4 +78,4 @@ $(READY): setup.cfg pyproject.toml
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) $(AUDIT) build *.egg-info
+	rm -rf $(VENV) $(AUDIT) build site *.egg-info

@@ -138,6 +138,34 @@ METRICS: Mapping[str, str] = {
     "silent_channels": "count",
 }
 """What a table may show of a training, and what kind of number it is."""
+MEANINGS: Mapping[str, str] = {
+    "accuracy": "the accuracy in the column that the protocol's `report` names",
+    "test@last": "accuracy on the test images after the last epoch",
+    "test@best-dev": "accuracy on the test images after the epoch with the best accuracy on the dev split",
+    "dev_accuracy": "accuracy on the dev split after the last epoch",
+    "best_epoch": "the epoch with the best accuracy on the dev split",
+    "epochs": "epochs trained",
+    "parameters": "parameters of the tested network, biases and batch norm included, pruned ones too",
+    "parameters_kept": "the same, without pruned weights",
+    "kept": "weights that the mask keeps",
+    "prunable": "weights that the mask speaks of",
+    "density": "weights kept, of all convolutional and linear ones, ghosts left out",
+    "density_with_ghosts": "the same, the weights of ghosts that stay added to those kept",
+    "inference_flops": "operations for one image, zeros left out: two for every multiply-add of a convolution or a "
+    "linear layer, ghosts that stay among them",
+    "inference_flops_dense": "the same, zeros counted",
+    "training_flops": "operations of all epochs of this training, zeros left out, a backward pass counted as two "
+    "forward passes; what its ticket took is not counted",
+    "training_flops_dense": "the same, zeros counted",
+    "ghost_operations": "operations that a recipe's parts add to the steps of training while they live",
+    "rescale_operations": "operations of LRsI before training, every iteration at its dearer kind",
+    "ghost_parameters": "parameters of ghosts that stay to the end",
+    "empty_layers": "layers of which the mask keeps nothing",
+    "dead_filters": "filters, and rows of linear layers, of which the mask keeps nothing",
+    "near_zero": "activations behind a ReLU of at most 0.001, of 512 images of the dev split",
+    "silent_channels": "channels behind a ReLU that are near zero for all of these images",
+}
+"""What each of them means, in words for its row in a glossary."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The ToST authors' settings (commit 2b5bac2): 182 epochs, x0.1 at 90 and 135, weight decay on everything.

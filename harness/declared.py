@@ -33,7 +33,7 @@ FIGURES = {
 class Form(BaseModel):
     """A part of the sweep file; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def known_metric(name: str) -> str:
@@ -47,18 +47,25 @@ class Table(Form):
     """A table to print: which axes make its rows and columns; other axes that vary give a block each."""
 
     name: str = Field(pattern=f"^{NAME}$")
+    """Its name, and that of its files."""
     rows: tuple[str, ...] = Field(min_length=1)
+    """Axes whose values make the rows; `effect` in place of `recipe`: the effects of parts and of pairs of them."""
     columns: tuple[str, ...] = Field(min_length=1)
+    """Axes whose values make the columns."""
     blocks: tuple[str, ...] = ()
     """Axes that give a block each before the others do."""
     values: tuple[str, ...] = Field(("accuracy",), min_length=1)
+    """Metrics that each entry shows."""
     baseline: str | dict[str, str | int | float] = "default"
     """What the rest is compared with: a recipe, or one value for each of some axes."""
     emphasis: Literal["best", "significant", "none"] = "none"
+    """What is bold: the highest mean, or what differs from the baseline significantly."""
     family: Literal["table", "block"] = "table"
     """The differences that are tested together: of all its blocks, or block by block."""
     mix: tuple[str, ...] = ()
-    """What it may have side by side that is otherwise refused."""
+    """What it may have side by side that is otherwise refused: some of `content`, `dev`, `select`, `report`, `epochs`,
+    `precision`, `prunable`.
+    """
 
     @field_validator("values")
     @classmethod
@@ -118,6 +125,7 @@ class Claim(Form):
     """One sentence that a sweep is to decide, registered before its first result."""
 
     name: str = Field(pattern=f"^{NAME}$")
+    """Its name in the store and in the report."""
     compare: dict[str, tuple[Any, Any]] = Field(min_length=1, max_length=1)
     """One axis, and two of its values: the first is said to differ from the second."""
     where: str = ""
@@ -125,6 +133,7 @@ class Claim(Form):
     over: tuple[str, ...] = ()
     """The axes whose cells it pools; else all that vary."""
     value: str = "accuracy"
+    """The metric that is compared, one of the accuracies."""
     margin: float = Field(gt=0)
     """The smallest difference that matters, in the value's unit (points of accuracy)."""
     seeds: int = Field(ge=2, le=10_000)

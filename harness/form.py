@@ -23,17 +23,24 @@ class When(Form):
     """A conditional override: where the condition holds, axes or protocol fields are set."""
 
     condition: str = Field(alias="if")
+    """Axes and protocol fields compared with values: `arch == 'vgg16' and sparsity > 0.9`."""
     set: dict[str, Any] = Field(min_length=1)
+    """Axis or protocol field: the value that it has there."""
 
 
 class Launch(Form, strict=True):
     """Where workers live: this machine (`local`), or a cluster profile."""
 
     via: str = "local"
+    """`local`, `debug`, `ray`, or the name of a cluster profile."""
     workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] | Literal["auto"] | None = None
-    """`auto`: as many as train the most images a second here, which is tried out."""
+    """Workers on this machine; `auto`: as many as train the most images a second here, which is tried out. Else one
+    to a GPU, or to a core.
+    """
     threads: int | None = Field(None, ge=1, le=1024)
+    """CPU threads of a worker; with ray, CPUs of a process."""
     device: str | None = Field(None, pattern=r"^[a-z]+(:\d+)?$")
+    """A torch device, such as `cpu` or `cuda`; else a GPU where the machine has any."""
     gpus: float | None = Field(None, ge=0, le=64)
     """With ray: GPUs of a trial, fractions allowed; else one where the machine has any."""
     address: str | None = None
@@ -53,13 +60,21 @@ class Wandb(Form, strict=True):
     """Where results are mirrored to on Weights & Biases."""
 
     project: str = Field(pattern=PROJECT)
+    """The project, or what its shards' names begin with."""
     entity: str | None = Field(None, pattern=ENTITY)
-    """A team or a user; else the default one of whoever publishes."""
+    """A team or a user; else the default one of whoever publishes. A group names its team, so that all write one
+    mirror.
+    """
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """`auto`: online where there is a key and the server answers, else offline, and it says so. `online`: else an
+    error. Where sweeps of one project differ, `offline` goes before `online` before `auto`.
+    """
     shard_by: list[Literal["dataset", "arch"]] | None = None
-    """Axes whose values have a project each; else as few as keep every project small enough to browse."""
+    """Axes whose values have a project each; else as few as keep every project below 10,000 runs. Decided when the
+    first run is sent.
+    """
     artifacts: Literal["reference", "upload", "none"] = "reference"
-    """Masks and tickets: where they lie in the store, copies of them, or neither."""
+    """Masks and tickets: `reference` their path in the store and their SHA-256, `upload` copies, or neither."""
 
 
 class Asha(Form, strict=True):
@@ -68,22 +83,32 @@ class Asha(Form, strict=True):
     """
 
     grace: int = Field(1, ge=1)
+    """Epochs that every trial is given."""
     reduction: float = Field(4, gt=1, le=1000)
+    """One of so many goes on at every halving."""
 
 
 class Search(Form):
     """A search for the best settings of every place of the grid, judged on the dev split alone."""
 
     metric: Literal["dev_accuracy", "dev_loss"] = "dev_accuracy"
+    """What trials are judged by."""
     mode: Literal["max", "min"] | None = None
+    """Which way the metric is better; follows from it, and may be written down."""
     space: dict[str, Any] = Field(min_length=1)
+    """Protocol field, or knob of a part such as `gsw.b1`: `uniform(a, b)`, `loguniform(a, b)`, `integer(a, b)`, or a
+    list of values.
+    """
     samples: int | dict[str, int]
     """Trials of every place, or by recipe."""
     baseline: str = "default"
     """The recipe that is tuned too, in the grid or not; `none` leaves it out."""
     scheduler: Literal["asha", "none"] | Asha = "asha"
+    """What stops bad trials early: successive halving, with its settings as `{asha: {grace: 1}}`, or nothing."""
     searcher: Literal["random", "optuna"] = "random"
+    """What proposes settings."""
     seed: int = Field(0, ge=0, lt=2**31)
+    """What random draws are made from."""
     write: str | None = None
     """Where the best settings go, relative to the sweep file; else beside the sweep's plan in the store."""
 
@@ -121,23 +146,39 @@ class SweepFile(Form):
     """A sweep: the grid of cells, how they are trained, and the tables that come of it."""
 
     name: str = Field(pattern=f"^{NAME}$")
+    """The sweep's name: that of its folder in the store, and of the sweep on the command line."""
     base: str | None = None
+    """Another sweep file, relative to this one, whose fields hold where this one has none."""
     protocol: dict[str, Any] = Field(default_factory=dict)
+    """How all cells are trained: the name of a preset, or `{preset: NAME, field: value}`; without a preset, `tost`."""
     grid: dict[str, Any] = Field(min_length=1)
+    """Axis: a value, or a list of values. Every combination is a cell."""
     also: list[dict[str, Any]] = Field(default_factory=list)
+    """Further blocks of cells: the grid with some axes replaced."""
     when: list[When] = Field(default_factory=list)
+    """Conditional overrides, applied in order."""
     exclude: list[str] = Field(default_factory=list)
+    """Conditions; cells for which one holds are left out."""
     use: dict[str, str] = Field(default_factory=dict)
+    """Methods of one's own by name: `./file.py:function`, relative to the sweep file, or `package.module:function`."""
     data: str | None = None
+    """The folder of data sets; else `$HARNESS_DATA`, else `./data`."""
     tables: list[Table] = Field(default_factory=list)
+    """Names of shapes, shapes with changes as `{shape: NAME, field: value}`, or tables of one's own."""
     figures: list[str] = Field(default_factory=lambda: list(FIGURES))
+    """Figures to draw."""
     claims: list[Claim] = Field(default_factory=list)
+    """Comparisons that the sweep is to decide, registered before its first result."""
     baselines: list[str] = Field(default_factory=list)
     """CSV files of numbers from elsewhere, relative to the sweep file."""
     launch: Launch = Field(default_factory=lambda: Launch())
+    """Where workers live."""
     wandb: Wandb | None = None
+    """Where results are mirrored to; without it, nowhere."""
     search: Search | None = None
+    """Makes the sweep a search for settings, which trains no table."""
     tuned: str | list[str] = Field(default_factory=list)
+    """Files that searches have written, relative to the sweep file, whose settings its cells are trained with."""
 
     @field_validator("protocol", mode="before")
     @classmethod

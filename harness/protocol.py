@@ -26,29 +26,50 @@ MASK_FIELDS = ("prunable", "on_collapse")
 class Protocol(BaseModel):
     """How a network is trained and judged. The defaults are preset `tost`; times are in epochs."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     optimizer: str = "sgd"
+    """`sgd` or `adamw`."""
     lr: float = Field(0.1, gt=0, le=1e3)
+    """The learning rate before the schedule."""
     momentum: float = Field(0.9, ge=0, lt=1)
+    """Of `sgd`."""
     nesterov: bool = False
+    """Of `sgd`: Nesterov's form of momentum."""
     beta1: float = Field(0.9, ge=0, lt=1)
+    """Of `adamw`: the decay of the first moment."""
     beta2: float = Field(0.999, ge=0, lt=1)
+    """Of `adamw`: the decay of the second moment."""
     weight_decay: float = Field(2e-4, ge=0, le=10)
+    """On all parameters, batch norm's among them."""
     schedule: str = "multistep"
+    """`multistep` or `cosine`."""
     milestones: tuple[float, ...] = (90.0, 135.0)
+    """Of `multistep`: epochs at which the learning rate drops. Where only `epochs` is overridden, they move with it."""
     gamma: float = Field(0.1, gt=0, le=1)
+    """Of `multistep`: the factor of a drop."""
     warmup: float = Field(0.0, ge=0)
+    """Epochs in which the learning rate rises linearly from 0."""
     loss: str = "cross_entropy"
+    """The training loss that recipe parts may change."""
     epochs: int = Field(182, ge=1, le=100_000)
+    """Epochs of training; or `match_cost(RECIPE)`: longer by what that recipe costs more."""
     batch: int = Field(128, ge=1, le=1_000_000)
+    """Images of a step, of all processes together; the last, smaller batch of an epoch is kept."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: forward and backward pass under autocast, weights in fp32."""
     augment: Literal["standard", "none"] = "standard"
+    """`standard`: random crops, and flips where they keep the label's meaning."""
     dev: str = "standard"
+    """The dev split, cut from the training images: `first:N`, `stratified:SHARE`, `none`, or the data set's own."""
     select: Literal["dev_accuracy"] = "dev_accuracy"
+    """What the best epoch is chosen by."""
     report: Literal["test@last", "test@best-dev"] = "test@last"
+    """The column that tables show as `accuracy`; both are measured."""
     prunable: Literal["conv+linear", "conv"] = "conv+linear"
+    """The weights that masks speak of; `conv` leaves the classifier dense."""
     resize: int = Field(0, ge=0, le=1024)
+    """The side that images are resized to; 0: as they are."""
     on_collapse: Literal["allow", "error", "keep_one"] = "allow"
     """What a mask does that leaves a layer nothing: it is reported, refused, or keeps that layer's best weight."""
     batch_norm: Literal["synced", "local"] = "synced"

@@ -2,12 +2,13 @@
 
 import re
 import subprocess
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from harness.cell import expand
 from harness.check import load_sweep
+from tests.documents import blocks, check_options
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -30,10 +31,12 @@ def test_the_sweep_file_is_one(tmp_path: Path) -> None:
     assert expand(load_sweep(tmp_path / "mine.yaml"))[0]
 
 
-def test_the_options_it_names_exist() -> None:
-    done = subprocess.run([sys.executable, "-m", "harness.sweep", "--help"], capture_output=True, text=True, timeout=60)
-    for option in re.findall(r"harness\.sweep \S+ (--[a-z-]+)", README):
-        assert option in done.stdout
+def test_the_commands_and_options_it_names_exist() -> None:
+    shells = [found for found in blocks(README) if found.language == "sh"]
+    lines = [words for shell in shells for words in replace(shell, title="not run here").commands()]
+    assert len(lines) > 10
+    for words in lines:
+        check_options(words)
 
 
 def test_the_numbers_of_the_quickstart_are_true(tmp_path: Path) -> None:

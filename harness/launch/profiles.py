@@ -35,16 +35,25 @@ class Request(Form, strict=True):
     """What a job asks for; cpus, gpus and memory are of one process."""
 
     partition: str | None = Field(None, min_length=1)
+    """Slurm's partition."""
     account: str | None = Field(None, min_length=1)
+    """Slurm's account."""
     qos: str | None = Field(None, min_length=1)
+    """Slurm's quality of service."""
     gpus: int = Field(0, ge=0, le=64)
+    """GPUs of a process."""
     gpu_type: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")
+    """Their type, as the cluster names it."""
     gpu_memory: str | None = None
     """What one GPU has, so that a stage that needs more is not given to it."""
     cpus: int = Field(1, ge=1, le=1024)
+    """CPUs of a process."""
     memory: str = "4G"
+    """Memory of a process, as Slurm spells it."""
     constraint: str | None = Field(None, min_length=1)
+    """Slurm's constraint on nodes."""
     time: str = "4:00:00"
+    """A job's time limit; a plain number is minutes."""
     sbatch: dict[str, Any] = Field(default_factory=dict)
     """Any other option of sbatch, by its long name."""
 
@@ -93,6 +102,7 @@ class Profile(Request):
     per_node: int | None = Field(None, ge=1, le=64)
     """Processes of a group on one node; else all of them."""
     requeue: bool = True
+    """Whether Slurm may queue a job again that it has ended itself; false where the site forbids it."""
     idle: str = "60s"
     """A worker with nothing to do leaves after so long."""
     nodes_submit: bool = False
@@ -104,9 +114,11 @@ class Profile(Request):
     setup: list[str] = Field(default_factory=list)
     """Lines of shell that run before the worker."""
     modules: list[str] = Field(default_factory=list)
+    """Environment modules that are loaded first."""
     container: str | None = None
     """A command before python, such as `apptainer exec --nv image.sif`."""
     python: str | None = None
+    """The interpreter on the nodes; else the one that submits."""
     stage: dict[str, str] = Field(default_factory=dict)
     """Files and folders to copy beforehand, and where to; a target such as $TMPDIR/image.sif is filled by every job."""
     scratch: str | None = None

@@ -1,0 +1,126 @@
+"""The documentation site: built without a warning, asking nothing of another host, its reference complete."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+from typer.main import get_command
+
+from harness.catalog import DATASETS, METRICS
+from harness.cli import app
+from harness.launch.profiles import Profile
+from reference.commands import walk
+from reference.fields import SWEEP
+from tost.catalog import MASKS, MODELS, PARTS
+
+ROOT = Path(__file__).parents[1]
+ASSETS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "object": "data"}
+WRITTEN = ("canonical", "prev", "next")
+"""Relations of a link that a browser does not load."""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, as `make docs` builds it."""
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    return folder
+
+
+class Loaded(HTMLParser):
+    """What a browser loads for a page, and its links."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.mermaid = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        has = dict(attrs)
+        if tag in ASSETS:
+            self.found.append(has.get(ASSETS[tag]) or "")
+        if tag == "link" and has.get("rel") not in WRITTEN:
+            self.found.append(has.get("href") or "")
+        self.mermaid |= "mermaid" in (has.get("class") or "").split()
+
+
+def test_no_page_asks_anything_of_another_host(site: Path) -> None:
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > 40
+    for page in pages:
+        loaded = Loaded()
+        loaded.feed(page.read_text())
+        assert loaded.found, page
+        for address in filter(None, loaded.found):
+            assert not re.match(r"(\w+:)?//", address), f"{page.name}: {address}"
+            assert (page.parent / address).exists() or page.name == "404.html", f"{page.name}: {address}"
+        assert not loaded.mermaid, f"{page.name}: the theme would fetch mermaid for it"
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", sheet.read_text()), sheet
+
+
+def test_no_marker_is_left(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        text = page.read_text()
+        assert "generated:" not in text, page
+        assert "--8&lt;--" not in text, page
+
+
+def _plain(site: Path, name: str) -> str:
+    return re.sub(r"<[^>]*>", "", (site / "reference" / f"{name}.html").read_text())
+
+
+@pytest.mark.parametrize(("page", "models"), [("sweep-file", list(SWEEP.values())), ("profile", [Profile])])
+def test_every_field_is_there_with_a_meaning(site: Path, page: str, models: list[type[BaseModel]]) -> None:
+    rows = re.findall(
+        r"<tr>\s*<td><code>([^<]*)</code></td>(.*?)</tr>", (site / f"reference/{page}.html").read_text(), re.S
+    )
+    said = {name for name, rest in rows if re.findall(r"<td[^>]*>(.*?)</td>", rest, re.S)[-1].strip()}
+    for model in models:
+        for name, field in model.model_fields.items():
+            assert (field.alias or name) in said, f"{model.__name__}.{name}"
+
+
+def test_every_command_and_option_is_there(site: Path) -> None:
+    text = (site / "reference" / "command-line.html").read_text()
+    sections = {section.partition("<")[0]: section for section in re.split(r"<h2[^>]*>", text)}
+    for name, command in walk("harness", get_command(app)):
+        section = sections[name]
+        for one in command.params:
+            if one.param_type_name == "option" and not one.hidden and "--help" not in one.opts:
+                assert one.opts[0] in section, f"{name} {one.opts[0]}"
+                assert one.help, f"{name} {one.opts[0]}"
+
+
+def test_every_name_of_the_catalog_and_every_metric_is_there(site: Path) -> None:
+    catalog, metrics = _plain(site, "catalog"), _plain(site, "metrics")
+    assert all(re.search(rf"^{re.escape(name)}$", catalog, re.M) for name in [*MODELS, *MASKS, *PARTS, *DATASETS])
+    assert all(re.search(rf"^{re.escape(name)}$", metrics, re.M) for name in METRICS)
+
+
+def test_a_page_that_is_missing_is_a_fault_unless_it_comes_later(tmp_path: Path) -> None:
+    """Only pages under `extra: optional` may be absent; the navigation has a place for each."""
+    from mkdocs.config import load_config
+
+    config = load_config(str(ROOT / "mkdocs.yml"))
+    named = re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1])
+    assert set(config.extra["optional"]) <= set(named)
+    there = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert {name for name in named if not name.startswith("project/")} - there <= set(config.extra["optional"])
+    assert there <= set(named)
