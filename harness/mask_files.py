@@ -27,7 +27,7 @@ def mask_file(source: str, store: Path) -> Path:
     found = [path for folder in folders for path in folder.glob(f"{word}*") if path.is_dir()]
     if len(found) != 1:
         said = f"{len(found)} stages" if found else "no mask and no training"
-        raise UserError(f"{said} in {store} have a key that begins with {source}; give more digits, or --store")
+        raise UserError(f"{said} in {store} have a key that begins with {source}; give more digits, or another store")
     result = Store(store).folder(found[0].parent.parent.name, found[0].name).result()
     if result is None or not (artifact := found[0] / result.artifact.file).is_file():
         raise UserError(f"{found[0]} has no artifact; run its sweep again")

@@ -20,7 +20,7 @@ MEASURED = "_measured"
 IDENTITIES = ("mask", "theta0", "scales", "order")
 STAMP = ("device", "device_name", "threads", "layout", "torch", "python", "harness")
 """What a cell's row has of its stamp."""
-NAMED = ("dataset", "arch", "mask", "sparsity", "recipe")
+NAMED = ("sweep", "dataset", "arch", "mask", "sparsity", "recipe")
 """Axes whose values are names, even where one reads as a number."""
 TIME = "datetime64[ms, UTC]"
 
@@ -43,7 +43,7 @@ def cells_frame(frame: Frame) -> pd.DataFrame:
 
     rows = list(_rows(frame))
     columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
-    axes = {"sweep", *frame.axes}
+    axes = {"sweep", *_axes(frame)}
     found = {
         name: _axis(name, values)
         if name in axes
@@ -51,8 +51,8 @@ def cells_frame(frame: Frame) -> pd.DataFrame:
         for name, values in columns.items()
     }
     if rows:  # sparsities by size, not by place: the 0% of dense networks comes last in most grids
-        shares = sorted(set(zip(columns["sparsity_share"], columns["sparsity"], strict=True)))
-        found["sparsity"] = pd.Categorical(columns["sparsity"], [label for _, label in shares], ordered=True)
+        shares = dict(zip(columns["sparsity"], columns["sparsity_share"], strict=True))
+        found["sparsity"] = pd.Categorical(columns["sparsity"], sorted(shares, key=shares.__getitem__), ordered=True)
     return pd.DataFrame(found)
 
 
@@ -61,8 +61,7 @@ def curves_frame(frame: Frame) -> pd.DataFrame:
     import pandas as pd
 
     cells = cells_frame(frame)
-    told = [name for name in ("sweep", *frame.axes, "sparsity_share") if name in cells]
-    told = sorted(told, key=list(cells).index)
+    told = [name for name in cells if name in {"sweep", "sparsity_share", *_axes(frame)}]
     curves = [line.measured.curves if line.measured else {} for line in frame.lines]
     lengths = [max(map(len, of_one.values()), default=0) for of_one in curves]
     places = [place for place, length in enumerate(lengths) for _ in range(length)]
@@ -75,14 +74,20 @@ def curves_frame(frame: Frame) -> pd.DataFrame:
     return found
 
 
+def _axes(frame: Frame) -> list[str]:
+    """Return the axes, and the protocol fields in which sweeps differ: without them two cells would look the same."""
+    return list(dict.fromkeys([*frame.axes, *frame.varying]))
+
+
 def _rows(frame: Frame) -> Iterator[dict[str, Any]]:
     """Yield every cell untyped: axes, both test columns, metrics, identities, its state, its stamp, and the key."""
     several = len({line.sweep for line in frame.lines}) > 1
     tuned = any(line.facts.trials is not None for line in frame.lines)
-    clear = {name: f"{name}{MEASURED}" if name in frame.axes else name for name in METRICS}
+    axes = _axes(frame)
+    clear = {name: f"{name}{MEASURED}" if name in axes else name for name in METRICS}
     for line in frame.lines:
         place: dict[str, Any] = {"sweep": line.sweep} if several else {}
-        for axis in frame.axes:
+        for axis in axes:
             place[axis] = line.axis(axis)
             if axis == "sparsity":
                 place["sparsity_share"] = line.facts.share
@@ -99,7 +104,7 @@ def _rows(frame: Frame) -> Iterator[dict[str, Any]]:
             "state": line.reason or DONE,
             "cause": line.cause,
             "diverged": line.reason == "diverged",
-            "at_chance": line.at_chance,
+            "at_chance": line.at_chance if line.measured else None,
             **{name: stamp.get(name) for name in STAMP},
             "seconds": provenance.get("seconds"),
             "finished": provenance.get("finished"),
@@ -143,5 +148,5 @@ def _column(values: Iterable[Any], dtype: Any) -> Any:
         return pd.to_datetime(pd.Series(list(values), dtype=object), utc=True, errors="coerce").astype(dtype)
     there = [None if value is None or value == "" else value for value in values]
     if dtype == "Int64" and any(isinstance(value, float) or abs(value or 0) >= 2**63 for value in there):
-        dtype = "Float64"  # operations of a very long training
+        dtype = "Float64"  # operations of a very long training; axes may be both
     return pd.array(there, dtype=dtype)

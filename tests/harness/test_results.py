@@ -72,6 +72,7 @@ def test_every_cell_is_a_row_with_the_store_s_numbers(cells: pd.DataFrame) -> No
         else:
             assert told["state"] != "done" or cell["state"] == "ticket failed"
             assert cell[["accuracy", "test@last", "density", "seconds", "finished", "torch"]].isna().all()
+    assert list(cells["at_chance"].isna()) == list(cells["state"] != "done")
     assert cells["state"].value_counts()["diverged"] == cells["diverged"].sum() == 7
     assert set(cells.loc[cells["state"] == "ticket failed", "cause"]) == {"out of luck"}
     assert cells.loc[cells["state"] == "done", "cause"].isna().all()
@@ -147,6 +148,13 @@ def test_cells_of_several_sweeps_stand_once(folder: Path) -> None:
     assert len(both) == 302
     assert list(both["sweep"].cat.categories) == ["synthetic", "part"]
     assert list(both.loc[both["sweep"] == "part", "seed"]) == [4, 5]
+    (folder / "longer.yaml").write_text(
+        (folder / "part.yaml").read_text().replace("12}", "20}").replace("part", '"007"')
+    )
+    told = load_results("synthetic", folder / "longer.yaml", store=folder / "runs").set_index("sweep")
+    assert list(told.index.categories) == ["synthetic", "007"]
+    assert set(told.loc["synthetic", "epochs"]) == {12}, "a field in which sweeps differ is told"
+    assert list(told.loc["007", "epochs"]) == [20, 20, 20]
 
 
 def test_curves_have_the_numbers_of_every_epoch(folder: Path, cells: pd.DataFrame) -> None:
