@@ -71,7 +71,5 @@ def _package_files(module: str) -> tuple[list[Path], Path]:
     inside = sorted(package.rglob("*"))
     if compiled := [file for file in inside if file.name.endswith(tuple(EXTENSION_SUFFIXES))]:
         raise ValueError(f"{compiled[0]} is compiled; only packages of Python files can be kept in the store")
-    return [
-        path,
-        *(file for file in inside if file.suffix == ".py" and file.is_file() and file != path),
-    ], package.parent
+    others = [file for file in inside if file.suffix == ".py" and file.is_file() and file != path]
+    return [path, *others], package.parent
