@@ -72,10 +72,10 @@ def find_stage(saved: SavedPlan, given: str, option: str) -> str:
             there = dict.fromkeys(cell[axis] for cell, _ in places)
             if value not in there:
                 raise UserError(f"{option} {axis}={value}: there are {', '.join(there)}{nearest(value, there)}")
-        raise UserError(f"{option} {given}: no cell has all of these together")
+        raise UserError(f"{option} {given}: no cell has all of these together; leave one out")
     if len({key for _, key in found}) > 1:
         open_axes = [a for a in saved.axes if len({cell[a] for cell, _ in found}) > 1]
-        raise UserError(f"{option} {given}: {len(found)} cells match; they differ in {', '.join(open_axes)}")
+        raise UserError(f"{option} {given}: {len(found)} cells match; they differ in {', '.join(open_axes)}; name those too")
     return found[0][1]
 
 

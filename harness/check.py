@@ -47,9 +47,11 @@ def _with_base(path: Path, seen: list[Path]) -> Document:
     document = read_document(path)
     here = path.resolve()
     if here in seen:
-        raise UserError(f"{path}: base files form a circle: {' -> '.join(p.name for p in [*seen, here])}")
+        raise UserError(
+            f"{path}: base files form a circle: {' -> '.join(p.name for p in [*seen, here])}; take `base:` out of one"
+        )
     if len(seen) >= MOST_BASES:
-        raise UserError(f"{path}: over {MOST_BASES} base files, one on another")
+        raise UserError(f"{path}: over {MOST_BASES} base files, one on another; put some of them together")
     base = document.values.get("base")
     if base is None:
         return document

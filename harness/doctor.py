@@ -91,11 +91,11 @@ def _in_a_job(via: str, store: Store) -> list[Finding]:
     while (found := read_json(said)) is None:
         jobs = launcher.poll()
         if not jobs and read_json(said) is None:
-            raise UserError(f"the job ended without a word; its log is below {launcher.folder}")
+            raise UserError(f"the job ended without a word; look into its log, below {launcher.folder}")
         for job in jobs:
             if reason := launcher.never(job):
                 launcher.cancel(jobs)
-                raise UserError(f"the job can never start: {reason}")
+                raise UserError(f"the job can never start: {reason}; mend {via}")
             if job.state == "pending" and job.reason != told:
                 told = job.reason
                 note(f"waiting: {told}")

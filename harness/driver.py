@@ -77,7 +77,9 @@ class Driver:
         self.options = self.options.over(self.sweep.file.launch, self.miniature)
         points = self.sweep.size()
         if points > MOST_CELLS:
-            raise UserError(f"{self.file}: the grid has {points:,} points; at most {MOST_CELLS:,} are allowed")
+            raise UserError(
+                f"{self.file}: the grid has {points:,} points; at most {MOST_CELLS:,} are allowed; split it"
+            )
         if points > MANY_CELLS and not self.yes and not (sys.stdin.isatty() and ask(f"{points:,} grid points. Go on?")):
             raise UserError(f"{self.file}: not started; the grid has {points:,} points. If that is meant: --yes")
         together = 0 if self.options.via in HERE else TOGETHER
@@ -92,7 +94,7 @@ class Driver:
             cells = [pair for pair in cells if wanted(pair[0])]
         self.choose(cells[:limit] if only or limit else None)
         if not self.plan.cells:
-            raise UserError(f"{self.file}: no cell is left after exclude")
+            raise UserError(f"{self.file}: no cell is left after exclude; narrow its conditions")
         if self.sweep.search:
             refuse_for_search(self.file, self.options.via, self.chosen, self.miniature, self.options.detach)
 

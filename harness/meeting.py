@@ -124,7 +124,7 @@ class _Side:
         began = time.monotonic()
         while not there():
             if time.monotonic() - began > self.patience:
-                raise UserError(f"the other host has left, or what it wrote is never seen here ({what})")
+                raise UserError(f"the other host has left, or what it wrote is never seen here ({what}); try again")
             time.sleep(LOOK)
         return time.monotonic() - began
 

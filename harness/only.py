@@ -44,5 +44,5 @@ def cell_filter(only: str, plan: Plan) -> Callable[[Cell], bool]:
 
     found = [cell for cell, _ in plan.cells if matches(cell)]
     if not found:
-        raise UserError(f"--only {only}: no cell has all of these together")
+        raise UserError(f"--only {only}: no cell has all of these together; leave one out")
     return matches

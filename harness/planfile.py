@@ -215,7 +215,7 @@ def sweep_name(given: str) -> str:
         return given
     name = read_document(Path(given)).values.get("name")
     if not isinstance(name, str):
-        raise UserError(f"{given}: has no `name:`")
+        raise UserError(f"{given}: has no `name:`; write one, or give the sweep's name")
     return name
 
 

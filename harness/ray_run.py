@@ -107,7 +107,9 @@ def start_ray(share: Share) -> list[dict[str, Any]]:
         try:
             ray.init(address=share.address or "local", include_dashboard=False, log_to_driver=False, logging_level=40)
         except (ConnectionError, ValueError) as error:
-            raise UserError(f"launch.address {share.address}: no Ray cluster there ({error})") from None
+            raise UserError(
+                f"launch.address {share.address}: no Ray cluster there ({error}); start one, or leave it out"
+            ) from None
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return nodes
 

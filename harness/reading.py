@@ -81,14 +81,18 @@ def _text(path: Path) -> str:
             data = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.y*ml"))[:10] if path.parent.is_dir() else []
-        there = f"; {path.parent} holds {', '.join(near)}" if near else ""
+        there = f"; {path.parent} holds {', '.join(near)}" if near else "; name a sweep file"
         raise UserError(f"{path}: no such file{there}") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder; name a sweep file in it") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{short(str(path))}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(
+            f"{short(str(path))}: cannot be read: {getattr(error, 'strerror', None) or error}; name another"
+        ) from None
     if len(data) > MOST_BYTES:
-        raise UserError(f"{path}: over {MOST_BYTES // 1024} KiB; a sweep file is a few hundred lines of text")
+        raise UserError(
+            f"{path}: over {MOST_BYTES // 1024} KiB; a sweep file is some lines of text; write ranges (0..9)"
+        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

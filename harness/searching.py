@@ -130,7 +130,9 @@ def _write(campaign: Campaign, best: dict[int, tuple[int, Standing] | None]) -> 
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text.getvalue().encode())
     except OSError as error:
-        raise UserError(f"search.write: {path}: {error.strerror}; the trials are in the store") from None
+        raise UserError(
+            f"search.write: {path}: {error.strerror}; name another file, the trials are in the store"
+        ) from None
     return path
 
 

@@ -44,7 +44,7 @@ def copy_named(profile: Profile) -> list[str]:
             continue
         path = Path(source).expanduser()
         if not path.exists():
-            raise UserError(f"stage: {source}: no such file or folder")
+            raise UserError(f"stage: {source}: no such file or folder; mend it in the profile")
         copied = copy(path, Path(target).expanduser())
         said.append(f"{source}: {copied:,} files copied to {target}" if copied else f"{source}: is at {target} already")
     return said

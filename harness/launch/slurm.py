@@ -127,7 +127,7 @@ class Slurm:
         asked = self.profile.at(size.step)
         here = min(self.profile.per_node or size.world, size.world)
         if size.world % here:
-            raise UserError(f"per_node: {here} does not divide world: {size.world}")
+            raise UserError(f"per_node: {here} does not divide world: {size.world}; write one that does")
         gpus = asked.gpus * here
         more: dict[str, Any] = {"requeue": True} if self.profile.requeue else {"no-requeue": True}
         if gpus:

@@ -54,7 +54,7 @@ def _foreign(paths: list[Path], store: Store) -> list[Foreign]:
             data = foreign_bytes(path)
             rows = read_foreign(data, str(path))
         except OSError as error:
-            raise UserError(f"--baselines {path}: {error.strerror}") from None
+            raise UserError(f"--baselines {path}: {error.strerror}; name a CSV file") from None
         except ValueError as error:
             raise UserError(f"--baselines {path}: {error}") from None
         copy = foreign_copy(store, rows[0].sha256)

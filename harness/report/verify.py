@@ -102,19 +102,19 @@ def _files(path: Path, seen: list[Path]) -> Iterator[tuple[Path, list[str]]]:
     if path.resolve() in seen:
         return
     if len(seen) >= MOST_FILES:
-        raise UserError(f"{path}: over {MOST_FILES} files")
+        raise UserError(f"{path}: over {MOST_FILES} files; verify it part by part")
     seen.append(path.resolve())
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+        raise UserError(f"{path}: {error.strerror}; name the paper's .tex file") from None
     yield path, lines
     for line in lines:
         for name in re.findall(r"\\(?:input|include|subfile)\s*\{([^}#\\]+)\}", _code(line)):
             below = str(seen[0].parent / name.strip())
             found = next((p for p in (Path(below), Path(f"{below}.tex")) if p.is_file()), None)
             if found is None:
-                raise UserError(f"{path}: inputs {name.strip()}, which is not beside {seen[0].name}")
+                raise UserError(f"{path}: inputs {name.strip()}, which is not beside {seen[0].name}; put it there")
             yield from _files(found, seen)
 
 

@@ -182,7 +182,7 @@ def _online(place: Store, wish: Wish) -> Iterator[Publisher]:
     try:
         target = find_target(wish, "online")
     except Unreachable as error:
-        raise UserError(f"wandb: nothing can be sent now: {error}") from None
+        raise UserError(f"wandb: nothing can be sent now: {error}; the same command sends it later") from None
     with publisher(place, wish, target, note) as work:
         yield work
 

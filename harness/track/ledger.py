@@ -174,7 +174,9 @@ class Queue:
         said = ""
         while (held := self.ask()) is None:
             if self.alive and not waits():
-                raise UserError(f"wandb: {self._who} publishes this store to this project already; one at a time")
+                raise UserError(
+                    f"wandb: {self._who} publishes this store to this project already; one at a time, try again later"
+                )
             does = "publishes this store to this project, and takes this sweep along"
             now = f"wandb: {self._who} {does if self.alive else 'may be gone; waiting for its lease to end'}"
             if now != said:

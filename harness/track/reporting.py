@@ -68,7 +68,9 @@ def save_report(store: Store, given: str, data: Path | None) -> list[str]:
     write_whole(folder / KNOWN, json.dumps({**known, saved.plan.name: drawn}, indent=1).encode())
     if why := answer.get("error") or answer.get("failed"):
         first = f"`harness wandb publish {saved.plan.name}` comes first, then this again"
-        raise UserError(f"wandb: {target}: {why}; the report is not saved, or not all of it ({first})")
+        raise UserError(
+            f"wandb: {target}: {why}; the report is not saved, or not all of it ({first}); the same command tries again"
+        )
     return [answer["report"], *answer["views"].values()]
 
 

@@ -205,7 +205,7 @@ def imagefolder(path: Path, size: int) -> Decoded:
     if counts.min() == 0:
         raise UserError(f"{path / 'train' / classes[int(counts.argmin())]}: holds no image; fill or remove the class")
     if not found[test]:
-        raise UserError(f"{path / test}: holds no image of the classes in train/")
+        raise UserError(f"{path / test}: holds no image of the classes in train/; name its folders as those")
     images = [_load([file for file, _ in found[split]], size) for split in ("train", test)]
     labels = [np.asarray([label for _, label in found[split]], np.int64) for split in ("train", test)]
     if images[0].shape[1:] != images[1].shape[1:]:

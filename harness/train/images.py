@@ -48,7 +48,9 @@ def encode(decoded: Decoded, size: int, content: str) -> tuple[dict[str, Tensor]
                 "it needs uint8 [N, H, W] or [N, H, W, 1 or 3] and as many labels"
             )
         if labels.min() < 0 or labels.max() >= len(decoded.classes):
-            raise UserError(f"the data set's {split} labels lie outside its {len(decoded.classes)} classes")
+            raise UserError(
+                f"the data set's {split} labels lie outside its {len(decoded.classes)} classes; number them from 0 on"
+            )
         counts = np.bincount(labels, minlength=len(decoded.classes))
         if split == "train" and counts.min() == 0:
             raise UserError(f"the data set has no training image of label {int(counts.argmin())}; labels run from 0 on")

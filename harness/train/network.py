@@ -90,7 +90,10 @@ def kept_weights(model: nn.Module, spec: Mapping[str, Any]) -> int:
     """Return how many weights a spec's sparsity keeps of its prunable set."""
     total = sum(weight.numel() for weight in prunable(model, spec["prunable"]).values())
     if not total:
-        raise UserError(f"the network has no weight to prune: no Conv2d or Linear layer in the set {spec['prunable']}")
+        raise UserError(
+            f"the network has no weight to prune: no Conv2d or Linear layer in the set {spec['prunable']}; "
+            "write mask: dense"
+        )
     level = spec["sparsity"].get("imp")
     return imp_count(total, level) if level else keep_count(total, Fraction(spec["sparsity"]["density"]))
 
