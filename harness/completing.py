@@ -7,12 +7,12 @@ from pathlib import Path
 
 import typer
 
-from harness.planfile import sweep_names
-from harness.store import Store
-
 
 def sweeps_here(ctx: typer.Context, incomplete: str) -> list[str]:
     """Complete a sweep: the names that the store has, and the files here and in sweeps/."""
+    from harness.planfile import sweep_names  # which takes longer to load than a help text to print
+    from harness.store import Store
+
     names = sweep_names(Store(Path(ctx.params.get("store") or "runs")))
     return beginning([*names, *files_here("")], incomplete)
 
