@@ -226,9 +226,12 @@ def test_what_is_wrong_on_the_server_is_found_and_put_right(tmp_path: Path, serv
     before = entries(store)
     dry = wandb(tmp_path, server.url, "reconcile", "--dry")
     assert dry.returncode == 1
-    assert "1 missing on the server" in dry.stderr
-    assert "3 incomplete there" in dry.stderr
-    assert "1 with other rows there" in dry.stderr
+    assert "1 missing on the server" in dry.stdout
+    assert "3 incomplete there" in dry.stdout
+    assert "1 with other rows there" in dry.stdout
+    (found,) = json.loads(wandb(tmp_path, server.url, "reconcile", "--dry", "--json").stdout).values()
+    assert set(found) == {"same", "missing", "short", "spoilt", "stages", "strangers"}
+    assert [len(found[name]) for name in ("missing", "short", "spoilt")] == [1, 3, 1]
     assert not list((store.root / "wandb").glob("*/turns.json")), "it only looked"
     assert entries(store) == before
     mended = wandb(tmp_path, server.url, "reconcile")
@@ -237,7 +240,7 @@ def test_what_is_wrong_on_the_server_is_found_and_put_right(tmp_path: Path, serv
     assert "superseded" in trained[4].tags
     again = wandb(tmp_path, server.url, "reconcile")
     assert again.returncode == 0
-    assert " 0 not" in again.stderr
+    assert again.stdout.endswith(" 0 not\n")
 
 
 @pytest.mark.slow
