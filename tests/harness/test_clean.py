@@ -71,7 +71,7 @@ def test_gc_shows_and_then_removes_what_nothing_refers_to(small: Path, sweep: Ru
     (kept / "damaged-x.safetensors").touch()
     shown = sweep("tiny.yaml", "--gc")
     assert "4 stages that no sweep's newest plan refers to" in shown.stdout
-    assert "nothing was removed; --gc --yes removes them" in shown.stdout
+    assert "nothing was removed; --gc --yes removes them" in shown.stderr
     before = hashes(store)
     assert len(before) == 9
     removed = sweep("tiny.yaml", "--gc", "--yes")

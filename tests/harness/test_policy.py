@@ -341,6 +341,6 @@ def test_other_code_than_the_plans_is_said_before_the_start(project: Path, sweep
         done = harness(project, "worker", "tiny", "--plan", path.name)
         assert done.returncode == 0
         assert (
-            f"this worker's code ({provenance.source_digest()}) differs from the code that made the plan" in done.stdout
+            f"this worker's code ({provenance.source_digest()}) differs from the code that made the plan" in done.stderr
         )
     assert claims(project / "runs")
