@@ -18,7 +18,7 @@ KIND = re.compile(r"<(?:list\[)?(\w+)\]?(?: range)?>")
 
 def page() -> str:
     """Return a section for each command."""
-    return "\n\n".join(_section(name, command) for name, command in walk("harness", get_command(app)))
+    return "\n\n".join(section(name, command) for name, command in walk("harness", get_command(app)))
 
 
 def walk(name: str, command: Any) -> Iterator[tuple[str, Any]]:
@@ -32,7 +32,8 @@ def walk(name: str, command: Any) -> Iterator[tuple[str, Any]]:
             yield from walk(f"{name} {word}", inner)
 
 
-def _section(name: str, command: Any) -> str:
+def section(name: str, command: Any) -> str:
+    """Return a command's heading, help, arguments and options, and examples."""
     context = command.make_context(name, [], resilient_parsing=True)
     shown = [one for one in command.params if not getattr(one, "hidden", False) and "--help" not in one.opts]
     places = [_place(one) for one in shown if one.param_type_name == "argument"]
@@ -44,7 +45,10 @@ def _section(name: str, command: Any) -> str:
         written = KIND.sub(lambda found: f"<{found[1].lower()}>", written)
         variable = f" Also `${one.envvar}`." if one.envvar else ""
         rows.append([f"`{written}`", _default(one), " ".join((one.help or "").split()) + variable])
-    return "\n".join([*lines, table(["argument or option", "default", "meaning"], rows)])
+    lines.append(table(["argument or option", "default", "meaning"], rows))
+    if command.epilog:  # "\b" tells typer to leave lines as they are
+        lines += ["", "```text", *(line.strip("\b ") for line in command.epilog.strip("\b\n ").splitlines()), "```"]
+    return "\n".join(lines)
 
 
 def _place(one: Any) -> str:

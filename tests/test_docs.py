@@ -57,19 +57,19 @@ def _run(page: Path) -> object:
 def test_every_code_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    space: dict[str, object] = {"__name__": "page"}
+    names: dict[str, object] = {"__name__": "page"}
     for block in blocks(page.read_text()):
-        TRY[block.language](block, space)
+        TRY[block.language](block, names)
 
 
-def _python(block: Block, space: dict[str, object]) -> None:
+def _python(block: Block, names: dict[str, object]) -> None:
     if block.file:
         Path(block.file).write_text(block.text)
     else:
-        exec(compile(block.text, "page", "exec"), space)  # noqa: S102 - what a reader would run, one after another
+        exec(compile(block.text, "page", "exec"), names)  # noqa: S102 - what a reader would run, one after another
 
 
-def _yaml(block: Block, space: dict[str, object]) -> None:
+def _yaml(block: Block, names: object) -> None:
     path = Path(block.file or "card.yaml").absolute()
     path.write_text(block.text)
     if {"grid", "base"} & read_document(path).values.keys():
@@ -78,11 +78,11 @@ def _yaml(block: Block, space: dict[str, object]) -> None:
         assert load_profile(path)
 
 
-def _write(block: Block, space: dict[str, object]) -> None:
+def _write(block: Block, names: object) -> None:
     Path(block.file or block.title).write_text(block.text)
 
 
-def _shell(block: Block, space: dict[str, object]) -> None:
+def _shell(block: Block, names: object) -> None:
     for words in block.commands():
         if block.title:
             continue
@@ -109,7 +109,7 @@ TRY: dict[str, Callable[[Block, dict[str, object]], None]] = {
     "latex": _write,
     "csv": _write,
     "sh": _shell,
-    "text": lambda block, space: None,
+    "text": lambda block, names: None,
 }
 """What is done with a block of each language; any other is a fault of the page."""
 

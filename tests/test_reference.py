@@ -1,23 +1,23 @@
 """The documentation site: built without a warning, asking nothing of another host, its reference complete."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
-from pydantic import BaseModel
+import typer
+from pydantic import BaseModel, Field
 from typer.main import get_command
 
 from harness.catalog import DATASETS, METRICS
 from harness.cli import app
 from harness.launch.profiles import Profile
-from reference.commands import walk
-from reference.fields import SWEEP
+from reference.commands import section, walk
+from reference.fields import SWEEP, rows
 from tost.catalog import MASKS, MODELS, PARTS
 
 ROOT = Path(__file__).parents[1]
@@ -98,13 +98,13 @@ def test_every_field_is_there_with_a_meaning(site: Path, page: str, models: list
 
 
 def test_every_command_and_option_is_there(site: Path) -> None:
-    text = (site / "reference" / "command-line.html").read_text()
-    sections = {section.partition("<")[0]: section for section in re.split(r"<h2[^>]*>", text)}
+    whole = (site / "reference" / "command-line.html").read_text()
+    sections = {text.partition("<")[0]: text for text in re.split(r"<h2[^>]*>", whole)}
     for name, command in walk("harness", get_command(app)):
-        section = sections[name]
+        found = sections[name]
         for one in command.params:
             if one.param_type_name == "option" and not one.hidden and "--help" not in one.opts:
-                assert one.opts[0] in section, f"{name} {one.opts[0]}"
+                assert one.opts[0] in found, f"{name} {one.opts[0]}"
                 assert one.help, f"{name} {one.opts[0]}"
 
 
@@ -112,6 +112,55 @@ def test_every_name_of_the_catalog_and_every_metric_is_there(site: Path) -> None
     catalog, metrics = _plain(site, "catalog"), _plain(site, "metrics")
     assert all(re.search(rf"^{re.escape(name)}$", catalog, re.M) for name in [*MODELS, *MASKS, *PARTS, *DATASETS])
     assert all(re.search(rf"^{re.escape(name)}$", metrics, re.M) for name in METRICS)
+
+
+def test_a_command_by_hand() -> None:
+    tried = typer.Typer(add_completion=False)
+
+    @tried.command(epilog="\b\nExamples:\n  tried a 3")
+    def main(
+        file: Annotated[Path, typer.Argument(help="A file.")],
+        count: Annotated[int, typer.Option(help="How many, 1 | 2.", min=1, envvar="COUNT")] = 2,
+        loud: Annotated[bool, typer.Option("--loud", help="Say so.")] = False,
+        secret: Annotated[str, typer.Option(hidden=True)] = "",
+    ) -> None:
+        """Try it.
+
+        Exit codes: 0.
+        """
+
+    assert section("tried", get_command(tried)).splitlines() == [
+        *("## tried", "", "`tried FILE [OPTIONS]`", "", "Try it.", "", "Exit codes: 0.", ""),
+        "| argument or option | default | meaning |",
+        "| --- | --- | --- |",
+        "| `FILE` | to be given | A file. |",
+        "| `--count <int>` | `2` | How many, 1 \\| 2. Also `$COUNT`. |",
+        "| `--loud` |  | Say so. |",
+        *("", "```text", "Examples:", "tried a 3", "```"),
+    ]
+
+
+def test_fields_by_hand() -> None:
+    class Some(BaseModel, use_attribute_docstrings=True):
+        """Some fields."""
+
+        name: str
+        """What it
+        is called."""
+        share: float | None = Field(None, gt=0, le=0.5)
+        ways: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+        pair: tuple[int, int] = (1, 2)
+        parts: list[str] = Field(default_factory=list, min_length=1)
+        on: bool = True
+
+    assert rows(Some).splitlines()[2:] == [
+        "| `name` | text | to be given | What it is called. |",
+        "| `share` | number, above 0 to 0.5 | none |  |",
+        "| `ways` | whole number, from 1 or `auto` | `auto` |  |",
+        "| `pair` | list of 2 values | `[1, 2]` |  |",
+        "| `parts` | list of text, at least 1 | none |  |",
+        "| `on` | `true` or `false` | `true` |  |",
+    ]
 
 
 def test_a_page_that_is_missing_is_a_fault_unless_it_comes_later(tmp_path: Path) -> None:
