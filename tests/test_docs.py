@@ -26,7 +26,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 REFERENCE = DOCS / "reference"
 FROM_FILE = "../howto/import-masks"
 PAGES = sorted(DOCS.rglob("*.md"))
-LONG = ("tutorial.md", "howto/local.md", "howto/budget.md", "howto/operation.md", "howto/report.md")
+LONG = ("tutorial.md", "howto/local.md", "howto/budget.md", "howto/operation.md", "howto/ray.md", "howto/report.md")
 """Pages whose commands train for longer than a default test may take."""
 WORKING = ("sweep", "worker", "tick")
 """Commands that heed signals and set the environment, and so get a process of their own."""

@@ -15,6 +15,7 @@ from typer.main import get_command
 
 from harness.catalog import DATASETS, METRICS
 from harness.cli import app
+from harness.form import SweepFile
 from harness.launch.profiles import Profile
 from reference.commands import section, walk
 from reference.fields import SWEEP, rows
@@ -95,6 +96,15 @@ def test_every_field_is_there_with_a_meaning(site: Path, page: str, models: list
     for model in models:
         for name, field in model.model_fields.items():
             assert (field.alias or name) in said, f"{model.__name__}.{name}"
+
+
+def test_the_schema_says_of_every_field_what_it_means() -> None:
+    schema = SweepFile.model_json_schema()
+    forms = {"": schema, **schema["$defs"]}
+    assert {"Table", "Claim", "Search"} <= forms.keys()
+    for name, form in forms.items():
+        for field, said in form.get("properties", {}).items():
+            assert said.get("description"), f"{name}.{field}"
 
 
 def test_every_command_and_option_is_there(site: Path) -> None:
