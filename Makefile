@@ -52,7 +52,7 @@ conformance: $(READY)
 
 # The documentation, its reference filled in from the code, into site/; a warning is an error.
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 lint: $(READY)
 	$(BIN)/ruff check .

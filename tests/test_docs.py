@@ -139,12 +139,6 @@ def test_the_table_of_networks_is_true() -> None:
         assert sum(p.numel() for p in net.parameters()) == int(count.replace(",", "")), name
 
 
-def test_every_link_leads_somewhere() -> None:
-    for page in [*PAGES, DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
-
-
 def test_the_readme_names_every_data_set() -> None:
     assert all(name in (DOCS.parent / "README.md").read_text() for name in DATASETS)
 
