@@ -75,7 +75,9 @@ def find_stage(saved: SavedPlan, given: str, option: str) -> str:
         raise UserError(f"{option} {given}: no cell has all of these together; leave one out")
     if len({key for _, key in found}) > 1:
         open_axes = [a for a in saved.axes if len({cell[a] for cell, _ in found}) > 1]
-        raise UserError(f"{option} {given}: {len(found)} cells match; they differ in {', '.join(open_axes)}; name those too")
+        raise UserError(
+            f"{option} {given}: {len(found)} cells match; they differ in {', '.join(open_axes)}; name those too"
+        )
     return found[0][1]
 
 
