@@ -54,6 +54,10 @@ class Wish:
         """Raise UserError where a stage cannot be looked at in this way."""
         if self.halt and not self.replay:
             raise UserError("--break stops before the step that --replay names; elsewhere, write breakpoint()")
+        if self.anomaly and self.way in ("--profile", "--replay"):
+            raise UserError(
+                f"--anomaly: {self.way} {'does that anyway' if self.replay else 'would time it'}; leave it out"
+            )
         if self.replay and self.steps:
             raise UserError("--replay is of one step: leave --steps out")
         if self.way and kind != "train":
@@ -78,8 +82,9 @@ def main(
         bool, typer.Option("--anomaly", help="Let autograd name the operation whose gradient is not a number.")
     ] = False,
     source: Annotated[
-        Path, typer.Option("--from", help="The store that finished stages are taken from; nothing is written there.")
-    ] = Path("runs"),
+        Path | None,
+        typer.Option("--from", help="The store that finished stages are taken from, else runs; it stays as it is."),
+    ] = None,
     store: Annotated[
         Path | None, typer.Option(help="Run it in this store, as --via debug does, and publish its result.")
     ] = None,
@@ -91,24 +96,26 @@ def main(
 
     What the cell is made from (data set, masks, earlier rounds) is taken from the store where it is finished there, and
     else made, in a folder beside the store (runs-debug), where the next call finds it. Exit codes: 0 it ran; 1 it
-    failed, or the batch was not learnt; 2 a mistake on the command line or in the file.
+    failed, or the batch was not learnt; 2 a mistake on the command line or in the file; 3 the store cannot be read or
+    written.
     """
     wish = Wish(steps, overfit, profile, replay, halt, anomaly)
-    own = Store(store if store is not None else source.with_name(f"{source.name}-debug"))
-    with answered(own.root):
+    with answered():
         given = {"--cell": cell, "--like": like, "--replay": check_step(replay) if replay else ""}
         named = [option for option, value in given.items() if value]
         if len(named) > 1:
             raise UserError(f"{' and '.join(named)} both say which stage: give one of them")
-        if store is not None and wish.way:
-            raise UserError(f"--store publishes a result, {wish.way} has none: leave one of them out")
+        real, own = _stores(source, store, wish)
         option = named[0] if named else "--cell"
         here = this_machine(1, threads, device)
         os.environ["OMP_NUM_THREADS"] = str(here.threads)
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler speaks of devices that are not there
         setup = Setup(here.device, here.threads, lease=DEBUG_LEASE, as_one=True)
-        case = open_case(sweep, given[option], option, Store(source if store is None else store), own, data, note)
+        case = open_case(sweep, given[option], option, real, own, data, note)
         wish.check(case.stage.kind, case.stage.label)
+        _check_device(setup.device)
+        if case.stage.world > 1:
+            note(f"{case.stage.label} asks for {case.stage.world} processes; here one trains it, to rounding the same")
         if case.own:
             case.make_ready(setup)
         elif (metrics := case.run(setup)) is not None:
@@ -119,6 +126,26 @@ def main(
     raise typer.Exit(_look(case, setup, wish))
 
 
+def _check_device(device: str) -> None:
+    from harness.train.debugging import check_device  # torch, which no mistake before it has to wait for
+
+    check_device(device)
+
+
+def _stores(source: Path | None, store: Path | None, wish: Wish) -> tuple[Store, Store]:
+    """Return the store that finished stages are taken from, and the one to run in."""
+    if store is None:
+        place = Path(os.path.abspath(source or "runs"))
+        if not place.name:
+            raise UserError(f"--from {source}: is no store; name its folder, such as runs")
+        return Store(place), Store(place.with_name(f"{place.name}-debug"))
+    if source is not None:
+        raise UserError("--from and --store do not go together: with --store, finished stages are those of that store")
+    if wish.way or wish.anomaly:
+        raise UserError(f"--store publishes a result; leave {wish.way or '--anomaly'} out, or --store")
+    return Store(store), Store(store)
+
+
 def _look(case: Case, setup: Setup, wish: Wish) -> int:
     """Look at a stage that all is ready for; return the exit code. An exception that is no user's mistake is raised."""
     from harness.train.debugging import at_work
@@ -127,15 +154,19 @@ def _look(case: Case, setup: Setup, wish: Wish) -> int:
 
     with tempfile.TemporaryDirectory(prefix="harness-debug-") as attempt:
         try:
-            with at_work(case.order(setup, Path(attempt)), wish.anomaly) as order:
+            with at_work(case.order(setup, Path(attempt), bool(wish.replay)), wish.anomaly) as order:
                 return _shown(case, order, wish)
         except Diverged as error:
             note(f"diverged: {error}")
             note(f"what was in it: --replay {case.stage.key[:8]}@{error.epoch + 1}:{error.step + 1}")
             return 1
         except Corrupt as error:
+            Path(order.parents[error.role][0]).unlink(missing_ok=True)  # of the store beside the real one
             note(f"{error}; run the same command again: it is made anew")
         except UserError as error:
+            if error.__cause__ is not None:  # a network's or a method's own: here it is wanted whole
+                note(str(error))
+                raise error.__cause__ from None
             note(str(error))
         return 2
 
@@ -145,7 +176,7 @@ def _shown(case: Case, order: Any, wish: Wish) -> int:
     from harness.train.debugging import overfit, run_steps, run_whole
 
     if wish.overfit:
-        return 0 if overfit(order, wish.steps or STEPS["overfit"], tell) else 1
+        return 0 if overfit(order, wish.steps or STEPS["overfit"], tell, wish.anomaly) else 1
     if wish.replay:
         _replay(case, order, wish)
     elif wish.profile:

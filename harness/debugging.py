@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +70,8 @@ class Case:
         if part.stages and frontier.survey().todo:
             release(frontier, "all")
             saved = SavedPlan(Path(), part, [], source=self.saved.source)
-            run_in_this_process(saved, self.store, setup)
+            with contextlib.redirect_stdout(sys.stderr):  # results alone go to stdout
+                run_in_this_process(saved, self.store, setup)
             frontier.forget()
             if told and (left := frontier.survey().todo):
                 key, state = next((pair for pair in left.items() if pair[1].over), next(iter(left.items())))
@@ -77,12 +80,12 @@ class Case:
                     f"look at that one: --like {key[:8]}"
                 )
 
-    def order(self, setup: Setup, attempt: Path) -> dict[str, Any]:
-        """Return the order for the stage; the real store's attempts at it are looked through for checkpoints."""
+    def order(self, setup: Setup, attempt: Path, resumed: bool) -> dict[str, Any]:
+        """Return the order for the stage; `resumed`: it may go on from checkpoints of the real store's attempts."""
         parents = artifacts(Frontier(self.saved.plan, self.store, Observer()), self.stage)
         if parents is None:
             raise UserError(f"{self.stage.label}: what it is made from went away meanwhile; run the same command again")
-        earlier = sorted(self.real.path(self.stage.kind, self.stage.key).glob("attempt-*"))
+        earlier = sorted(self.real.path(self.stage.kind, self.stage.key).glob("attempt-*")) if resumed else []
         order = order_for(self.stage, self.store, attempt, earlier, parents)
         return {**order, "device": setup.device, "threads": setup.threads, "checkpoint_every": 1e9}
 
@@ -108,7 +111,7 @@ class Case:
 def check_step(given: str) -> str:
     """Return the key of a step that is given as KEY@EPOCH:STEP. Raises UserError for what is none."""
     match = STEP.fullmatch(given)
-    if match is None or match[2] == "0" or match[3] == "0":
+    if match is None or any(part is not None and int(part) == 0 for part in match.groups()[1:]):
         raise UserError(
             f"--replay {given}: write KEY@EPOCH:STEP as failures name them, both from 1 on, KEY@STEP counted from the "
             "start of training, or KEY alone for the step that it diverged at"

@@ -182,7 +182,7 @@ def render(status: Status) -> Renderable:
         lines.append(_workers(status))
     if status.slowest:
         lines.append(Text("slowest: " + "; ".join(f"{label} {span(seconds)}" for label, seconds in status.slowest)))
-    lines += [Text(text) for group in status.groups for text in _told(group)]
+    lines += [Text(text) for group in status.groups for text in _told(group, status.saved.plan.name)]
     lines += [Text(f"avoided, since {MOST_FAULTS} stages met a fault of its device: {host}") for host in status.avoided]
     return Lines(*lines)
 
@@ -217,12 +217,13 @@ def _workers(status: Status) -> Any:
     return table
 
 
-def _told(group: Group) -> list[str]:
+def _told(group: Group, sweep: str) -> list[str]:
     condition = f" [{group.condition.text}]" if group.condition else ""
     count = f"{len(group.stages)} stage{'s' * (len(group.stages) != 1)} {group.cause}"
     lines = [f"{count}, {len(group.cells)} cells held back{condition}", f"  {printable(group.example)}"]
     lines += [f"  log: {group.log}"] if group.log else []
-    return [*lines, f"  {REMEDIES.get(group.cause, '')}"]
+    looked_at = f"  look at it: harness debug {sweep} --like {group.stages[0][:8]}"
+    return [*lines, f"  {REMEDIES.get(group.cause, '')}", looked_at]
 
 
 EXAMPLES = examples(

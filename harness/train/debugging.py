@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from harness.errors import UserError
 from harness.train.group import ALONE
 from harness.train.loop import Enough, train
 from harness.train.order import Order
@@ -39,6 +40,13 @@ def at_work(message: Mapping[str, Any], anomaly: bool = False) -> Iterator[Order
         yield order
 
 
+def size(run: Training) -> str:
+    """Say how large a network is, and how much of it a mask keeps."""
+    whole = sum(p.numel() for p in run.model.parameters())
+    kept = sum(int(mask.sum()) for mask in run.masks(run.done).values())
+    return f"{whole:,} parameters" + (f", {kept:,} weights kept by the mask" if kept else "")
+
+
 class Teller:
     """A watcher that says every step, or every epoch, and may end the loop after some steps."""
 
@@ -51,10 +59,7 @@ class Teller:
     def begin(self, training: Training) -> None:
         """See the loop begin."""
         torch.autograd.set_detect_anomaly(self.anomaly)
-        size = sum(p.numel() for p in training.model.parameters())
-        kept = sum(int(mask.sum()) for mask in training.masks(training.done).values())
-        masked = f", {kept:,} weights kept by the mask" if kept else ""
-        self.say(f"{size:,} parameters{masked}; {training.steps} steps an epoch, batch {training.batch}")
+        self.say(f"{size(training)}; {training.steps} steps an epoch, batch {training.batch}")
         self.began = time.monotonic()
 
     def at(self, done: int, of: int) -> None:
@@ -97,17 +102,26 @@ def run_steps(order: Order, steps: int, say: Say, anomaly: bool = False) -> None
         train(prepare(order), Teller(say, steps, anomaly))
 
 
-def overfit(order: Order, steps: int, say: Say) -> bool:
+def check_device(device: str) -> None:
+    """Raise UserError where a device cannot be used here."""
+    try:
+        torch.ones(1, device=device).add_(1).cpu()
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
+
+
+def overfit(order: Order, steps: int, say: Say, anomaly: bool = False) -> bool:
     """Train on the first batch alone, so many times, at the training's highest learning rate; return if it was learnt.
 
-    A network, a loss and a learning rate that fit together learn a batch by heart in a few hundred steps, whatever the
-    mask; one that does not has a mistake in it, or too little left of it.
+    A network, a loss and a learning rate that fit together learn a batch by heart in a few hundred steps; one that does
+    not has a mistake in it, or too few weights left. Masks are those in force at that point.
     """
     run = prepare(order)
+    torch.autograd.set_detect_anomaly(anomaly)
     run.model.train()
     _, images, labels = next(run.images.epoch(run.seed, run.position.epoch, run.batch, 0))
     criterion, rightly = run.whole_criterion(), 0
-    highest = max(range(run.steps * run.until), key=lambda step: run.rate(step / run.steps))
+    highest = max(range(run.done, run.steps * run.until), key=lambda step: run.rate(step / run.steps))
     run.position.epoch, run.position.step = divmod(highest, run.steps)
     where = f"epoch {run.position.epoch + 1}, step {run.position.step + 1}"
     say(f"one batch, learning rate {run.rate(highest / run.steps):.4g} and recipe as in {where}")
@@ -122,4 +136,6 @@ def overfit(order: Order, steps: int, say: Say) -> bool:
             break
     said = f"learnt by heart after {step + 1} steps" if learnt else f"not learnt in {step + 1} steps"
     say(f"{said}: loss {mean:.4f}, {share:.1f} % right")
+    if not learnt:
+        say(f"{size(run)}; with few left, a small network may fail for want of them: try its dense cell beside it")
     return learnt

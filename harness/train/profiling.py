@@ -6,7 +6,7 @@ import contextlib
 import re
 import statistics
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ REST = "everything else"
 SORTS = {
     "convolutions and matrix products": r"conv|(^|_|:)(b|add|badd)?mm(_|$|backward)|matmul|linear|gemm|mkldnn|onednn",
     "batch norm": r"batch_?norm",
+    "masks, and looking for divergence": r"masked_fill|_amp_foreach",
     "optimizer": r"optimizer|_fused_|_foreach_",
     "pooling and activations": r"pool|relu|silu|threshold|softplus|sigmoid|tanh|gelu|mish|clamp",
     "loss": r"softmax|nll|cross_?entropy|one_hot",
@@ -50,6 +51,8 @@ class Lens:
         self.seconds: list[float] = []
         self.taken, self.last = 0, 0.0
         self.profiler: Any = None
+        self.looked, self.wall = 0, 0.0
+        """Steps under the profiler, and the seconds that they took."""
 
     def begin(self, training: Training) -> None:
         """See the loop begin."""
@@ -68,15 +71,22 @@ class Lens:
         self.taken += 1
         if WARM_UP < self.taken <= WARM_UP + self.timed:
             self.seconds.append(now - self.last)
-        if self.taken == WARM_UP + self.timed:
+        if self.profiler is not None:
+            self.looked, self.wall = self.looked + 1, self.wall + now - self.last
+            if self.looked == LOOKED_AT:
+                self.profiler.stop()
+                raise Enough
+        elif self.taken >= WARM_UP + self.timed and _room(training):
             activities = [ProfilerActivity.CPU]
             activities += [ProfilerActivity.CUDA] if training.images.device.type == "cuda" else []
             self.profiler = profile(activities=activities)
             self.profiler.start()
-        elif self.taken == WARM_UP + self.timed + LOOKED_AT:
-            self.profiler.stop()
-            raise Enough
         self.last = time.perf_counter()
+
+
+def _room(training: Training) -> bool:
+    """Return whether the steps to be looked at come before the epoch's evaluation, which is none of a step's work."""
+    return training.position.step + LOOKED_AT <= training.steps or training.steps <= LOOKED_AT
 
 
 def look_closely(order: Order, steps: int, trace: Path) -> list[str]:
@@ -84,6 +94,8 @@ def look_closely(order: Order, steps: int, trace: Path) -> list[str]:
 
     Raises UserError where the training is too short to be timed.
     """
+    if order.device.split(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"--profile: torch's profiler knows nothing of {order.device}; --device cpu or cuda")
     run = prepare(order)
     total = run.steps * (run.until - run.position.epoch)
     if total <= WARM_UP + LOOKED_AT:
@@ -92,6 +104,8 @@ def look_closely(order: Order, steps: int, trace: Path) -> list[str]:
     lens = Lens(min(steps, total - WARM_UP - LOOKED_AT))
     with contextlib.suppress(Enough):
         train(run, lens)
+    if lens.looked < LOOKED_AT:
+        raise UserError(f"--profile: this training ends before it has been looked at; take fewer than {steps} --steps")
     lens.profiler.export_chrome_trace(str(trace))
     second = statistics.median(lens.seconds)
     best = peak(order.device, run.precision)
@@ -99,9 +113,9 @@ def look_closely(order: Order, steps: int, trace: Path) -> list[str]:
         f"{1000 * second:.2f} ms a step (median of {len(lens.seconds)}), {run.batch / second:,.0f} images/s: batch "
         f"{run.batch}, {run.precision}, {order.device}, {order.threads} CPU threads",
         "",
-        *_shares(lens.profiler.key_averages(), run.images.device.type != "cpu"),
+        *_shares(lens.profiler.key_averages(), lens.wall if run.images.device.type == "cuda" else None),
         "",
-        f"arithmetic: {operations / 1e9:.2f} GFLOP a step, {operations / second / 1e12:.3g} TFLOP/s; a large matrix "
+        f"arithmetic: {operations / 1e9:.3g} GFLOP a step, {operations / second / 1e12:.3g} TFLOP/s; a large matrix "
         f"product does {best / 1e12:.3g} here",
         f"ceiling: {run.batch * best / operations:,.0f} images/s, if all of it were such products; this is "
         f"{100 * operations / second / best:.0f} % of that",
@@ -125,22 +139,29 @@ def sort_of(operation: str) -> str:
     return next((sort for sort, pattern in SORTS.items() if re.search(pattern, operation, re.IGNORECASE)), "")
 
 
-def _shares(events: Iterable[Any], accelerated: bool) -> list[str]:
-    """Return by sort of operation its share of the time, of a device's or of the CPU's."""
-    sorts, rest = Counter[str](), Counter[str]()
+def _shares(events: Iterable[Any], wall: float | None) -> list[str]:
+    """Return by sort of operation its share of the time, on a device or on the CPU.
+
+    `wall`: on a device, the seconds that the steps took, some of which it may have had nothing to do.
+    """
+    sorts: dict[str, float] = defaultdict(float)
+    rest: dict[str, float] = defaultdict(float)
     for event in events:
         if event.device_type == DeviceType.CUDA:
             continue  # kernels, which the operations that launched them account for
-        spent = event.self_device_time_total if accelerated else event.self_cpu_time_total
+        spent = event.self_cpu_time_total if wall is None else event.self_device_time_total
         sorts[sort_of(event.key) or REST] += spent
         if not sort_of(event.key):
             rest[event.key] += spent
-    whole = max(sorts.total(), 1e-9)
+    if wall is not None and (idle := 1e6 * wall - sum(sorts.values())) > 0:
+        sorts["device idle: it waits for the CPU"] = idle
+    whole = max(sum(sorts.values()), 1e-9)
     lines = [f"{'time under the profiler':36s}  share  ms a step"]
     lines += [
         f"{sort:36s} {100 * spent / whole:5.1f} %  {spent / 1000 / LOOKED_AT:9.3f}"
-        for sort, spent in sorts.most_common()
+        for sort, spent in sorted(sorts.items(), key=lambda pair: -pair[1])
         if spent
     ]
-    named = ", ".join(f"{name} {100 * spent / whole:.1f} %" for name, spent in rest.most_common(SHOWN) if spent)
+    largest = sorted(rest.items(), key=lambda pair: -pair[1])[:SHOWN]
+    named = ", ".join(f"{name} {100 * spent / whole:.1f} %" for name, spent in largest if spent)
     return [*lines, f"  {REST}: {named}"] if named else lines

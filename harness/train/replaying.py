@@ -34,6 +34,7 @@ class Until:
 
     def after_step(self, training: Training, due: Callable[[], None]) -> None:
         """See a step done."""
+        due()  # a divergence on the way is raised where it is
         if training.done == self.step and training.position.step < training.steps:
             raise Enough
 
@@ -51,6 +52,8 @@ def reach(order: Order, epoch: int, step: int, say: Say) -> Training:
     """
     run = prepare(order)
     first, total = run.done, run.steps * run.until
+    if epoch and step > run.steps:
+        raise UserError(f"--replay: an epoch of this training has {run.steps} steps, not {step}")
     step += max(epoch - 1, 0) * run.steps - 1
     if not first <= step < total:
         raise UserError(
@@ -59,7 +62,7 @@ def reach(order: Order, epoch: int, step: int, say: Say) -> Training:
     if found := find_checkpoint(order, run, most=step):
         resume(run, *found)
     say(f"from the checkpoint after step {run.done}" if found else "from the start: there is no checkpoint before it")
-    if run.done < step:
+    if run.done < step or run.position.step == run.steps:  # a checkpoint may lie between an epoch's end and the next
         with contextlib.suppress(Enough):
             train(run, Until(step))
     run.model.train()
@@ -94,7 +97,10 @@ def examine(run: Training, images: Tensor, labels: Tensor) -> list[str]:
     try:
         with torch.autograd.set_detect_anomaly(True):
             run.group.backward(run.model, loss, len(labels))
-    except RuntimeError as error:  # anomaly detection, which has printed where the forward pass was
+    except RuntimeError as error:
+        if "returned nan values" not in str(error):
+            raise
+        # anomaly detection, which has printed where the forward pass was
         lines.append(f"backward: {str(error).splitlines()[0]}")
     gradients = {name: p.grad for name, p in reversed(weights.items()) if p.grad is not None}
     return [*lines, f"gradients, last layer first: {_told(gradients)}"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import re
 import subprocess
@@ -13,12 +15,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from harness.debug import app
 from harness.planfile import find_plan, read_plan
 from harness.store import Store
+from harness.train.checkpoint import Position
+from harness.train.loop import Enough, train
+from harness.train.order import Order
 from harness.train.profiling import SORTS, sort_of
+from harness.train.replaying import Until
+from harness.train.run import Training
 from tests.conftest import THIN, environment, kill_tree, results, run_sweep, until, write_project
 
 CELL = "mask=random,recipe=ls,seed=0"
@@ -123,13 +131,37 @@ def test_breakpoints_work(debug: Debug) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_an_exception_shows_its_whole_traceback(debug: Debug) -> None:
-    write_layer("return self.unheard_of(x) if self.training else x")
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ("return self.unheard_of(x) if self.training else x", AttributeError),
+        (
+            "return x @ torch.zeros(7, 9)",
+            RuntimeError,
+        ),  # which a sweep answers with a sentence, that being enough there
+        ("return x + None", TypeError),
+    ],
+)
+def test_an_exception_shows_its_whole_traceback(body: str, kind: type[Exception], debug: Debug) -> None:
+    write_layer(body)
     done = debug("tiny.yaml", "--cell", "mask=dense,seed=0", "--steps", "1")
     assert done.exit_code == 1
-    assert isinstance(done.exception, AttributeError), done.output
-    assert "unheard_of" in str(done.exception)
+    assert isinstance(done.exception, kind), done.output
     assert any("thin.py" in frame.filename for frame in traceback.extract_tb(done.exception.__traceback__))
+
+
+def test_what_is_damaged_beside_the_store_is_made_anew_by_the_same_command(debug: Debug) -> None:
+    command = ("tiny.yaml", "--cell", CELL, "--steps", "1")
+    first = debug(*command)
+    (artifact,) = Path("runs-debug").glob("stages/data/*/*/*.safetensors")
+    data = bytearray(artifact.read_bytes())
+    data[-1] ^= 1
+    artifact.unlink()
+    artifact.write_bytes(data)
+    told = debug(*command)
+    assert told.exit_code == 2
+    assert "run the same command again: it is made anew" in told.stderr
+    assert debug(*command).stdout.splitlines()[:2] == first.stdout.splitlines()[:2]
 
 
 SCORE = """
@@ -205,6 +237,46 @@ def test_a_step_from_a_checkpoint_is_the_step_from_the_start(debug: Debug) -> No
     assert all(torch.equal(from_it[name], stored[name]) for name in stored if name.startswith(("model/", "optimizer/")))
 
 
+def test_a_checkpoint_between_two_epochs_is_gone_on_from(debug: Debug, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.train.training import find_checkpoint, state_tensors
+
+    whole = debug("tiny.yaml", "--cell", CELL, "--steps", "1")
+    (key, *_) = [key for key in stages(Path("runs-debug"), "train") if key.startswith(str(named(whole)))]
+
+    def between(order: Order, run: Training, most: int | None = None) -> tuple[Position, dict[str, Tensor]] | None:
+        """Give what a checkpoint would hold that was saved after an epoch's last step, before its evaluation."""
+        assert find_checkpoint(order, run, most) is None
+        kept = Ended(run.steps)
+        with contextlib.suppress(Enough):
+            train(run, kept)
+        return dataclasses.replace(run.position), {name: value.clone() for name, value in state_tensors(run).items()}
+
+    debug("tiny.yaml", "--replay", f"{key}@2:1")
+    kept = Path(f"runs-debug/replay-{key[:8]}-22.safetensors")
+    plain = load_file(kept)
+    monkeypatch.setattr("harness.train.replaying.find_checkpoint", between)
+    kept.unlink()
+    done = debug("tiny.yaml", "--replay", f"{key}@2:1")
+    assert done.exit_code == 0, done.output
+    gone_on = load_file(kept)
+    assert all(torch.equal(plain[name], gone_on[name]) for name in plain)
+
+
+class Ended(Until):
+    """Ends the loop right after so many steps, before an epoch's evaluation."""
+
+    def after_step(self, training: Training, due: Callable[[], None]) -> None:
+        if training.done == self.step:
+            due()
+            raise Enough
+
+
+def named(done: Result) -> str:
+    found = re.search(r"train ([0-9a-f]{8})", done.stderr)
+    assert found, done.output
+    return found[1]
+
+
 def test_a_batch_is_learnt_by_heart_unless_nothing_learns(debug: Debug) -> None:
     done = debug("tiny.yaml", "--cell", "mask=dense,seed=0", "--overfit-batch", "--steps", "300")
     assert done.exit_code == 0, done.output
@@ -239,6 +311,7 @@ def test_a_profile_says_where_the_time_goes(debug: Debug) -> None:
         ("aten::_log_softmax", "loss"),
         ("aten::index_select", "batches: picked, cropped, scaled"),
         ("aten::copy_", "copies and changes of layout"),
+        ("aten::masked_fill_", "masks, and looking for divergence"),
         ("aten::add_", ""),
         ("aten::mul", ""),
     ],
@@ -264,6 +337,12 @@ def test_anomaly_names_the_operation(debug: Debug) -> None:
         (("--cell", CELL, "--profile", "--overfit-batch"), "--overfit-batch and --profile do not go together"),
         (("--cell", CELL, "--steps", "3", "--store", "runs"), "--store publishes a result"),
         (("--cell", CELL, "--break"), "--replay names"),
+        (("--cell", CELL, "--from", "runs", "--store", "runs"), "--from and --store do not go together"),
+        (("--cell", CELL, "--anomaly", "--store", "runs"), "--store publishes a result; leave --anomaly out"),
+        (("--cell", CELL, "--anomaly", "--profile"), "--anomaly: --profile would time it; leave it out"),
+        (("--cell", CELL, "--from", "/"), "is no store; name its folder"),
+        (("--cell", CELL, "--device", "foo"), "--device foo cannot be used here"),
+        (("--replay", "abcd@2:00"), "write KEY@EPOCH:STEP"),
         (("--replay", "xyz"), "write KEY@EPOCH:STEP"),
         (("--replay", "abcd@0:1"), "write KEY@EPOCH:STEP"),
         (("--like", "abcd"), "0 stages' keys begin so"),
@@ -282,3 +361,5 @@ def test_a_step_that_is_none_of_the_training_is_refused(debug: Debug) -> None:
     done = debug("tiny.yaml", "--replay", f"{key}@9:1")
     assert done.exit_code == 2
     assert "this training has steps 1 to 42, 21 an epoch; not 169" in done.stderr
+    done = debug("tiny.yaml", "--replay", f"{key}@1:22")
+    assert "an epoch of this training has 21 steps, not 22" in done.stderr

@@ -171,6 +171,8 @@ ENDS: list[tuple[str, int, tuple[str, ...]]] = [
     ("worker", 2, ("none",)),
     ("tick", 2, ("none",)),
     ("tick", 3, ("looped",)),
+    ("debug", 2, ("tiny.yaml",)),
+    ("debug", 3, ("tiny.yaml", "--cell", "mask=dense,seed=0", "--store", "loop/x")),
     ("doctor", 1, ("--store", "loop/x")),
     ("doctor", 2, ("--via", "none")),
     ("data fetch", 0, ("digits",)),
