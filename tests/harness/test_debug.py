@@ -161,7 +161,9 @@ def test_what_is_damaged_beside_the_store_is_made_anew_by_the_same_command(debug
     told = debug(*command)
     assert told.exit_code == 2
     assert "run the same command again: it is made anew" in told.stderr
-    assert debug(*command).stdout.splitlines()[:2] == first.stdout.splitlines()[:2]
+    again = debug(*command)
+    assert again.exit_code == 0, again.output
+    assert again.stdout.splitlines()[:2] == first.stdout.splitlines()[:2]
 
 
 SCORE = """
