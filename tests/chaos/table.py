@@ -56,7 +56,8 @@ def main() -> None:
     rows = read(Path(sys.argv[1]).read_text().splitlines())
     full = "in full" if all(row["full"] for row in rows) else "in the short form"
     day = datetime.now(UTC).date().isoformat()
-    about = f"run {full} on {day}, Python {platform.python_version()}, {platform.system()} {platform.release().partition('-')[0]}"
+    kernel = platform.release().partition("-")[0]
+    about = f"run {full} on {day}, Python {platform.python_version()}, {platform.system()} {kernel}"
     PAGE.write_text(page(rows, about))
 
 
