@@ -139,7 +139,14 @@ def job(project: Path) -> Iterator[Callable[..., list[subprocess.Popen[str]]]]:
             own = {"SLURM_JOB_ID": number, "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": str(node)}
             own["SLURM_JOB_END_TIME"] = "99999999999"
             started.append(
-                subprocess.Popen(command, cwd=project, env=environment() | own, stdout=subprocess.PIPE, text=True)
+                subprocess.Popen(
+                    command,
+                    cwd=project,
+                    env=environment() | own,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
             )
         return started[-2:]
 
