@@ -48,9 +48,14 @@ def test_a_card_tells_all_and_its_knobs_are_the_catalogs(name: str) -> None:
     assert rows == {knob: str(entry.default) for knob, entry in CARDS[name].knobs.items()}
 
 
+def _mark(name: str) -> pytest.MarkDecorator:
+    """The tutorial is run before every change, the other long pages by `make conformance`: all take five minutes."""
+    return pytest.mark.slow if name == "tutorial.md" else pytest.mark.conformance
+
+
 def _run(page: Path) -> object:
     name = page.relative_to(DOCS).as_posix()
-    return pytest.param(page, id=name, marks=[pytest.mark.slow] if name in LONG else [])
+    return pytest.param(page, id=name, marks=[_mark(name)] if name in LONG else [])
 
 
 @pytest.mark.parametrize("page", [_run(page) for page in PAGES])

@@ -112,6 +112,7 @@ class Storm:
         self.cluster.control("start-node", "n2")
 
 
+@pytest.mark.parametrize("cluster", amount(["linuxproc"], ["linuxproc", "cgroup"]), indirect=True)
 def test_a_sweep_through_a_storm_has_the_local_launchers_table(
     cluster: Cluster,  # noqa: F811
     following: Callable[..., subprocess.Popen[str]],  # noqa: F811

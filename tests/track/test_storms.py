@@ -16,7 +16,7 @@ from harness.store import Store
 from tests.conftest import kill_tree, results, until, write_project
 from tests.harness.synthetic import write_store
 from tests.track.mirrored import WANDB, assert_mirrors, left_over, surroundings, wandb
-from tests.track.server import FAULTS, Server
+from tests.track.server import Server
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +91,7 @@ def start_sweep(folder: Path, server: Server) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", ["429", "hang", "dead"])  # all ten in tests/chaos/test_trackers.py, in full
 def test_a_failing_server_holds_up_no_training_and_gets_everything_later(
     fault: str, tmp_path: Path, server: Server
 ) -> None:
