@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.axes import read_sparsity
 from harness.errors import UserError
 from harness.planfile import SavedPlan, as_saved, find_plan, read_plan
 from harness.store import Store
 from tost.catalog import nearest
+
+if TYPE_CHECKING:
+    from harness.plan import Plan
+    from harness.spec import Sweep
 
 FILES = (".yaml", ".yml")
 
@@ -18,6 +23,12 @@ def plan_of(given: str, store: Store, data: Path | None = None) -> SavedPlan:
     """Return a sweep's newest plan by its name; of a file, the plan that it would have now."""
     if not given.endswith(FILES):
         return read_plan(find_plan(store, given))
+    sweep, plan = plan_file(given, store, data)
+    return as_saved(plan, sweep)
+
+
+def plan_file(given: str, store: Store, data: Path | None) -> tuple[Sweep, Plan]:
+    """Return a sweep file as it was read, and the plan that it has now."""
     from harness.check import load_sweep
     from harness.declaring import check_claims
     from harness.planner import data_folder, make_plan
@@ -25,7 +36,7 @@ def plan_of(given: str, store: Store, data: Path | None = None) -> SavedPlan:
     sweep = load_sweep(Path(given))
     plan = make_plan(sweep, store, data_folder(sweep, data))
     check_claims(sweep, plan)
-    return as_saved(plan, sweep)
+    return sweep, plan
 
 
 def reported(given: str, store: Store, data: Path | None = None) -> SavedPlan:

@@ -127,9 +127,10 @@ def main(
 
 
 def _check_device(device: str) -> None:
-    from harness.train.debugging import check_device  # torch, which no mistake before it has to wait for
+    from harness.train.process import unfit  # torch, which no mistake before it has to wait for
 
-    check_device(device)
+    if said := unfit(device):
+        raise UserError(f"--device {device} cannot be used here: {said}")
 
 
 def _stores(source: Path | None, store: Path | None, wish: Wish) -> tuple[Store, Store]:

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.asked import FILES, find_stage
-from harness.check import load_sweep
+from harness.asked import FILES, find_stage, plan_file
 from harness.claims import Observer
-from harness.declaring import check_claims
 from harness.errors import UserError
 from harness.frontier import Frontier
 from harness.launching import run_in_this_process
@@ -22,7 +20,6 @@ from harness.merge import Merged, take_beside, take_stage
 from harness.orders import artifacts, order_for
 from harness.plan import Plan, Stage
 from harness.planfile import SavedPlan, find_plan, read_plan, save_plan
-from harness.planner import data_folder, make_plan
 from harness.retry import release
 from harness.store import Store
 from harness.supervisor import Setup
@@ -128,9 +125,7 @@ def open_case(
 ) -> Case:
     """Return a stage of a sweep that is named by its file, or of the newest plan of the one so called."""
     if sweep.endswith(FILES):
-        loaded = load_sweep(Path(sweep))
-        plan = make_plan(loaded, store, data_folder(loaded, data))
-        check_claims(loaded, plan)
+        loaded, plan = plan_file(sweep, store, data)
         if missing := plan.missing():
             raise UserError("\n".join(missing))
         saved = read_plan(save_plan(plan, store, loaded, whole=True))

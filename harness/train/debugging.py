@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from harness.errors import UserError
 from harness.train.group import ALONE
-from harness.train.loop import Enough, train
+from harness.train.loop import Enough, Watcher, train
 from harness.train.order import Order
 from harness.train.process import prepare_process, read_order, set_mode
 from harness.train.run import Training, take_step
@@ -47,7 +46,7 @@ def size(run: Training) -> str:
     return f"{whole:,} parameters" + (f", {kept:,} weights kept by the mask" if kept else "")
 
 
-class Teller:
+class Teller(Watcher):
     """A watcher that says every step, or every epoch, and may end the loop after some steps."""
 
     def __init__(self, say: Say, steps: int = 0, anomaly: bool = False) -> None:
@@ -61,9 +60,6 @@ class Teller:
         torch.autograd.set_detect_anomaly(self.anomaly)
         self.say(f"{size(training)}; {training.steps} steps an epoch, batch {training.batch}")
         self.began = time.monotonic()
-
-    def at(self, done: int, of: int) -> None:
-        """See how far a stage that is no training has come."""
 
     def after_step(self, training: Training, due: Callable[[], None]) -> None:
         """See a step done."""
@@ -100,14 +96,6 @@ def run_steps(order: Order, steps: int, say: Say, anomaly: bool = False) -> None
     """Take a training's first steps, each told."""
     with contextlib.suppress(Enough):
         train(prepare(order), Teller(say, steps, anomaly))
-
-
-def check_device(device: str) -> None:
-    """Raise UserError where a device cannot be used here."""
-    try:
-        torch.ones(1, device=device).add_(1).cpu()
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
 def overfit(order: Order, steps: int, say: Say, anomaly: bool = False) -> bool:

@@ -35,19 +35,26 @@ class Enough(Exception):
 
 
 class Watcher(Protocol):
-    """What the loop tells of itself. A watcher reads and never writes, but may end the loop by raising."""
+    """What the loop tells of itself. A watcher reads and never writes, but may end the loop by raising.
+
+    One that inherits from this sees what it has a method for, and passes over the rest.
+    """
 
     def begin(self, training: Training) -> None:
         """See the loop begin, fresh or where a checkpoint stood."""
+        return
 
     def at(self, done: int, of: int) -> None:
         """See how far a stage that is no training has come."""
+        return
 
     def after_step(self, training: Training, due: Callable[[], None]) -> None:
         """See a step done; `due` brings the position up to date before it is saved."""
+        return
 
     def after_epoch(self, training: Training) -> None:
         """See an epoch done, its row the last in the position."""
+        return
 
 
 def train(run: Training, watch: Watcher) -> None:

@@ -96,10 +96,8 @@ def serve(pipe: Connection, device: str) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)
     threading.Thread(target=control.listen, daemon=True).start()
     prepare_process()
-    try:
-        torch.ones(1, device=device).add_(1).cpu()
-    except (RuntimeError, AssertionError) as error:
-        control.tell(at="unfit", message=str(error).splitlines()[0])
+    if said := unfit(device):
+        control.tell(at="unfit", message=said)
         return
     control.tell(at="ready", source=source_digest())
     while True:
@@ -109,6 +107,15 @@ def serve(pipe: Connection, device: str) -> None:
             _testify(order, end)
         control.stop.clear()
         control.tell(at="end", **end)
+
+
+def unfit(device: str) -> str:
+    """Return why a device cannot be used here, nothing where it can."""
+    try:
+        torch.ones(1, device=device).add_(1).cpu()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).splitlines()[0]
+    return ""
 
 
 def prepare_process() -> None:

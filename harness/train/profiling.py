@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from harness.errors import UserError
 from harness.train.ceiling import SIDE, product
-from harness.train.loop import Enough, train
+from harness.train.loop import Enough, Watcher, train
 from harness.train.order import Order
 from harness.train.run import Training
 from harness.train.training import prepare
@@ -43,7 +43,7 @@ SORTS = {
 """By sort, how operations of it are called."""
 
 
-class Lens:
+class Lens(Watcher):
     """A watcher that times some steps, then puts others under the profiler, and ends the loop."""
 
     def __init__(self, steps: int) -> None:
@@ -53,12 +53,6 @@ class Lens:
         self.profiler: Any = None
         self.looked, self.wall = 0, 0.0
         """Steps under the profiler, and the seconds that they took."""
-
-    def begin(self, training: Training) -> None:
-        """See the loop begin."""
-
-    def at(self, done: int, of: int) -> None:
-        """See how far a stage that is no training has come."""
 
     def after_epoch(self, training: Training) -> None:
         """See an epoch done: what it took to evaluate is none of a step's time."""
@@ -150,8 +144,9 @@ def _shares(events: Iterable[Any], wall: float | None) -> list[str]:
         if event.device_type == DeviceType.CUDA:
             continue  # kernels, which the operations that launched them account for
         spent = event.self_cpu_time_total if wall is None else event.self_device_time_total
-        sorts[sort_of(event.key) or REST] += spent
-        if not sort_of(event.key):
+        sort = sort_of(event.key)
+        sorts[sort or REST] += spent
+        if not sort:
             rest[event.key] += spent
     if wall is not None and (idle := 1e6 * wall - sum(sorts.values())) > 0:
         sorts["device idle: it waits for the CPU"] = idle

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from harness.errors import UserError
 from harness.train.debugging import Say
-from harness.train.loop import Enough, train
+from harness.train.loop import Enough, Watcher, train
 from harness.train.order import Order
 from harness.train.run import Training, step_seed
 from harness.train.training import find_checkpoint, prepare, resume, state_tensors
@@ -20,17 +20,11 @@ from harness.train.training import find_checkpoint, prepare, resume, state_tenso
 SHOWN = 5
 
 
-class Until:
+class Until(Watcher):
     """A watcher that ends the loop where so many steps are done, an epoch's evaluation included."""
 
     def __init__(self, step: int) -> None:
         self.step = step
-
-    def begin(self, training: Training) -> None:
-        """See the loop begin."""
-
-    def at(self, done: int, of: int) -> None:
-        """See how far a stage that is no training has come."""
 
     def after_step(self, training: Training, due: Callable[[], None]) -> None:
         """See a step done."""
