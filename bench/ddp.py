@@ -21,7 +21,7 @@ import torch
 from bench.figures import ROOT, Given, Row, environment, spread
 from bench.training import BATCH, IMAGES, orders
 from harness.train.group import Group, Together, joined
-from harness.train.loop import Enough, train
+from harness.train.loop import Enough, Watcher, train
 from harness.train.order import Order
 from harness.train.process import prepare_process, read_order
 from harness.train.run import Training
@@ -93,7 +93,7 @@ def _start(order: Order, *told: float) -> subprocess.Popen[str]:
 
 
 @dataclass
-class Clock:
+class Clock(Watcher):
     """Times steps in windows, which all ranks end together, the device's queue empty before and after each."""
 
     seconds: float
@@ -130,12 +130,6 @@ class Clock:
                 self._waits.append(lambda: taken)
 
         return timed
-
-    def at(self, done: int, of: int) -> None:
-        """See an iteration of a stage that is no training."""
-
-    def after_epoch(self, training: Training) -> None:
-        """See an epoch done."""
 
     def after_step(self, training: Training, due: Callable[[], None]) -> None:
         """See a step done; the word with the other ranks is one that a trainer has too."""

@@ -82,8 +82,12 @@ def train(order: dict[str, Any]) -> float:
     """Be the function that all three run; return its seconds."""
     import torch
 
+    from harness.train.loop import Watcher
     from harness.train.order import Order
     from harness.train.stages import run_stage
+
+    class Quiet(Watcher):
+        """Sees nothing."""
 
     torch.set_num_threads(1)
     began = time.perf_counter()
@@ -91,22 +95,6 @@ def train(order: dict[str, Any]) -> float:
         parents = {role: tuple(value) for role, value in order["parents"].items()}
         run_stage(Order(**{**order, "parents": parents, "attempt": attempt, "earlier": ()}), Quiet())
     return time.perf_counter() - began
-
-
-class Quiet:
-    """A watcher that sees nothing."""
-
-    def begin(self, training: Any) -> None:
-        """See the loop begin."""
-
-    def at(self, done: int, of: int) -> None:
-        """See an iteration."""
-
-    def after_step(self, training: Any, due: Any) -> None:
-        """See a step."""
-
-    def after_epoch(self, training: Any) -> None:
-        """See an epoch."""
 
 
 def ray_tune(told: list[dict[str, Any]], folder: Path) -> tuple[list[float], list[float]]:

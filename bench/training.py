@@ -16,7 +16,7 @@ from harness.planner import make_plan
 from harness.plugins import freeze
 from harness.store import Store, file_sha256
 from harness.train.execution import EAGER, ready
-from harness.train.loop import Enough, train
+from harness.train.loop import Enough, Watcher, train
 from harness.train.order import Order
 from harness.train.process import set_mode
 from harness.train.run import Training
@@ -54,7 +54,7 @@ def load():
 
 
 @dataclass
-class Stopwatch:
+class Stopwatch(Watcher):
     """Times steps after the first few, in several windows, the device's queue empty before and after each."""
 
     seconds: float
@@ -76,12 +76,6 @@ class Stopwatch:
     def begin(self, training: Training) -> None:
         """See the loop begin."""
         self.wait = torch.cuda.synchronize if training.images.device.type == "cuda" else lambda: None
-
-    def at(self, done: int, of: int) -> None:
-        """See an iteration of a stage that is no training."""
-
-    def after_epoch(self, training: Training) -> None:
-        """See an epoch done."""
 
     def after_step(self, training: Training, due: Callable[[], None]) -> None:
         """See a step done."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.axes import read_sparsity
+from harness.chosen import choose
 from harness.errors import UserError
 from harness.planfile import SavedPlan, as_saved, find_plan, read_plan
 from harness.store import Store
-from tost.catalog import nearest
 
 if TYPE_CHECKING:
     from harness.plan import Plan
@@ -69,34 +69,11 @@ def find_stage(saved: SavedPlan, given: str, option: str) -> str:
         if len(keys) != 1:
             raise UserError(f"{option} {given}: {len(keys)} stages' keys begin so; give more digits, or a cell's axes")
         return keys[0]
-    wanted: dict[str, str] = {}
-    for item in re.split(r",(?![^()]*\))", given):
-        axis, equals, value = (part.strip() for part in item.partition("="))
-        if not equals or axis not in saved.axes:
-            known = f"{', '.join(saved.axes)}{nearest(axis, saved.axes)}"
-            raise UserError(f"{option} {item.strip()!r}: write AXIS=VALUE,... with axes of {known}")
-        wanted[axis] = _label(axis, value, option)
     places = saved.places()
-    found = [(cell, key) for cell, key in places if all(cell[axis] == value for axis, value in wanted.items())]
-    if not found:
-        for axis, value in wanted.items():
-            there = dict.fromkeys(cell[axis] for cell, _ in places)
-            if value not in there:
-                raise UserError(f"{option} {axis}={value}: there are {', '.join(there)}{nearest(value, there)}")
-        raise UserError(f"{option} {given}: no cell has all of these together; leave one out")
+    found = list(compress(places, choose(given, option, [labels for labels, _ in places])))
     if len({key for _, key in found}) > 1:
         open_axes = [a for a in saved.axes if len({cell[a] for cell, _ in found}) > 1]
         raise UserError(
             f"{option} {given}: {len(found)} cells match; they differ in {', '.join(open_axes)}; name those too"
         )
     return found[0][1]
-
-
-def _label(axis: str, value: str, option: str) -> str:
-    """Return an axis's value as plans label it: a sparsity may be given as a share too."""
-    if axis != "sparsity" or not value:
-        return value
-    try:
-        return read_sparsity(value).label
-    except ValueError as error:
-        raise UserError(f"{option} {axis}: {error}") from None

@@ -110,6 +110,9 @@ SCHEDULES: Mapping[str, Setting] = {
     "cosine": Setting("harness.train.schedules:cosine", fields=("warmup",)),
 }
 
+HERE = ("local", "debug", "ray")
+"""Launchers whose workers live and die with the command."""
+
 LOSSES: Mapping[str, Setting] = {"cross_entropy": Setting("torch.nn.functional:cross_entropy")}
 
 METRICS: Mapping[str, str] = {

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from harness.catalog import HERE
+
 
 def sweeps_here(ctx: typer.Context, incomplete: str) -> list[str]:
     """Complete a sweep: the names that the store has, and the files here and in sweeps/."""
@@ -25,7 +27,7 @@ def files_here(incomplete: str) -> list[str]:
 
 def launchers_here(incomplete: str) -> list[str]:
     """Complete where workers live: launchers, and the profiles in slurm/."""
-    return beginning(["local", "debug", "ray", *sorted(map(str, Path().glob("slurm/*.yaml")))], incomplete)
+    return beginning([*HERE, *sorted(map(str, Path().glob("slurm/*.yaml")))], incomplete)
 
 
 def beginning(words: Iterable[str], incomplete: str) -> list[str]:

@@ -6,14 +6,17 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from harness.cancel import cancel
+from harness.catalog import HERE
 from harness.cell import Cell
 from harness.check import load_sweep
+from harness.chosen import choose
 from harness.claims import Observer
 from harness.closing import close
 from harness.declaring import check_claims
@@ -26,14 +29,13 @@ from harness.launch import Launcher
 from harness.launch.local import Machine, this_machine
 from harness.launch.mps import shared
 from harness.launch.slurm import Slurm
-from harness.launching import HERE, Crew, launcher_for, refuse_login_node, run_elsewhere, run_in_this_process
+from harness.launching import Crew, launcher_for, refuse_login_node, run_elsewhere, run_in_this_process
 from harness.miniature import TOGETHER, own_store
-from harness.only import cell_filter
 from harness.options import CAUSES, Options
 from harness.outlook import Outlook, data_stages
 from harness.packing import pack
 from harness.plan import Plan
-from harness.planfile import as_saved, read_plan, save_plan
+from harness.planfile import as_saved, read_plan, save_plan, shown_axes
 from harness.planner import data_folder, make_plan
 from harness.registry import register
 from harness.retry import release
@@ -90,8 +92,9 @@ class Driver:
         check_claims(self.sweep, self.whole)
         cells = self.whole.cells
         if only:
-            wanted = cell_filter(only, self.whole)
-            cells = [pair for pair in cells if wanted(pair[0])]
+            axes = shown_axes(self.whole)
+            labels = [{axis: str(cell.axis(axis)) for axis in axes} for cell, _ in cells]
+            cells = list(compress(cells, choose(only, "--only", labels, families=True)))
         self.choose(cells[:limit] if only or limit else None)
         if not self.plan.cells:
             raise UserError(f"{self.file}: no cell is left after exclude; narrow its conditions")

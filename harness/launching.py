@@ -38,8 +38,6 @@ from harness.supervisor import Setup, Trouble
 from harness.words import count, span
 
 DEBUG_LEASE = 86400.0
-HERE = ("local", "debug", "ray")
-"""Launchers whose workers live and die with the command."""
 
 
 @dataclass

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from harness.catalog import HERE
 from harness.clean import orphans
 from harness.driver import Driver
 from harness.explain import Explanation, explain
-from harness.launching import HERE, texts
+from harness.launching import texts
 from harness.outlook import Outlook, ahead, counted
 from harness.planfile import as_saved
 from harness.planner import data_folder

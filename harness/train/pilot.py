@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from harness.store import file_sha256
 from harness.train.execution import hasten
 from harness.train.images import Split
-from harness.train.loop import Enough, evaluate, train
+from harness.train.loop import Enough, Watcher, evaluate, train
 from harness.train.network import build, open_images
 from harness.train.order import Order
 from harness.train.process import prepare_process, set_mode
@@ -36,20 +36,11 @@ TESTED = 0.25
 """The share of epochs taken to be the best so far, and so evaluated on the test split too."""
 
 
-class Stopwatch:
+class Stopwatch(Watcher):
     """Times a loop's steps after the first few, and ends it when it has seen enough of them."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.steps, self.began = seconds, 0, 0.0
-
-    def begin(self, training: Training) -> None:
-        """See the loop begin."""
-
-    def at(self, done: int, of: int) -> None:
-        """See an iteration of a stage that is no training."""
-
-    def after_epoch(self, training: Training) -> None:
-        """See an epoch done."""
 
     def after_step(self, training: Training, due: Callable[[], None]) -> None:
         """See a step done; the loss is read where timing begins and ends, so that a device has then finished."""
