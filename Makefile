@@ -4,6 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Files of tests that run side by side; each process has one thread, or they would wait for one another.
+JOBS ?= 2
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+
 # What slurm/devcluster needs of Debian or Ubuntu.
 SLURM := slurmctld slurmd slurm-client munge slurmdbd mariadb-server
 
@@ -24,13 +28,13 @@ report-tools:
 		$(REPORT)) >/dev/null 2>&1 || echo "a browser and LaTeX could not be installed; their tests say so" >&2
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(SIDE_BY_SIDE)
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m "slow and not slurm and not chaos"
+	$(SIDE_BY_SIDE) -m "slow and not slurm and not chaos"
 
 test-chaos: $(READY)
-	$(BIN)/python -m pytest -m "chaos and not slurm" tests/chaos -rs
+	$(SIDE_BY_SIDE) -m "chaos and not slurm" tests/chaos -rs
 
 chaos: $(READY) slurm-tools
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]' || \
@@ -74,6 +78,7 @@ $(READY): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): about 6 GB, and silent for some minutes" >&2
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $(READY)
 

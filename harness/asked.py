@@ -48,6 +48,14 @@ def reported(given: str, store: Store, data: Path | None = None) -> SavedPlan:
     return saved
 
 
+def beside(file: Path, name: str, store: Store) -> str:
+    """Return where a sweep that is new to the store was run before: in the one beside its file. Else nothing."""
+    other = Store(file.parent / store.root)
+    if store.sweep(name).exists() or not other.sweep(name).is_dir():
+        return ""
+    return f"{name} is new to the store {store.root}; to go on with what {other.root} has of it: --store {other.root}"
+
+
 def edited(given: str, saved: SavedPlan, store: Store) -> bool:
     """Return whether the file of a sweep that was named is there and says other things than when it was planned."""
     if given.endswith(FILES):

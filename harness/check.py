@@ -72,6 +72,7 @@ class _Check:
         self.names = Names(file.use, folder)
         self.faults: list[Fault] = []
         self.listed = 0
+        self.told: set[str] = set()
         self.readers: dict[str, Callable[[Any], Any]] = {
             "dataset": lambda v: read_choice("dataset", v, self.names),
             "arch": lambda v: read_choice("arch", v, self.names),
@@ -149,6 +150,7 @@ class _Check:
                 find_plugin(reference, self.names.folder)
             except (ValueError, OSError) as error:
                 self.fault(("use", name), f"use: {short(name)}: {error}")
+                self.told.add(str(error))
 
     def reader(self, axis: str) -> Callable[[Any], Any]:
         """Return the reader of an axis's values. Raises ValueError for a name that is no axis."""
@@ -237,7 +239,8 @@ class _Check:
                 found.append(read(value))
             except ValueError as error:
                 here = path if index is None else (*path, index)
-                self.fault(here, f"{'.'.join(map(str, path))}: {error}")
+                if str(error) not in self.told:
+                    self.fault(here, f"{'.'.join(map(str, path))}: {error}")
         return found
 
     def complete(self, blocks: list[Axes]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from harness.asked import beside
 from harness.cancel import cancel
 from harness.catalog import HERE
 from harness.cell import Cell
@@ -44,6 +45,7 @@ from harness.search import refuse_for_search
 from harness.spec import MOST_CELLS, Sweep
 from harness.store import Store
 from harness.supervisor import Setup
+from harness.terminal import note
 from harness.track.beside import mirrored
 from harness.words import count
 from tost.catalog import nearest
@@ -76,6 +78,8 @@ class Driver:
     def load(self, only: str = "", limit: int | None = None) -> None:
         """Read the file and make the plan of the wanted cells."""
         self.sweep = load_sweep(self.file)
+        if not self.miniature and (said := beside(self.file, self.sweep.name, self.store)):
+            note(said)
         self.options = self.options.over(self.sweep.file.launch, self.miniature)
         points = self.sweep.size()
         if points > MOST_CELLS:

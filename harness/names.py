@@ -42,6 +42,8 @@ SPECIAL: Mapping[str, MaskMethod] = {
         knobs={"match": Knob("name", choices=("name", "order")), "control": CONTROL},
     ),
 }
+OWN = "; one of your own is named under `use:`, or comes with an installed package"
+"""What an error adds where no name is near."""
 KINDS = {"dataset": "data set", "arch": "architecture", "mask": "mask method", "part": "recipe part"}
 
 
@@ -103,8 +105,9 @@ class Names:
         if name in offers(kind):
             return find_offered(name, offers(kind)[name])
         special = {"mask": [DENSE, SMALL, "file:PATH"], "arch": [f"{lib}:NAME" for lib in LIBRARIES]}
-        known = [*table, *special.get(kind, []), *self.use, *(n for n in offers(kind) if n not in table)]
-        raise ValueError(f"{short(name)} is no {KINDS[kind]}; choose from {', '.join(known)}{nearest(name, known)}")
+        known = list(dict.fromkeys([*table, *special.get(kind, []), *self.use, *offers(kind)]))
+        hint = nearest(name, known) or OWN
+        raise ValueError(f"{short(name)} is no {KINDS[kind]}; choose from {', '.join(known)}{hint}")
 
 
 @cache

@@ -190,15 +190,21 @@ def read_plan(path: Path) -> SavedPlan:
         launch, wandb = body["launch"], body.get("wandb", {})
         return SavedPlan(path, plan, body["axes"], cells, body["source"], launch, declared, wandb, written)
     except (FileNotFoundError, NotADirectoryError):
-        folder = path.parent.parent
-        there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        raise UserError(
-            f"{path.parent.name!r} has no plan {path.name} in {folder}; there are {', '.join(there) or 'none'}"
-            f"{nearest(path.parent.name, there)}. The sweep command writes one"
-        ) from None
+        raise UserError(_unknown(path)) from None
     except (IsADirectoryError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         why = "a folder" if isinstance(error, IsADirectoryError) else f"damaged, or of another version: {error}"
         raise UserError(f"{path}: not a plan ({why}); run the sweep command again to rewrite it") from None
+
+
+def _unknown(path: Path) -> str:
+    """Say that a plan is not there, and what is."""
+    name, root = path.parent.name, path.parents[2]
+    there = sweep_names(Store(root))
+    plan = "plan" if path.name == NEWEST else f"plan {path.name}"
+    has = f"there are {', '.join(there)}{nearest(name, there)}" if there else "there are none"
+    return (
+        f"{name!r} has no {plan} in the store {root}; {has}. The sweep command writes one; --store names another store"
+    )
 
 
 def _stages(rows: Iterable[list[Any]], blocks: list[Any], keys: list[str]) -> Iterable[Stage]:

@@ -13,7 +13,7 @@ from harness.claims import Observer
 from harness.errors import UserError
 from harness.index import stand
 from harness.mask_files import read_mask
-from harness.planfile import SavedPlan
+from harness.planfile import SavedPlan, sweep_names
 from harness.report.cells import cells_frame, curves_frame
 from harness.report.frame import Frame, read_lines
 from harness.store import Store
@@ -67,15 +67,23 @@ def load_mask(source: Named, store: Named = "runs") -> Masks:
 
 
 def _frame(sweeps: tuple[Named, ...], store: Named, data: Named | None) -> Frame:
-    if not sweeps:
-        raise UserError("name a sweep, for example: load_results('quickstart')")
     place = Store(Path(store))
+    if stores := [os.fspath(given) for given in sweeps if (Path(given) / "stages").is_dir()]:
+        raise UserError(f"{stores[0]} is a store; name its sweeps: {_example(Store(Path(stores[0])))}")
+    if not sweeps:
+        raise UserError(f"name a sweep, for example: {_example(place)}")
     plans = [_plan(os.fspath(given), place, Path(data) if data is not None else None) for given in sweeps]
     lines = []
     for saved in plans:
         standing = stand(saved.plan, place, Observer(), keep=False)
         lines += read_lines(saved, standing, place, keep=False)
     return Frame.of(lines)
+
+
+def _example(store: Store) -> str:
+    there = sweep_names(store) or ["quickstart"]
+    more = f" (there are {', '.join(there)})" if len(there) > 1 else ""
+    return f"load_results({there[0]!r}, store={os.fspath(store.root)!r}){more}"
 
 
 def _plan(given: str, store: Store, data: Path | None) -> SavedPlan:

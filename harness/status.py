@@ -28,7 +28,7 @@ from harness.presence import Present, present
 from harness.states import EARLY, FAILED
 from harness.store import KINDS, Store
 from harness.terminal import answered, examples, tell_json
-from harness.words import span
+from harness.words import count, span
 
 if TYPE_CHECKING:
     from rich.console import Group as Renderable
@@ -219,8 +219,8 @@ def _workers(status: Status) -> Any:
 
 def _told(group: Group, sweep: str) -> list[str]:
     condition = f" [{group.condition.text}]" if group.condition else ""
-    count = f"{len(group.stages)} stage{'s' * (len(group.stages) != 1)} {group.cause}"
-    lines = [f"{count}, {len(group.cells)} cells held back{condition}", f"  {printable(group.example)}"]
+    failed, held = count(len(group.stages), "stage"), count(len(group.cells), "cell")
+    lines = [f"{failed} failed ({group.cause}), {held} held back{condition}", f"  {printable(group.example)}"]
     lines += [f"  log: {group.log}"] if group.log else []
     looked_at = f"  look at it: harness debug {sweep} --like {group.stages[0][:8]}"
     return [*lines, f"  {REMEDIES.get(group.cause, '')}", looked_at]

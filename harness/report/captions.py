@@ -12,7 +12,7 @@ from harness.report.grids import ALL, Grid
 from harness.report.guard import told
 from harness.report.metrics import metric
 from harness.report.pairing import ORDER, REBUILT, Pair
-from harness.report.remarks import MOST, devices, origins, several, tuned, warnings
+from harness.report.remarks import MOST, devices, origins, several, some, tuned, warnings
 from harness.words import count
 
 UNITS = (
@@ -36,9 +36,8 @@ def caption(table: Table, grid: Grid) -> str:
         *origins(lines),
         *_foreign(grid),
     ]
-    causes = sorted({f"{line.reason}: {line.cause}" for line in lines if line.cause})
-    if causes:
-        sentences.append("Holes: " + "; ".join(short(cause, 120) for cause in causes[:3]) + ".")
+    if causes := {short(f"{line.reason}: {line.cause}", 120) for line in lines if line.cause}:
+        sentences.append(f"Holes: {some(causes)}.")
     sentences += [f"{line.note[0].upper()}{line.note[1:]}." for line in {n.note: n for n in lines if n.note}.values()]
     return " ".join(sentences)
 
@@ -63,6 +62,9 @@ def _numbers(table: Table, grid: Grid) -> Iterator[str]:
     )
     compared = any(entry.differences for entry in grid.entries.values())
     yield f"Mean ± standard deviation (number of seeds){signed if compared else ''}."
+    spreadless = [e.interval for e in grid.entries.values() if e.interval and e.interval.n > 1 and not e.interval.known]
+    if spreadless:
+        yield "No brackets where all seeds differ by the same: few values that are equal tell no spread."
     others = any(line.axis(axis) != label for line in grid.lines for axis, label in table.compared.items())
     if not compared and others and any(metric(value).compared for value in table.values):
         yield f"No differences: no cell here is {_baseline(table)} at a place and seed that another has too."
@@ -112,7 +114,7 @@ def _training(line: Line) -> str:
     if schedule == "multistep":
         drops = ", ".join(f"{m:g}" for m in get("milestones") or ())
         schedule = f"×{get('gamma')} at epochs {drops}" if drops else "constant rate"
-    warmup = f", {get('warmup'):g} epochs of warm-up" if get("warmup") else ""
+    warmup = f", warm-up of {get('warmup'):g} epoch{'s' * (get('warmup') != 1)}" if get("warmup") else ""
     return (
         f"{_epochs(line)} in {get('precision')}, batch {get('batch')}, {optimizer}, {schedule}{warmup}, "
         f"weight decay {get('weight_decay')}, {get('augment')} augmentation; dev split {line.facts.dev}; best epoch by "

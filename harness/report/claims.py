@@ -218,7 +218,7 @@ def _say_more(judged: Judged, every: Sequence[Pair]) -> None:
         seeds[seed].append(difference)
     if (p := sign_flip_p([statistics.fmean(values) for values in seeds.values()])) is not None:
         judged.remarks.append(f"p of no difference by flipping the signs of the seeds' means: {p:.2g}")
-    if found.low != found.low:
+    if not found.known:
         judged.remarks.append("no interval: a cell has fewer than two pairs, or all seeds are equal")
     elif judged.verdict == UNDECIDED and verdict(found, claim.margin) == UNDECIDED:
         likely, most = seeds_range(found.spread, found.n, claim.margin, judged.level)

@@ -116,7 +116,7 @@ class Entry:
 
 
 def _bracket(found: Interval) -> str:
-    return f" [{found.low:+.2f}, {found.high:+.2f}]" if found.low == found.low else ""  # not a number: no interval
+    return f" [{found.low:+.2f}, {found.high:+.2f}]" if found.known else ""
 
 
 @dataclass

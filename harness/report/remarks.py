@@ -56,13 +56,13 @@ def warnings(lines: Sequence[Line]) -> list[str]:
         if line.measured and (layers := line.metrics.get("empty_layers"))
     }
     if empty:
-        said.append(f"Layer collapse: {_some(empty)}.")
+        said.append(f"Layer collapse: {some(empty)}.")
     if guessing := {line.short for line in lines if line.at_chance}:
-        said.append(f"No better than guessing (95 % interval): {_some(guessing)}.")
+        said.append(f"No better than guessing (95 % interval): {some(guessing)}.")
     return said
 
 
-def _some(texts: Iterable[str]) -> str:
+def some(texts: Iterable[str]) -> str:
     """Return texts in order, the first few of many."""
     shown = sorted(texts)
     more = f" and {len(shown) - MOST} more" if len(shown) > MOST else ""

@@ -23,6 +23,11 @@ class Interval:
     high: float
     n: int
 
+    @property
+    def known(self) -> bool:
+        """Return whether there is an interval: the values tell their spread."""
+        return not math.isnan(self.low)
+
 
 @dataclass(frozen=True)
 class Effect(Interval):
@@ -48,7 +53,7 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 def paired_p(differences: Sequence[float]) -> float:
     """Return the two-sided p of Student's t test for a mean of 0; 1 where no spread can be told."""
-    if len(differences) < 2 or math.isnan(t_interval(differences).low):
+    if len(differences) < 2 or not t_interval(differences).known:
         return 1.0
     found = statistics.fmean(differences) / (statistics.stdev(differences) / math.sqrt(len(differences)))
     return _two_sided(found, len(differences) - 1)
@@ -179,7 +184,7 @@ def verdict(found: Interval, margin: float) -> str:
 
     Equivalent: wholly within the margin either way. Better or worse: wholly on one side of 0, and not equivalent.
     """
-    if math.isnan(found.low):
+    if not found.known:
         return "undecided"
     if -margin <= found.low and found.high <= margin:
         return "equivalent"
@@ -204,7 +209,7 @@ def decidable_spread(n: int, margin: float, level: float = 0.95) -> float:
 
 def effect_p(found: Effect) -> float:
     """Return the two-sided p of an effect of 0, by Student's t over seeds; 1 where no spread can be told."""
-    if math.isnan(found.low) or not found.spread > 0:
+    if not found.known or not found.spread > 0:
         return 1.0
     return _two_sided(found.mean / (found.spread / math.sqrt(found.n)), found.n - 1)
 

@@ -190,8 +190,10 @@ def test_mistakes_are_said_in_words(folder: Path, tmp_path: Path) -> None:
         load_results("synthtic", store=store)
     with pytest.raises(UserError, match="there are none"):
         load_curves("quickstart", store=tmp_path / "nowhere")
-    with pytest.raises(UserError, match="name a sweep"):
+    with pytest.raises(UserError, match=r"name a sweep, for example: load_results\('synthetic', store="):
         load_results(store=store)
+    with pytest.raises(UserError, match=r"runs is a store; name its sweeps: load_results\('synthetic', store="):
+        load_results(store)
     with pytest.raises(UserError, match=r"missing\.yaml"):
         load_results(tmp_path / "missing.yaml", store=store)
     with pytest.raises(UserError, match="no mask and no training"):

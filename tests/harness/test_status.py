@@ -229,7 +229,7 @@ def test_the_command_shows_what_a_person_asks_first(project: Path, sweep: Run) -
     assert sweep("tiny.yaml").returncode == 1
     shown = status(project, "tiny")
     assert "6 of 10 cells done" in shown.stdout
-    assert "2 stages code, 4 cells held back [all 4: mask=bad]" in shown.stdout
+    assert "2 stages failed (code), 4 cells held back [all 4: mask=bad]" in shown.stdout
     assert "no score today" in shown.stdout
     assert "--retry code" in shown.stdout
     said = json.loads(status(project, "tiny", "--json").stdout)
