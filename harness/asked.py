@@ -48,12 +48,12 @@ def reported(given: str, store: Store, data: Path | None = None) -> SavedPlan:
     return saved
 
 
-def beside(file: Path, name: str, store: Store) -> str:
-    """Return where a sweep that is new to the store was run before: in the one beside its file. Else nothing."""
-    other = Store(file.parent / store.root)
-    if store.sweep(name).exists() or not other.sweep(name).is_dir():
+def beside(file: Path, name: str, store: Path) -> str:
+    """Return where a sweep that is new to a store was run before: in the one beside its file. Else nothing."""
+    other = file.parent / store
+    if Store(store).sweep(name).exists() or not Store(other).sweep(name).is_dir():
         return ""
-    return f"{name} is new to the store {store.root}; to go on with what {other.root} has of it: --store {other.root}"
+    return f"{name} is new to the store {store}; to go on with what {other} has of it: --store {other}"
 
 
 def edited(given: str, saved: SavedPlan, store: Store) -> bool:

@@ -73,12 +73,12 @@ class Driver:
             if path.exists() and not path.is_dir():
                 raise UserError(f"--store {store}: {path} is a file; name a folder")
         self.file, self.data, self.options, self.yes, self.miniature = file, data, options, yes, miniature
-        self.store = Store(own_store(store) if miniature else store)
+        self.store, self.given_store = Store(own_store(store) if miniature else store), store
 
     def load(self, only: str = "", limit: int | None = None) -> None:
         """Read the file and make the plan of the wanted cells."""
         self.sweep = load_sweep(self.file)
-        if not self.miniature and (said := beside(self.file, self.sweep.name, self.store)):
+        if not self.miniature and (said := beside(self.file, self.sweep.name, self.given_store)):
             note(said)
         self.options = self.options.over(self.sweep.file.launch, self.miniature)
         points = self.sweep.size()

@@ -14,6 +14,7 @@ from harness.errors import FileError, UserError
 from harness.planner import make_plan
 from harness.store import Store
 from tests.conftest import run_sweep
+from tost.catalog import MASKS
 
 
 def grid(after: str = "", head: str = "protocol: quick\n", name: str = "x", **axes: object) -> str:
@@ -210,6 +211,40 @@ def test_a_mistake_is_said_with_its_line_and_without_a_traceback(
     assert "Traceback" not in done.output
     assert len(done.output.splitlines()) <= 25
     assert not any(ord(c) < 32 and c != "\n" for c in done.output)
+
+
+@pytest.mark.parametrize(
+    ("mask", "use", "said"),
+    [
+        ("mine", "mine: './nope.py:score'", "x.yaml:3: use: 'mine': {folder}/nope.py: no such file"),
+        (
+            "nothingalike",
+            "",
+            "x.yaml:4: grid.mask: 'nothingalike' is no mask method; choose from {known}; "
+            "one of your own is named under `use:`, or comes with an installed package",
+        ),
+    ],
+)
+def test_a_method_of_ones_own_that_is_not_there_is_told_once(mask: str, use: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(
+        f"name: x\nprotocol: quick\nuse: {{{use}}}\n"
+        f"grid: {{dataset: digits, arch: resnet20, mask: [{mask}], sparsity: 90%}}\n"
+    )
+    with pytest.raises(FileError) as raised:
+        load_sweep(tmp_path / "x.yaml")
+    known = ", ".join([*MASKS, "dense", "small_dense", "file:PATH"])
+    assert str(raised.value) == f"{tmp_path}/" + said.format(folder=tmp_path, known=known)
+
+
+def test_a_sweep_that_was_run_beside_its_file_is_not_begun_anew_unsaid(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "x.yaml").write_text(grid(dataset="digits"))
+    new = run_sweep(tmp_path, "there/x.yaml", "--plan")
+    assert new.stderr == ""
+    (tmp_path / "there" / "runs" / "sweeps" / "x").mkdir(parents=True)
+    again = run_sweep(tmp_path, "there/x.yaml", "--plan")
+    assert "x is new to the store runs; to go on with what there/runs has of it: --store there/runs" in again.stderr
+    assert run_sweep(tmp_path, "there/x.yaml", "--plan", "--store", "there/runs").stderr == ""
 
 
 def spoil(path: Path, kind: str) -> None:

@@ -129,6 +129,26 @@ def test_a_caption_says_how_the_numbers_came_about(frame: Frame) -> None:
         assert word in caption
 
 
+def test_differences_that_are_equal_have_no_brackets_and_the_caption_says_why(frame: Frame) -> None:
+    assert text(grid(frame), "snip", "gsw", "digits", "90%") == "93.00 ± 1.00 (3) +2.00"
+    why = "No brackets where all seeds differ by the same"
+    assert why in grid(frame).caption
+    spread = [
+        replace(one, measured=replace(one.measured, metrics={"test@last": one.value**1.01, "test@best-dev": 0.0}))
+        if one.measured and one.value
+        else one
+        for one in frame.lines
+    ]
+    assert why not in grid(Frame.of(spread)).caption
+
+
+def test_every_hole_is_told_the_first_six_by_cause(frame: Frame) -> None:
+    holes = [replace(one, measured=None, reason="failed", cause=f"cause {n}") for n, one in enumerate(frame.lines[:8])]
+    caption = grid(Frame.of([*holes, *frame.lines[8:]])).caption
+    assert "Holes: 'failed: cause 0'; " in caption
+    assert "'failed: cause 5' and 2 more." in caption
+
+
 def test_a_single_seed_has_no_deviation() -> None:
     assert Entry((91.234,)).text == "91.23 (1)"
     assert Entry((), (), ("failed", "failed", "missing")).text == "– [2 failed, 1 missing]"
