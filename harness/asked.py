@@ -81,6 +81,7 @@ def find_stage(saved: SavedPlan, given: str, option: str) -> str:
     found = list(compress(places, choose(given, option, [labels for labels, _ in places])))
     if len({key for _, key in found}) > 1:
         open_axes = [a for a in saved.axes if len({cell[a] for cell, _ in found}) > 1]
+        open_axes = [a for a in open_axes if a != "ticket_seed" or "seed" not in open_axes]  # it follows the seed
         raise UserError(
             f"{option} {given}: {len(found)} cells match; they differ in {', '.join(open_axes)}; name those too"
         )
