@@ -229,6 +229,7 @@ def test_a_stage_is_taken_that_fits_or_whose_checkpoints_make_it_worth_it(plan: 
     assert left.over()
 
 
+@pytest.mark.slow
 def test_a_pilot_tries_out_what_is_unknown_and_the_outcome_is_held_against_it(project: Path, sweep: Run) -> None:
     text = (project / "tiny.yaml").read_text()
     (project / "tiny.yaml").write_text(text.replace("recipe: [default, ls]", "recipe: [default, gsw]"))

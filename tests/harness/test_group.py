@@ -32,7 +32,9 @@ def order(orders: Callable[..., dict[str, Order]]) -> Order:  # noqa: F811
     return orders(", batch: 76", recipe="tost")["train"]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-4)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float64", 1e-9), pytest.param("float32", 1e-4, marks=pytest.mark.slow)]
+)
 def test_four_processes_train_as_one_does(order: Order, tmp_path: Path, dtype: str, tolerance: float) -> None:
     (alone,) = trained(order, 1, STEPS, dtype, tmp_path)
     assert_alike(trained(order, 4, STEPS, dtype, tmp_path), alone, dtype, tolerance)
@@ -167,6 +169,7 @@ def test_local_batch_norms_agree_on_the_mean_of_what_they_remember(ranks: Ranks)
     assert_close(torch.cat([value.flatten() for value in statistics(net).values()]), agreed)
 
 
+@pytest.mark.slow
 def test_with_local_batch_norm_two_processes_resume_to_the_bit(
     orders: Callable[..., dict[str, Order]],  # noqa: F811
     tmp_path: Path,

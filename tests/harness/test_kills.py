@@ -55,6 +55,7 @@ def test_a_tree_killed_five_times_ends_with_the_weights_of_an_undisturbed_run(
     assert not checkpoints(store)
 
 
+@pytest.mark.slow
 def test_a_frozen_worker_is_taken_over_and_does_no_harm_when_it_thaws(long: Path, start: Start, sweep: Run) -> None:
     chosen = ("tiny.yaml", "--only", "mask=dense,seed=0")
     assert sweep(*chosen, "--threads", "1", "--store", "calm").returncode == 0
