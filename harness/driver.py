@@ -36,7 +36,7 @@ from harness.options import CAUSES, Options
 from harness.outlook import Outlook, data_stages
 from harness.packing import pack
 from harness.plan import Plan
-from harness.planfile import as_saved, read_plan, save_plan, shown_axes
+from harness.planfile import as_saved, keep_methods, read_plan, save_plan, shown_axes
 from harness.planner import data_folder, make_plan
 from harness.registry import register
 from harness.retry import release
@@ -148,6 +148,7 @@ class Driver:
     def pilot(self) -> None:
         """Make the data sets, and try out some steps of everything that no record tells of."""
         self.make_data()
+        keep_methods(self.plan, self.store)
         outlook = Outlook(self.frontier, self.frontier.survey(), self.machine())
         outlook.pilot(_say)
 

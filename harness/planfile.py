@@ -125,14 +125,19 @@ def _keep_sources(plan: Plan, store: Store, sweep: Sweep) -> Path:
     """Write what workers read beside a plan; return the sweep's folder."""
     folder = store.sweep(plan.name)
     folder.mkdir(parents=True, exist_ok=True)
+    keep_methods(plan, store)
+    write_whole(folder / "sweep.yaml", Path(sweep.document.file).read_bytes())
+    return folder
+
+
+def keep_methods(plan: Plan, store: Store) -> None:
+    """Copy the users' own methods and the files from outside that a plan's stages read into the store."""
     for plugin in plan.plugins:
         freeze(plugin, store.root)
     for sha256, path in plan.imports.items():
         if not (copy := store.imported(sha256)).is_file() or file_sha256(copy) != sha256:
             copy.parent.mkdir(parents=True, exist_ok=True)
             write_whole(copy, path.read_bytes())
-    write_whole(folder / "sweep.yaml", Path(sweep.document.file).read_bytes())
-    return folder
 
 
 def dump(saved: SavedPlan) -> bytes:

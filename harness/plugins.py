@@ -155,6 +155,8 @@ def _signature(path: Path, attribute: str) -> tuple[dict[str, Knob], frozenset[s
     tree = _parse(path)
     nodes = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     if attribute not in nodes:
+        if origin := _imported_from(tree, attribute):
+            raise ValueError(f"{path} only imports {attribute}, from {origin}; name the module that defines it")
         there = ", ".join(nodes) or "none"
         raise ValueError(f"{path} has no `def` or `class` {attribute}; there are {there}{nearest(attribute, nodes)}")
     node = nodes[attribute]
@@ -182,6 +184,14 @@ def _signature(path: Path, attribute: str) -> tuple[dict[str, Knob], frozenset[s
             )
         knobs[arg.arg] = Knob(value)
     return knobs, frozenset(arg.arg for arg, _ in pairs)
+
+
+def _imported_from(tree: ast.Module, attribute: str) -> str:
+    """Return the module that a file takes a name from, as it is written there; empty where it takes it from none."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and any((name.asname or name.name) == attribute for name in node.names):
+            return f"{'.' * node.level}{node.module or ''}"
+    return ""
 
 
 def freeze(plugin: Plugin, store: Path) -> None:

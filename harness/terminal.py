@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,8 @@ from harness.errors import UserError, printable
 
 LONGEST = 20_000
 """Characters of one word to the user that are shown."""
+PIPE_CLOSED = 141
+"""The exit code of a command whose reader has gone, as the shell gives it for SIGPIPE."""
 
 
 def enter(app: typer.Typer) -> None:
@@ -45,6 +49,13 @@ def note(text: str) -> None:
     typer.echo(printable(text, LONGEST), err=True)
 
 
+def _reader_gone() -> bool:
+    """Return whether stdout is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 @contextmanager
 def answered(
     what: object = "the store", after: str = "mend that, or name another folder", stopped: str = ""
@@ -52,7 +63,7 @@ def answered(
     """Answer what keeps a command from going on with a sentence and an exit code.
 
     2: a mistake; 3: a file or folder that cannot be read or written, `what` where the error names none, followed by
-    what to do; 130: Ctrl-C.
+    what to do; 130: Ctrl-C; 141, without a word: whoever read the output, such as head, has gone.
     """
     try:
         yield
@@ -60,6 +71,9 @@ def answered(
         note(str(error))
         raise typer.Exit(2) from None
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_gone():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at its end
+            raise typer.Exit(PIPE_CLOSED) from None
         where = error.filename2 or error.filename or what  # of a rename, its target: the other one is a draft of ours
         note(f"{where}: {error.strerror or error}; {after}")
         raise typer.Exit(3) from None

@@ -27,7 +27,7 @@ GENERATED: Mapping[str, Callable[[], str]] = {
     "catalog": lists.catalog,
 }
 """What stands in place of `<!-- generated: NAME -->`."""
-MARKER = re.compile(r"^<!-- generated: (.*) -->$", re.M)
+MARKER = re.compile(r"^.*<!-- generated: (.*) -->$", re.M)
 LINK = re.compile(r"\[([^\]\n]*(?:\n[^\]\n]+)?)\]\(([^)#:\s]+)(#[^)\s]*)?\)")
 TAKEN = {
     "README.md": "project/overview.md",

@@ -69,7 +69,10 @@ def forget_files(folder: Path, now: Sequence[Path]) -> None:
 def on_terminal(grid: Grid, width: int) -> list[RichTable]:
     """Return a grid for the terminal, as several tables one below the other where it is too wide for one."""
     if grid.refusal:
-        return [RichTable(title=Text(grid.name), caption=Text(f"No table: {grid.refusal}."), **_LEFT)]
+        told = RichTable(title=Text(grid.name), **_LEFT)
+        told.add_column("No table")
+        told.add_row(Text(f"{grid.refusal}."))
+        return [told]
     labels = [max(len(head), *(len(row[n]) for row in grid.row_keys)) for n, head in enumerate(grid.heads)]
     room = width - sum(size + 3 for size in labels) - 1
     parts: list[list[tuple[str, ...]]] = [[]]

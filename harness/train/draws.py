@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -21,7 +23,17 @@ def stream(seed: int | str, purpose: str, index: int = 0) -> torch.Generator:
 
 @contextmanager
 def global_draws(seed: int | str, purpose: str) -> Iterator[None]:
-    """Seed torch's global CPU state for code that draws from it (layer initialisation), and put it back after."""
+    """Seed the global states of torch, NumPy and Python for code that draws from them, and put them back after.
+
+    Layers draw their initial weights so, and a score of a user's may: it is then the same on every run all the same.
+    """
+    before, states = seed_for(seed, purpose), (random.getstate(), np.random.get_state())
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(seed, purpose))
-        yield
+        torch.manual_seed(before)
+        random.seed(before)
+        np.random.seed(before % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])

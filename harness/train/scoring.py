@@ -11,7 +11,7 @@ from torch import nn
 
 from harness.errors import UserError
 from harness.store import file_sha256
-from harness.train.draws import stream
+from harness.train.draws import global_draws, stream
 from harness.train.images import Images
 from harness.train.network import build, kept_weights, load_method, load_weights, open_images
 from harness.train.order import Order, Outcome
@@ -67,17 +67,18 @@ def _found(order: Order, model: nn.Module, images: Images, within: Masks | None)
         own = accepted["per_class"].default if "per_class" in accepted else PER_CLASS.default
         offered["batches"] = images.per_class(spec["ticket_seed"], int(knobs.get("per_class", own)))
     density = spec["sparsity"].get("density")
-    return find_masks(
-        score,
-        model,
-        kept_weights(model, spec),
-        which=spec["prunable"],
-        within=within,
-        density=Fraction(density) if density else None,
-        at_least=int(spec.get("on_collapse") == "keep_one"),
-        offered=offered,
-        **composed,
-    )
+    with global_draws(spec["ticket_seed"], "mask"):
+        return find_masks(
+            score,
+            model,
+            kept_weights(model, spec),
+            which=spec["prunable"],
+            within=within,
+            density=Fraction(density) if density else None,
+            at_least=int(spec.get("on_collapse") == "keep_one"),
+            offered=offered,
+            **composed,
+        )
 
 
 def _imported(order: Order, model: nn.Module) -> tuple[Masks, dict[str, Any]]:

@@ -111,6 +111,13 @@ def test_what_cannot_be_a_plugin_is_said(text: str, reference: str, said: str, f
         find_plugin(reference, folder)
 
 
+def test_a_name_that_a_file_only_imports_is_told_with_where_it_is(folder: Path) -> None:
+    (folder / "core.py").write_text("def score(model): ...\n")
+    (folder / "front.py").write_text("from core import score\n")
+    with pytest.raises(ValueError, match=r"front.py only imports score, from core; name the module that defines it"):
+        find_plugin("./front.py:score", folder)
+
+
 def test_a_method_without_what_its_kind_is_given_is_refused(folder: Path) -> None:
     plugin = find_plugin("./mine.py:score", folder)
     plugin.check("mask")

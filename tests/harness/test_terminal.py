@@ -308,3 +308,16 @@ def test_a_terminal_without_box_characters_gets_tables_of_ascii(place: Path) -> 
         assert done.stdout
         assert b"Traceback" not in done.stderr
         assert b"\x1b" not in done.stdout, "and no colours, since it is no terminal"
+
+
+def test_a_reader_that_goes_is_no_failure(place: Path) -> None:
+    command = [sys.executable, "-m", "harness.sweep", "tiny.yaml", "--plan", "--json"]
+    asked = subprocess.Popen(
+        command, cwd=place, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert asked.stdout is not None
+    asked.stdout.close()
+    assert asked.stderr is not None
+    with asked:
+        assert asked.stderr.read() == ""
+    assert asked.returncode == 141

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.testing import assert_close
 
 from tests.tost.nets import SIZE, call, offers, small_net, thin, total
@@ -208,7 +209,7 @@ def test_an_unknown_prunable_set_and_a_reparametrised_weight_are_refused() -> No
     with pytest.raises(ValueError, match=r"'convs' is no prunable set; choose from conv\+linear, conv"):
         prunable(small_net(), "convs")
     net = small_net()
-    torch.nn.utils.prune.random_unstructured(net[0], "weight", 0.5)
+    prune.random_unstructured(net[0], "weight", 0.5)
     with pytest.raises(ValueError, match="weight of '0' is re-parametrised"):
         prunable(net)
 
