@@ -69,6 +69,8 @@ class Line:
     """0 where the data set's result does not tell."""
     classes: int = 0
     sweep: str = ""
+    on_accepted: bool = False
+    """Whether a mask, training or data set that the result was made from was accepted from older code."""
 
     def axis(self, name: str) -> str:
         """Return the label of an axis; of a protocol field that is none, its value."""
@@ -152,6 +154,7 @@ def read_lines(
     blocked = standing.blocked(plan)
     found = read_measured(store, plan.name, standing.done, (cell.key for cell in saved.cells), rebuild, keep)
     data = {key: _told_of_data(store, key) for key, stage in plan.stages.items() if stage.kind == "data"}
+    resting = _resting(plan, standing)
     lines = []
     for cell in saved.cells:
         stage, measured = plan.stages[cell.key], found.get(cell.key)
@@ -169,9 +172,20 @@ def read_lines(
                 _log(plan, store, standing, holder) if holder else "",
                 *data.get(stage.parents.get("data", ""), ("", 0, 0)),
                 plan.name,
+                cell.key in resting,
             )
         )
     return lines
+
+
+def _resting(plan: Plan, standing: Standing) -> set[str]:
+    """Return the stages that were made from what was accepted from older code, at whatever remove."""
+    accepted = {key for key, done in standing.done.items() if done.blessed}
+    resting: set[str] = set()
+    for key, stage in plan.stages.items() if accepted else ():  # parents come first
+        if any(parent in accepted or parent in resting for parent in stage.parents.values()):
+            resting.add(key)
+    return resting
 
 
 def _told_of_data(store: Store, key: str) -> tuple[str, int, int]:

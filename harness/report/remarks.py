@@ -79,10 +79,13 @@ def origins(lines: Sequence[Line]) -> Iterator[str]:
         told = [line.measured.provenance for line in lines if line.measured]
         commits = several(_commit(one) for one in told if one.get("git"))
         yield f"Code {next(iter(sources))}" + (f", commit {commits}." if commits else ".")
-    accepted = [line for line in lines if line.measured and "blessed" in line.measured.provenance]
-    if accepted:
-        results = sum(line.measured is not None for line in lines)
-        yield f"Accepted from older code: {len(accepted)} of {results} results."
+    accepted = [line.measured is not None and "blessed" in line.measured.provenance for line in lines]
+    resting = [line.measured is not None and line.on_accepted for line in lines]
+    results = sum(line.measured is not None for line in lines)
+    if any(accepted):
+        yield f"Accepted from older code: {sum(accepted)} of {results} results."
+    if made := sum(rests and not itself for rests, itself in zip(resting, accepted, strict=True)):
+        yield f"Made from masks or trainings accepted from older code: {made} of {results} results."
 
 
 def devices(lines: Sequence[Line]) -> Iterator[str]:

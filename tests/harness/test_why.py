@@ -94,6 +94,11 @@ def test_older_results_are_accepted_with_a_record_and_a_word_under_the_table(min
     assert done.returncode == 0
     assert "Accepted from older code: 1 of 1 results." in " ".join(done.stdout.split())
     assert claims(mine / "runs") == taken, "nothing ran"
+    assert "Made from masks" not in done.stdout
+    other = sweep("tiny.yaml", "--only", "mask=mine,seed=0")
+    said = " ".join(other.stdout.split())
+    assert "Accepted from older code: 1 of 2 results." in said
+    assert "Made from masks or trainings accepted from older code: 1 of 2 results." in said
     assert set(before.values()) == set(hashes(mine / "runs").values())
     assert "accepted from" in why(mine)
 
