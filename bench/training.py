@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from harness.check import load_sweep
+from harness.planfile import keep_methods
 from harness.planner import make_plan
-from harness.plugins import freeze
 from harness.store import Store, file_sha256
 from harness.train.execution import EAGER, ready
 from harness.train.loop import Enough, Watcher, train
@@ -115,8 +115,7 @@ def orders(
     (folder / "noise.py").write_text(NOISE.format(images=images, size=size))
     store = Store(folder / "runs")
     plan = make_plan(load_sweep(folder / "speed.yaml"), store, folder)
-    for plugin in plan.plugins:
-        freeze(plugin, store.root)
+    keep_methods(plan, store)
     made: dict[str, tuple[str, str]] = {}
     for number, stage in enumerate(plan.stages.values()):
         attempt = folder / str(number)

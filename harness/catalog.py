@@ -1,4 +1,7 @@
-"""What the harness offers beside tost's tables: data sets, optimizers, schedules, losses, presets. Imports no torch."""
+"""What the harness offers beside tost's tables: data sets, optimizers, schedules, losses, presets, launchers.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -110,9 +113,6 @@ SCHEDULES: Mapping[str, Setting] = {
     "cosine": Setting("harness.train.schedules:cosine", fields=("warmup",)),
 }
 
-HERE = ("local", "debug", "ray")
-"""Launchers whose workers live and die with the command."""
-
 LOSSES: Mapping[str, Setting] = {"cross_entropy": Setting("torch.nn.functional:cross_entropy")}
 
 METRICS: Mapping[str, str] = {
@@ -178,3 +178,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # For trying things out in minutes: one cycle of the same shape, warmed up because it is so short.
     "quick": {"epochs": 8, "milestones": (4.0, 6.0), "batch": 64, "warmup": 1.0, "weight_decay": 5e-4},
 }
+
+HERE = ("local", "debug", "ray")
+"""Launchers whose workers live and die with the command; what else `--via` names is a profile."""

@@ -36,7 +36,7 @@ from harness.options import CAUSES, Options
 from harness.outlook import Outlook, data_stages
 from harness.packing import pack
 from harness.plan import Plan
-from harness.planfile import as_saved, keep_methods, read_plan, save_plan, shown_axes
+from harness.planfile import as_saved, keep_methods, labelled, read_plan, save_plan
 from harness.planner import data_folder, make_plan
 from harness.registry import register
 from harness.retry import release
@@ -96,9 +96,9 @@ class Driver:
         check_claims(self.sweep, self.whole)
         cells = self.whole.cells
         if only:
-            axes = shown_axes(self.whole)
-            labels = [{axis: str(cell.axis(axis)) for axis in axes} for cell, _ in cells]
-            cells = list(compress(cells, choose(only, "--only", labels, families=True)))
+            axes, labels = labelled(self.whole)
+            places = [dict(zip(axes, names, strict=True)) for names in labels]
+            cells = list(compress(cells, choose(only, "--only", places, families=True)))
         self.choose(cells[:limit] if only or limit else None)
         if not self.plan.cells:
             raise UserError(f"{self.file}: no cell is left after exclude; narrow its conditions")

@@ -51,17 +51,18 @@ class SavedPlan:
 
 def as_saved(plan: Plan, sweep: Sweep) -> SavedPlan:
     """Return a plan just made as if it had been saved and read back."""
-    axes = shown_axes(plan)
+    axes, labels = labelled(plan)
     facts = fact_reader()
-    cells = [Place(tuple(str(cell.axis(axis)) for axis in axes), key, facts(cell)) for cell, key in plan.cells]
+    cells = [Place(names, key, facts(cell)) for names, (cell, key) in zip(labels, plan.cells, strict=True)]
     launch = sweep.file.launch.model_dump(mode="json")
     wandb = sweep.file.wandb.model_dump(mode="json") if sweep.file.wandb else {}
     return SavedPlan(Path(), plan, axes, cells, source_digest(), launch, declare(sweep, plan), wandb)
 
 
-def shown_axes(plan: Plan) -> list[str]:
-    """Return the axes that tell a plan's cells apart: the grid's, then every field or knob that is one."""
-    return list(dict.fromkeys([*AXES[:-1], *(name for cell, _ in plan.cells for name, _ in cell.extra)]))
+def labelled(plan: Plan) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Return the axes that tell a plan's cells apart (the grid's, then fields and knobs), and every cell's labels."""
+    axes = list(dict.fromkeys([*AXES[:-1], *(name for cell, _ in plan.cells for name, _ in cell.extra)]))
+    return axes, [tuple(str(cell.axis(axis)) for axis in axes) for cell, _ in plan.cells]
 
 
 class _Blocks:

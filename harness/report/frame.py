@@ -82,6 +82,11 @@ class Line:
         return self.facts.mask == DENSE
 
     @property
+    def accepted(self) -> bool:
+        """Return whether its result was accepted from older code."""
+        return self.measured is not None and "blessed" in self.measured.provenance
+
+    @property
     def metrics(self) -> Mapping[str, Any]:
         """Return the measured numbers; none of a hole."""
         return self.measured.metrics if self.measured else {}

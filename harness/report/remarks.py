@@ -79,12 +79,10 @@ def origins(lines: Sequence[Line]) -> Iterator[str]:
         told = [line.measured.provenance for line in lines if line.measured]
         commits = several(_commit(one) for one in told if one.get("git"))
         yield f"Code {next(iter(sources))}" + (f", commit {commits}." if commits else ".")
-    accepted = [line.measured is not None and "blessed" in line.measured.provenance for line in lines]
-    resting = [line.measured is not None and line.on_accepted for line in lines]
     results = sum(line.measured is not None for line in lines)
-    if any(accepted):
-        yield f"Accepted from older code: {sum(accepted)} of {results} results."
-    if made := sum(rests and not itself for rests, itself in zip(resting, accepted, strict=True)):
+    if accepted := sum(line.accepted for line in lines):
+        yield f"Accepted from older code: {accepted} of {results} results."
+    if made := sum(line.measured is not None and line.on_accepted and not line.accepted for line in lines):
         yield f"Made from masks or trainings accepted from older code: {made} of {results} results."
 
 

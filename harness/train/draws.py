@@ -27,13 +27,13 @@ def global_draws(seed: int | str, purpose: str) -> Iterator[None]:
 
     Layers draw their initial weights so, and a score of a user's may: it is then the same on every run all the same.
     """
-    before, states = seed_for(seed, purpose), (random.getstate(), np.random.get_state())
+    start, of_python, of_numpy = seed_for(seed, purpose), random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(before)
-        random.seed(before)
-        np.random.seed(before % 2**32)
+        torch.manual_seed(start)
+        random.seed(start)
+        np.random.seed(start % 2**32)
         try:
             yield
         finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)

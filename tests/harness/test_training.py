@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from harness.check import load_sweep
 from harness.errors import UserError
 from harness.plan import Stage
+from harness.planfile import keep_methods
 from harness.planner import make_plan
 from harness.protocol import Protocol, make_protocol
 from harness.store import Store, file_sha256
@@ -77,10 +78,7 @@ def orders(project: Path) -> Callable[..., dict[str, Order]]:
         (project / "tiny.yaml").write_text(text)
         store = Store(project / "runs")
         plan = make_plan(load_sweep(project / "tiny.yaml"), store, project)
-        for plugin in plan.plugins:
-            from harness.plugins import freeze
-
-            freeze(plugin, store.root)
+        keep_methods(plan, store)
         made: dict[str, tuple[str, str]] = {}
         found = {}
         for stage in plan.stages.values():
