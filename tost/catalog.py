@@ -40,6 +40,14 @@ class Knob:
         return value
 
 
+def check_choice(setting: str, value: object, choices: tuple[Value, ...]) -> None:
+    """Raise ValueError, naming the setting, for a value that is none of the choices."""
+    try:
+        Knob(choices[0], choices).check(value)
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from None
+
+
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:56] + " ..."
@@ -140,8 +148,12 @@ ENGINE: Mapping[str, Knob] = {
 """What is composed around a score, and so a knob of any user's own method."""
 
 
+BN = ("eval", "train")
+"""The mode of batch norm while a network is scored."""
+
+
 def _bn(default: str) -> Knob:
-    return Knob(default, choices=("eval", "train"))
+    return Knob(default, choices=BN)
 
 
 MASKS: Mapping[str, MaskMethod] = {
@@ -195,13 +207,17 @@ MASKS: Mapping[str, MaskMethod] = {
     ),
 }
 
+SOFT_SHAPES = ("swish", "mish", "blend", "hard", "authors")
+SKIP_VARIANTS = ("parameter-free", "sum", "authors")
+INIT_VARIANTS = ("default", "authors-dense", "authors-masked")
+CONVENTIONS = ("authors", "torch")
 WINDOW = Knob("default", choices=("default", "early", "permanent"))
 
 PARTS: Mapping[str, Part] = {
     "gsw": Part(
         "tost.recipe.soft_activation:SoftActivation",
         knobs={
-            "shape": Knob("swish", choices=("swish", "mish", "blend", "hard", "authors")),
+            "shape": Knob("swish", choices=SOFT_SHAPES),
             "b0": Knob(1.0, low=1e-3, high=1e3),
             "b1": Knob(100.0, low=1e-3, high=1e5),
             "window": WINDOW,
@@ -211,7 +227,7 @@ PARTS: Mapping[str, Part] = {
     "gsk": Part(
         "tost.recipe.ghost_skips:GhostSkips",
         knobs={
-            "variant": Knob("parameter-free", choices=("parameter-free", "sum", "authors")),
+            "variant": Knob("parameter-free", choices=SKIP_VARIANTS),
             "window": WINDOW,
         },
         stays={"variant": "authors", "window": "permanent"},
@@ -220,7 +236,7 @@ PARTS: Mapping[str, Part] = {
         "tost.recipe.rescaled_init:RescaledInit",
         stage="tost.recipe.rescaled_init:find_scales",
         knobs={
-            "variant": Knob("default", choices=("default", "authors-dense", "authors-masked")),
+            "variant": Knob("default", choices=INIT_VARIANTS),
             "eta": Knob(0.1, low=1e-6, high=1e3),
             "gamma": Knob(1.0, low=1e-6, high=1e9),
             "lr": Knob(0.01, low=1e-6, high=10.0),
@@ -231,7 +247,7 @@ PARTS: Mapping[str, Part] = {
     ),
     "ls": Part(
         "tost.recipe.label_smoothing:LabelSmoothing",
-        knobs={"alpha": Knob(0.1, low=0.0, high=1.0), "convention": Knob("authors", choices=("authors", "torch"))},
+        knobs={"alpha": Knob(0.1, low=0.0, high=1.0), "convention": Knob("authors", choices=CONVENTIONS)},
     ),
 }
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from tests.tost.nets import SIZE, thin
+from tests.tost.nets import SIZE, small_net, thin
 from tost.accounting import ghost_parameters
 from tost.catalog import MODELS, PARTS, resolve
 from tost.masks.apply import is_ghost
@@ -109,6 +109,36 @@ def test_the_catalog_knows_which_settings_keep_ghosts(name: str, knobs: dict[str
     if "window" in entry.knobs:
         assert entry.keeps_ghosts({**knobs, "window": "permanent"}.items())
         assert make(name, net, knobs, (2.0, 3.0)).stays
+
+
+@pytest.mark.parametrize("name", sorted(PARTS))
+def test_a_choice_that_a_part_does_not_know_is_refused_by_the_part_itself(name: str) -> None:
+    net, stage = small_net(), resolve(PARTS[name].stage) if PARTS[name].stage else None
+
+    def give(knob: str, value: object) -> object:
+        return stage(net, {}, lambda: None, **{knob: value}) if stage else make(name, net, {knob: value})
+
+    for knob, allowed in ((k, v.choices) for k, v in PARTS[name].knobs.items() if v.choices and k != "window"):
+        for value in (str(allowed[-1]).title(), "relu", "", None):
+            with pytest.raises(ValueError, match=f"{knob}: {value!r} is not allowed; choose from {allowed[0]}"):
+                give(knob, value)
+
+
+@pytest.mark.parametrize("part", [SoftActivation, GhostSkips])
+def test_a_window_of_no_length_closes_at_once_and_one_that_is_none_is_refused(part: type[Any]) -> None:
+    net, x = small_net().eval(), torch.randn(2, 3, 8, 8)
+    plain, ghosts = net(x), part((0.5, 0.5))
+    ghosts.attach(net)
+    ghosts.step(0.49)
+    assert ghosts.ghosts
+    assert not torch.allclose(net(x), plain)
+    ghosts.step(0.5)
+    assert torch.equal(net(x), plain)
+    nothing: list[Any] = [(0.6, 0.5), (-0.1, 0.5), (math.nan, 0.5), (0.5,), (0.1, 0.2, 0.3), ("0", "1"), "early", 0.5]
+    for window in nothing:
+        with pytest.raises(ValueError, match=r"window: .* is not allowed; give \(T0, T1\) in progress"):
+            part(window)
+    assert part((0.0, math.inf)).stays
 
 
 @pytest.mark.parametrize("attach", [SoftActivation(WINDOW), GhostSkips(WINDOW)], ids=lambda p: type(p).__name__)

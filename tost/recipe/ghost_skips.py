@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tost.catalog import SKIP_VARIANTS, check_choice
 from tost.masks.apply import GHOSTS
-from tost.recipe.part import Part, device_of, window_share
+from tost.recipe.part import Part, check_window, device_of, window_share
 
 ALPHA = f"{GHOSTS}skip_alpha"
 BRANCH = f"{GHOSTS}skip"
@@ -53,6 +54,8 @@ class GhostSkips(Part):
     def __init__(
         self, window: tuple[float, float], variant: str = "parameter-free", shape: Sequence[int] | None = None
     ) -> None:
+        check_choice("variant", variant, SKIP_VARIANTS)
+        check_window(window)
         self.window, self.variant, self.shape = window, variant, shape
         self.stays = window[1] > 1 or variant == "authors"
         self.model: nn.Module | None = None

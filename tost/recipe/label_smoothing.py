@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from tost.catalog import CONVENTIONS, check_choice
 from tost.recipe.part import Criterion, Part
 
 
@@ -16,6 +17,7 @@ class LabelSmoothing(Part):
     """
 
     def __init__(self, alpha: float = 0.1, convention: str = "authors") -> None:
+        check_choice("convention", convention, CONVENTIONS)
         self.alpha, self.convention = alpha, convention
 
     def criterion(self, loss: Criterion) -> Criterion:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -40,7 +41,20 @@ class Part:
 def window_share(progress: float, window: tuple[float, float]) -> float:
     """Return how far a ghost window (T0, T1) has closed: 0 until T0, 1 from T1 on, linear between."""
     start, end = window
-    return min(max((progress - start) / (end - start), 0.0), 1.0)
+    if start < progress < end:
+        return (progress - start) / (end - start)
+    return float(progress >= end)
+
+
+def check_window(window: object) -> None:
+    """Raise ValueError unless a ghost window is two numbers 0 <= T0 <= T1, in progress."""
+    match window:
+        case (int() | float() as start, int() | float() as end) if 0 <= start <= end and start < math.inf:
+            return
+        case _:
+            raise ValueError(
+                f"window: {window!r} is not allowed; give (T0, T1) in progress, 0 <= T0 <= T1 (T1 above 1: to the end)"
+            )
 
 
 def device_of(model: nn.Module) -> torch.device:

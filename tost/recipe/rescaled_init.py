@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tost.catalog import INIT_VARIANTS, check_choice
 from tost.masks.apply import Masks, check_masks
 from tost.masks.scores import differentiable
 from tost.recipe.part import Part
@@ -76,8 +77,10 @@ def find_scales(
     `floor`: smallest scale of a weight (of a bias, 0). `default` masks first and lets only kept weights into the
     gradient; `authors-masked` masks first and lets all into it; `authors-dense` rescales the dense network. Plain
     cross-entropy, batch norm by batch statistics. `each` is called before every iteration. The model is not changed.
-    Raises ValueError where the loss or its gradient is not finite, and for a mask that fits no parameter.
+    Raises ValueError where the loss or its gradient is not finite, for a mask that fits no parameter and for a variant
+    that does not exist.
     """
+    check_choice("variant", variant, INIT_VARIANTS)
     check_masks(model, masks)
     problem = _Problem(model, {} if variant == "authors-dense" else masks, through=variant == "default")
     scales = {n: Scale(0.0 if n.endswith("bias") else floor) for n in problem.start}

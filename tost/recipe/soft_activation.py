@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tost.recipe.part import Part, device_of, window_share
+from tost.catalog import SOFT_SHAPES, check_choice
+from tost.recipe.part import Part, check_window, device_of, window_share
 
 CLIP = 6.0
 """The upper bound of ReLU6."""
@@ -27,6 +28,7 @@ class Soft(nn.Module):
 
     def __init__(self, shape: str, b: Tensor, clipped: bool = False) -> None:
         super().__init__()
+        check_choice("shape", shape, SOFT_SHAPES)
         self.shape, self.clipped = shape, clipped
         self.register_buffer("b", b, persistent=False)
 
@@ -54,6 +56,10 @@ class SoftActivation(Part):
     """
 
     def __init__(self, window: tuple[float, float], shape: str = "swish", b0: float = 1.0, b1: float = 100.0) -> None:
+        check_choice("shape", shape, SOFT_SHAPES)
+        check_window(window)
+        if not (0 < b0 < math.inf and 0 < b1 < math.inf):
+            raise ValueError(f"b0 = {b0!r} and b1 = {b1!r}: both must be positive numbers")
         self.window, self.shape, self.b0, self.b1 = window, shape, b0, b1
         self.stays = window[1] > 1 or shape == "authors"
         self.sites: list[tuple[nn.Module, str, nn.Module]] = []
