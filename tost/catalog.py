@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -260,9 +260,9 @@ def resolve(path: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def asked_for(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a function asks for, by parameter name, of all that is offered."""
-    accepted = inspect.signature(function).parameters
+def asked_for(function: Callable[..., Any], offered: Mapping[str, Any], knobs: Collection[str] = ()) -> dict[str, Any]:
+    """Return what a function asks for, by parameter name, of all that is offered; never its own knobs."""
+    accepted = set(inspect.signature(function).parameters) - set(knobs)
     return {name: value for name, value in offered.items() if name in accepted}
 
 

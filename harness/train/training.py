@@ -191,7 +191,8 @@ def load_parts(
     for spec in recipe:
         make = load_method(order, PARTS, spec)
         knobs = {} if "name" in spec and PARTS[spec["name"]].stage else spec.get("args", {})
-        parts.append(make(**knobs, **asked_for(make, offered)))
+        known = PARTS[spec["name"]].knobs if "name" in spec else ()
+        parts.append(make(**knobs, **asked_for(make, offered, known)))
     return parts
 
 

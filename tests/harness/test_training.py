@@ -576,6 +576,14 @@ def test_ghosts_are_counted_while_they_live_and_where_they_stay(orders: Callable
     assert kept[3] == kept[0] + 6 * 8 + 16
 
 
+@pytest.mark.parametrize("shape", ["swish", "mish"])
+def test_a_parts_own_settings_are_not_taken_for_what_the_harness_offers(
+    shape: str, orders: Callable[..., dict[str, Order]]
+) -> None:
+    (part,) = prepare(orders(recipe=f"{{gsw: {{shape: {shape}}}}}")["train"]).parts
+    assert part.shape == shape  # type: ignore[attr-defined] # not the images' [C, H, W]
+
+
 def test_what_is_measured_at_the_end(orders: Callable[..., dict[str, Order]]) -> None:
     order = orders(mask="magnitude")["train"]
     metrics = run_stage(order, Watcher()).metrics
