@@ -10,7 +10,7 @@ import typer
 
 from harness.errors import UserError, printable
 from harness.mask_files import mask_file, read_mask
-from harness.terminal import answered, examples, tell, tell_json
+from harness.terminal import answered, examples, show_tables, tell, tell_json
 
 if TYPE_CHECKING:
     from tost.masks.controls import Overlap
@@ -130,7 +130,6 @@ def export(
 
 
 def _print(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -141,4 +140,4 @@ def _print(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> N
         table.add_row(*(Text(printable(cell)) for cell in row))
     table.add_section()
     table.add_row(*(Text(printable(cell)) for cell in rows[-1]))
-    Console().print(table)
+    show_tables(table)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from ruamel.yaml import YAML
 
@@ -22,6 +21,7 @@ from harness.spec import Sweep
 from harness.store import Store, write_whole
 from harness.study import make_studies
 from harness.supervisor import Setup
+from harness.terminal import show_tables
 from harness.tuned import Best, TunedFile
 from harness.words import count
 
@@ -78,7 +78,7 @@ def run_search(sweep: Sweep, store: Store, data: Path, setup: Setup, share: Shar
             campaign.path.unlink(missing_ok=True)
         campaign = campaign_of(sweep, store, data)  # with what other calls have found meanwhile
     best = {id(tried): tried.best(campaign.form.best) for tried in campaign.tried}
-    Console(highlight=False).print(_table(campaign, best))
+    show_tables(_table(campaign, best))
     if any(best.values()):
         path = _write(campaign, best)
         typer.echo(f"the best settings are in {path}; a sweep file uses them by `tuned: {path.name}`", err=True)

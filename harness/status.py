@@ -27,7 +27,7 @@ from harness.planfile import SavedPlan
 from harness.presence import Present, present
 from harness.states import EARLY, FAILED
 from harness.store import KINDS, Store
-from harness.terminal import answered, examples, tell_json
+from harness.terminal import answered, examples, show_tables, tell_json
 from harness.words import count, span
 
 if TYPE_CHECKING:
@@ -249,8 +249,6 @@ def main(
     ] = False,
 ) -> None:
     """Show where a sweep stands; change nothing. Exit codes: 0 printed, 2 a mistake, 3 the store cannot be read."""
-    from rich.console import Console
-
     if not watch:
         gc.disable()  # a short life, and 100,000 stages: looking for garbage among them took a third of the time
     with answered(store):
@@ -270,7 +268,7 @@ def main(
         elif watch:
             _watch(saved, place, observer, status)
         else:
-            Console(highlight=False).print(render(status))
+            show_tables(render(status))
 
 
 def _watch(saved: SavedPlan, store: Store, observer: Observer, status: Status) -> None:

@@ -9,14 +9,19 @@ import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from harness.errors import UserError, printable
 
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
 LONGEST = 20_000
 """Characters of one word to the user that are shown."""
+MOST_COLUMNS = 100_000
+"""Characters of a line where output is no terminal."""
 PIPE_CLOSED = 141
 """The exit code of a command whose reader has gone, as the shell gives it for SIGPIPE."""
 
@@ -42,6 +47,24 @@ def tell(text: str, limit: int = LONGEST) -> None:
 def tell_json(value: Any) -> None:
     """Print what a command was asked for as JSON."""
     print(json.dumps(value, indent=1), flush=True)  # noqa: T201 - the result of the command
+
+
+def out_console() -> Console:
+    """Return a console for stdout."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def show_tables(*parts: RenderableType, out: Console | None = None) -> None:
+    """Print tables within the width of a terminal; where output is no terminal, as wide as they are: nothing is cut."""
+    from rich.measure import Measurement
+
+    out = out or out_console()
+    if not out.is_terminal:
+        room = out.options.update(max_width=MOST_COLUMNS)
+        out.width = max(out.width, *(Measurement.get(out, room, part).maximum for part in parts))
+    out.print(*parts, sep="\n")
 
 
 def note(text: str) -> None:

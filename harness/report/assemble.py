@@ -17,7 +17,7 @@ from harness.report.claims import Judged, judge
 from harness.report.claims_table import as_grid, replaced_claims
 from harness.report.drawing import write_figures
 from harness.report.figures import Figure, figures_of
-from harness.report.frame import Frame, anonymous, read_foreigners, read_lines
+from harness.report.frame import Frame, anonymous, read_foreigners, read_lines, without_folders
 from harness.report.grids import Grid
 from harness.report.overlaps import Overlaps
 from harness.report.site import page
@@ -82,7 +82,9 @@ def make_report(
     """
     standings = [stand(saved.plan, store, Observer(), rebuild) for saved in plans]
     of_each = [read_lines(saved, found, store, rebuild) for saved, found in zip(plans, standings, strict=True)]
-    lines = [anonymous(line) if hidden else line for some in of_each for line in some]
+    every = [line for some in of_each for line in some]
+    names = without_folders(label for line in every for label in line.labels.values()) if hidden else {}
+    lines = [anonymous(line, names) if hidden else line for line in every]
     claims = [c for saved, some in zip(plans, of_each, strict=True) if whole for c in judge(saved, some, store)]
     baselines = {path: sha256 for saved in plans for path, sha256 in saved.declared.baselines.items()}
     frame = Frame.of(lines, [*read_foreigners(store, baselines), *foreign])
@@ -92,15 +94,22 @@ def make_report(
             said = f"{unknown[0]!r} is no axis; there are {', '.join(frame.axes)}{nearest(unknown[0], known)}"
             raise UserError(f"{row.file}: column {said}")
     tables = list({table.name: table for saved in reversed(plans) for table in saved.declared.tables}.values())
-    tables = [table.model_copy(update={"mix": tuple(dict.fromkeys([*table.mix, *mix]))}) for table in tables]
+    for at, table in enumerate(tables):
+        baseline = table.baseline
+        if isinstance(baseline, dict):
+            baseline = {axis: names.get(str(label), label) for axis, label in baseline.items()}
+        tables[at] = table.model_copy(update={"mix": tuple(dict.fromkeys([*table.mix, *mix])), "baseline": baseline})
     name = "+".join(saved.plan.name for saved in plans)
     report = Report(name, store, plans, standings, frame, tables, claims, hidden)
     before = [said for saved in plans if whole for said in replaced_claims(saved, store)]
     report.grids = [as_grid(claims, before)] if claims or before else []
+    for grid in report.grids:
+        for label in sorted(names, key=len, reverse=True):
+            grid.caption = grid.caption.replace(label, names[label])
     overlaps = Overlaps(store)
     wanted = list(dict.fromkeys(kind for saved in plans for kind in saved.declared.figures))
-    baseline = next((table.baseline for table in tables if isinstance(table.baseline, str)), "default")
-    report.figures = figures_of(frame, wanted, baseline, overlaps)
+    compared = next((table.baseline for table in tables if isinstance(table.baseline, str)), "default")
+    report.figures = figures_of(frame, wanted, compared, overlaps)
     overlaps.keep()
     report.grids += [grid for table in tables for grid in build(table, frame)]
     for grid in report.grids:

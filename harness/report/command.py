@@ -18,7 +18,7 @@ from harness.report.grids import Grid
 from harness.report.latex import MARK
 from harness.report.writers import on_terminal
 from harness.store import Store, write_whole
-from harness.terminal import answered, examples, tell
+from harness.terminal import answered, examples, out_console, show_tables, tell
 from harness.words import count
 from tost.catalog import nearest
 
@@ -32,11 +32,10 @@ EXAMPLES = examples(
 
 def print_tables(report: Report) -> None:
     """Print all tables."""
-    from rich.console import Console
-
-    out = Console(highlight=False)
+    out = out_console()
+    width = out.width
     for grid in report.grids:
-        out.print(*on_terminal(grid, out.width), sep="\n")
+        show_tables(*on_terminal(grid, width), out=out)
     if report.unplaced:
         typer.echo(printable(report.unplaced), err=True)
 
@@ -103,7 +102,10 @@ def main(
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Believe no index: look at every stage.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no tables.")] = False,
     anonymous: Annotated[
-        bool, typer.Option("--anonymous", help="Leave hosts, jobs, commits, paths and logs out of the page.")
+        bool,
+        typer.Option(
+            "--anonymous", help="Leave hosts, jobs, commits, folders and logs out of page, tables and figures."
+        ),
     ] = False,
     verify: Annotated[
         Path | None, typer.Option(help="Check every number of the harness's tables in a LaTeX paper.", metavar="TEX")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -223,12 +224,27 @@ def read_foreigners(store: Store, baselines: Mapping[str, str]) -> list[Foreign]
     return [row for path, data in files for row in read_foreign(data, path)]
 
 
-def anonymous(line: Line) -> Line:
-    """Return a line that tells nothing of who made it, where, and from which checkout."""
-    if line.measured is None:
-        return replace(line, cause="", log="")
-    kept = {name: value for name, value in line.measured.provenance.items() if name in IMPERSONAL}
-    return replace(line, cause="", log="", measured=replace(line.measured, provenance=kept))
+def without_folders(labels: Iterable[str]) -> dict[str, str]:
+    """Return new names of those labels that tell a folder: `file:/home/me/a.pt` is `file:a.pt`; no two become one."""
+    every = dict.fromkeys(labels)
+    named: dict[str, str] = {}
+    for label in every:
+        if found := re.fullmatch(r"(\w+:)(?:.*/)?([^/]+?)/?(\([^/()]*\))?", label) if "/" in label else None:
+            short, number = f"{found[1]}{found[2]}{found[3] or ''}", 1
+            while (own := short if number == 1 else f"{short} ({number})") in named.values() or own in every:
+                number += 1
+            named[label] = own
+    return named
+
+
+def anonymous(line: Line, names: Mapping[str, str]) -> Line:
+    """Return a line that tells nothing of who made it, where, and from which checkout; `names`: label -> new name."""
+    labels = {axis: names.get(label, label) for axis, label in line.labels.items()}
+    measured = line.measured
+    if measured is not None:
+        kept = {name: value for name, value in measured.provenance.items() if name in IMPERSONAL}
+        measured = replace(measured, provenance=kept)
+    return replace(line, labels=labels, cause="", log="", measured=measured)
 
 
 def failures(saved: SavedPlan, standing: Standing, store: Store) -> list[tuple[str, int, str]]:

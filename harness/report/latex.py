@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,12 +34,53 @@ _SPECIAL = {
     "<": "$<$",
     ">": "$>$",
     "|": "$|$",
+    "‘": "`",
+    "’": "'",
+    "“": "``",
+    "”": "''",
+    "—": "---",
+    "…": "...",
+    "°": r"$^\circ$",
+    "µ": r"$\mu$",
 } | {c: f"\\{c}" for c in "&%$#_{}"}
+_ACCENTS = frozenset("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0326\u0327")
+"""The accents that pdfLaTeX sets in every font encoding, as letters in UTF-8 (its default since 2018)."""
+_LETTERS = frozenset("ÆæŒœØøŁłßı¡¿")
+_BASE = {"Đ": "D", "đ": "d", "Ð": "D", "ð": "d", "Þ": "Th", "þ": "th", "Ŋ": "N", "ŋ": "n", "Ħ": "H", "ħ": "h"}
+"""Letters without a decomposition that only some fonts have."""
+_CAPITALS = frozenset("ΓΔΘΛΞΠΣΥΦΨΩ")
+"""Greek capitals that look like no Latin one."""
 
 
 def tex(text: str) -> str:
-    """Return text that LaTeX prints as it is; what its usual fonts lack becomes a question mark."""
-    return "".join(_SPECIAL.get(c, c if c.isascii() and c.isprintable() else "?" if c.strip() else " ") for c in text)
+    """Return text that pdfLaTeX prints as it is: accents stay, Greek letters become mathematics.
+
+    Of what its usual fonts lack, a letter loses its accent, and any other sign becomes its code point: (U+30C7).
+    """
+    return "".join(map(_tex, unicodedata.normalize("NFC", text)))
+
+
+def _tex(sign: str) -> str:
+    if sign in _SPECIAL:
+        return _SPECIAL[sign]
+    if (sign.isascii() and sign.isprintable()) or sign in _LETTERS:
+        return sign
+    if ("α" <= sign <= "ω" and sign not in "ος") or sign in _CAPITALS:
+        name = unicodedata.name(sign).split()[-1].replace("LAMDA", "LAMBDA")
+        return f"$\\{name.capitalize() if sign in _CAPITALS else name.lower()}$"
+    if not sign.strip() or unicodedata.category(sign).startswith("C"):
+        return " "
+    parts = unicodedata.normalize("NFD", sign)
+    if parts[0].isascii() and parts[0].isalpha():
+        known = len(parts) == 2 and parts[1] in _ACCENTS and ord(sign) < 0x1F0
+        return sign if known else parts[0]
+    return _BASE.get(sign, f"(U+{ord(sign):04X})")
+
+
+def lacking(text: str) -> list[str]:
+    """Return the signs of a text that `tex` replaces by others, each once."""
+    signs = (c for c in dict.fromkeys(unicodedata.normalize("NFC", text)) if not c.isascii() and c not in _SPECIAL)
+    return [c for c in signs if _tex(c) != c and "$" not in _tex(c) and _tex(c).strip()]
 
 
 def stem(name: str) -> str:
@@ -93,7 +135,10 @@ def latex(grid: Grid) -> str:
         before = first or before
         lines.append(_row(line, marks, len(grid.rows)))
     body = "\n".join(lines)
-    return f"% needs \\usepackage{{booktabs}}; check its numbers: harness report --verify FILE\n{body}\n"
+    labels = [label for keys in (grid.row_keys, grid.column_keys) for key in keys for label in key]
+    lost = lacking("".join([grid.caption, *grid.heads, *labels]))
+    said = f"% replaced, since pdfLaTeX's usual fonts lack them: {' '.join(lost)}\n" if lost else ""
+    return f"% needs \\usepackage{{booktabs}}; check its numbers: harness report --verify FILE\n{said}{body}\n"
 
 
 def _index(labels: list[tuple[str, ...]], heads: list[str] | None = None) -> Any:

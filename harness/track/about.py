@@ -16,7 +16,8 @@ from harness.store import digest
 
 LONGEST = 64
 """Characters of a tag: what W&B accepts."""
-LONGEST_GROUP = 120
+LONGEST_NAME = 128
+"""Characters of a run's name and of a group's: what W&B accepts."""
 SHARED = ("dataset", "arch", "mask", "ticket_seed")
 """Axes that a shared stage has in common with the cells that use it."""
 SEED = re.compile(r" (ticket )?seed \d+$")
@@ -46,7 +47,7 @@ class About:
         axes = [label for axis, label in self.labels.items() if axis in ("dataset", "arch", "mask", "sparsity")]
         recipe = [self.labels["recipe"]] if "recipe" in self.labels else []
         tags = [*self.sweeps, self.role, *axes, *recipe]
-        return sorted({tag[:LONGEST] for tag in tags if tag})
+        return sorted({shortened(tag, LONGEST) for tag in tags if tag})
 
     @property
     def config(self) -> dict[str, Any]:
@@ -67,6 +68,15 @@ class About:
             "spec": spec,
             "sweeps": list(self.sweeps),
         }
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text of at most `most` characters: a longer one loses its middle to a digest of the whole."""
+    if len(text) <= most:
+        return text
+    mark = f"…{digest(text)[:6]}…"
+    head = (most - len(mark)) // 2
+    return f"{text[:head]}{mark}{text[len(text) - (most - len(mark) - head) :]}"
 
 
 def about_stages(plans: Sequence[SavedPlan]) -> dict[str, About]:
@@ -128,7 +138,7 @@ def _cell(stage: Stage, line: Line, sweep: str, file: str, rest: Mapping[str, An
     words = {"file": file, "only": only(line), "sweep": sweep, "key": stage.key}
     commands = tuple(command.format(**words) for command in COMMANDS)
     role = "dense" if line.dense else "cell"
-    name = f"{' '.join(shown)} seed {line.axis('seed')}"
+    name = shortened(f"{' '.join(shown)} seed {line.axis('seed')}", LONGEST_NAME)
     return About(stage, role, name, _group(shown, same), labels, line.facts, commands, **rest)
 
 
@@ -142,9 +152,10 @@ def _shared(stage: Stage, user: Line | None, sweep: str, rest: Mapping[str, Any]
     role = "training" if stage.kind == "train" else stage.kind
     commands = (COMMANDS[-1].format(sweep=sweep, key=stage.key),)
     group = _group([SEED.sub("", stage.label)], same)
-    return About(stage, role, stage.label, group, labels, Facts(), commands, **rest)
+    name = shortened(stage.label, LONGEST_NAME)
+    return About(stage, role, name, group, labels, Facts(), commands, **rest)
 
 
 def _group(words: Sequence[str], same: str) -> str:
     """Return a group's name: readable, and its own for whatever differs in anything but the seeds."""
-    return f"{' '.join(words)[:LONGEST_GROUP]} #{same[:6]}"
+    return f"{shortened(' '.join(words), LONGEST_NAME - 8)} #{same[:6]}"

@@ -67,8 +67,8 @@ def publish(
 ) -> None:
     """Bring W&B to what the store says: once, for cron or by hand; or with --follow, on a login node.
 
-    Sweeps of one project go together. Exit codes: 0 all has come, or is kept where nothing is to be sent; 1 something
-    has not; 2 a mistake, or another publisher at work; 3 the store cannot be read.
+    Sweeps of one project go together. Exit codes: 0 all has come, or is kept in offline mode; 1 something has not; 2 a
+    mistake, or another publisher at work; 3 the store cannot be read.
     """
     with _told():
         place, over, good = Store(store), Parent() if beside else Never(), True
@@ -94,7 +94,13 @@ def _publish(place: Store, wish: Wish, over: Never | Parent, stay: bool, beside:
         work.say(_welcome(work, why))
         work.report = over.alive
         leave = over.gone if beside else (lambda: not stay)
-        return _bye(work, follow(work, leave, over.wait, patience=8 if beside else PATIENT))
+        whole = _bye(work, follow(work, leave, over.wait, patience=8 if beside else PATIENT))
+        return whole and (beside or not why or _offline(wish))
+
+
+def _offline(wish: Wish) -> bool:
+    """Return whether nothing is to be sent, by the sweep file or the environment."""
+    return wish.mode == "offline" or os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled")
 
 
 @app.command(epilog=examples("harness wandb sync", "harness wandb sync quickstart --store runs"))

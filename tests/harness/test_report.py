@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from harness.declared import FIGURES
 from harness.foreign import read_foreign
 from harness.report.assemble import Report, make_report, write_report
 from harness.report.drawing import render, write_figures
+from harness.report.frame import without_folders
 from harness.report.grids import Entry, Grid
-from harness.report.latex import latex, stem, stems, tex
-from harness.report.writers import write_tables
+from harness.report.latex import lacking, latex, stem, stems, tex
+from harness.report.writers import on_terminal, write_tables
+from harness.terminal import show_tables
 from tests.conftest import report_command, run_sweep
 from tests.harness.synthetic import fixture, write_fixture_store
 
@@ -209,14 +212,16 @@ LATEX = pytest.mark.skipif(
 
 @LATEX
 def test_all_tables_compile_as_they_are(written: Path, tmp_path: Path) -> None:
-    write_tables(tmp_path, [hostile_grid()])
+    signs = "".join(map(chr, [*range(0xA1, 0x250), *range(0x370, 0x400), *range(0x1E00, 0x1F00)])) + "—…‘’“”€✓デ"
+    accents = replace(hostile_grid(), name="accents", caption=signs)
+    write_tables(tmp_path, [hostile_grid(), accents])
     for path in written.glob("*.tex"):
         shutil.copy(path, tmp_path)
     body = "\n".join(f"\\input{{{path.stem}}}\n\\clearpage" for path in sorted(tmp_path.glob("*.tex")))
     head = "\\documentclass{article}\n\\usepackage[T1]{fontenc}\n\\usepackage{booktabs}\n"
     (tmp_path / "main.tex").write_text(f"{head}\\begin{{document}}\n{body}\n\\end{{document}}\n")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120)
     assert done.returncode == 0, done.stdout[-2000:]
     if keep := os.environ.get("HARNESS_SCREENSHOTS"):
         shutil.copy(tmp_path / "main.pdf", keep)
@@ -256,3 +261,54 @@ def test_the_command_joins_sweeps_and_says_what_is_wrong(project: Path) -> None:
         assert done.returncode == 2, arguments
         assert said in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_labels_keep_no_folder_and_stay_apart() -> None:
+    labels = [
+        "file:/home/me/a.pt",
+        "file:/home/you/a.pt(match=order)",
+        "file:/home/you/a.pt",
+        "file:./b.pt",
+        "imagefolder:/data/cats/",
+        "mine:/data (old)/x(size=8)",
+        "resnet20(width=0.25)",
+        "90%",
+    ]
+    assert without_folders(labels) == {
+        "file:/home/me/a.pt": "file:a.pt",
+        "file:/home/you/a.pt(match=order)": "file:a.pt(match=order)",
+        "file:/home/you/a.pt": "file:a.pt (2)",
+        "file:./b.pt": "file:b.pt",
+        "imagefolder:/data/cats/": "imagefolder:cats",
+        "mine:/data (old)/x(size=8)": "mine:x(size=8)",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Müller & Çelik, García-López, Øre, Łukasz", r"Müller \& Çelik, García-López, Øre, Łukasz"),
+        ("u\u0308", "ü"),
+        ("β-run, Ω", r"$\beta$-run, $\Omega$"),
+        ("Dąbrowski, Đorđe, Nguyễn", "Dabrowski, Dorde, Nguyen"),
+        ("デ", "(U+30C7)"),
+        ("a\u200bb\nc", "a b c"),
+    ],
+)
+def test_latex_keeps_what_it_can_print(text: str, shown: str) -> None:
+    assert tex(text) == shown
+
+
+def test_a_table_says_which_signs_latex_replaced() -> None:
+    assert lacking("Müller β – Dąbrowski デデ") == ["ą", "デ"]
+
+
+def test_where_output_is_no_terminal_nothing_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "file:./" + "deep/" * 60 + "mask.pt"
+    made = Grid("wide", ("mask",), ("sparsity",), caption="A caption. " * 40)
+    made.entries[(long,), ("90%",)] = Entry((1.0, 2.0))
+    show_tables(*on_terminal(made, 80))
+    printed = capsys.readouterr().out
+    assert long in printed
+    assert " ".join(printed.split()).count("A caption.") == 40
+    assert "…" not in printed

@@ -25,7 +25,7 @@ from harness.plan import Stage
 from harness.planfile import SavedPlan
 from harness.sealed import seal
 from harness.store import Store
-from harness.track.about import About, about_stages
+from harness.track.about import About, about_stages, shortened
 from harness.track.ledger import Ledger, Queue, Shown
 from harness.track.page import Page, plain, run_id, without_turn
 from harness.track.publisher import contradicts
@@ -341,3 +341,20 @@ def write_plan(store: Store, name: str, wandb: dict[str, Any]) -> None:
     folder = store.sweep(name)
     folder.mkdir(parents=True)
     (folder / NEWEST).write_bytes(dump(SavedPlan(Path(), Plan(name), [], wandb=wandb)))
+
+
+def test_names_keep_to_what_a_server_takes_and_stay_apart(fixture: tuple[Store, SavedPlan]) -> None:
+    saved = fixture[1]
+    cells = []
+    for number, cell in enumerate(saved.cells):
+        labels = [
+            f"file:./{'deep/' * 60}{number}/mask.pt" if x == "mask" else y
+            for x, y in zip(saved.axes, cell.labels, strict=True)
+        ]
+        cells.append(cell._replace(labels=tuple(labels)))
+    abouts = list(about_stages([replace(saved, cells=cells)]).values())
+    assert all(len(about.name) <= 128 and len(about.group) <= 128 for about in abouts)
+    assert all(len(tag) <= 64 for about in abouts for tag in about.tags)
+    named = [about.name for about in abouts if about.role in ("cell", "dense")]
+    assert len(set(named)) == len(named)
+    assert shortened("short", 128) == "short"

@@ -278,7 +278,7 @@ def test_without_a_server_runs_are_kept_for_browsing_and_sent_later(tmp_path: Pa
 def test_without_a_key_it_says_so_and_goes_offline(tmp_path: Path, server: Server) -> None:
     small(tmp_path)
     said = wandb(tmp_path, server.url, "publish", WANDB_API_KEY="")
-    assert said.returncode == 0
+    assert said.returncode == 1, "nothing was sent, and that was not asked for"
     assert "no API key is there" in said.stderr
     assert not server.runs
 
