@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from tost.masks.apply import Masks, is_ghost
+from tost.masks.apply import EVERY, MaskError, Masks, is_ghost, not_as_it_is, prunable
+from tost.products import Products
 
 TRAINING_FACTOR = 3
 """A backward pass is counted as two forward passes, as is usual."""
@@ -21,48 +22,63 @@ TRAINING_FACTOR = 3
 
 @dataclass(frozen=True)
 class Layer:
-    """One prunable tensor: its weights, how many are kept, and its multiply-adds for one image."""
+    """One weight tensor: its values, how many are kept, and its multiply-adds for one image."""
 
     size: int
     kept: int
-    uses: int
-    """How often each weight is multiplied for one image: the output positions of a convolution."""
+    multiply_adds: int
+    """With nothing pruned."""
+
+    @property
+    def uses(self) -> int:
+        """Return how often each weight is multiplied for one image: of a convolution, its output positions."""
+        return self.multiply_adds // self.size
 
     @property
     def dense_flops(self) -> int:
         """Return two operations for every multiply-add."""
-        return 2 * self.size * self.uses
+        return 2 * self.multiply_adds
 
     @property
     def sparse_flops(self) -> int:
         """Return the same with pruned weights not counted."""
-        return 2 * self.kept * self.uses
+        return 2 * self.multiply_adds * self.kept // self.size
 
 
 def layers(model: nn.Module, shape: Sequence[int], masks: Masks | None = None) -> dict[str, Layer]:
-    """Return the account of every Conv2d and Linear weight for one image of [C, H, W]; without a mask all is kept.
+    """Return the account of every weight that one image of [C, H, W] is multiplied with; without a mask all is kept.
 
-    Those that recipe parts have added are among them, under names that `is_ghost` tells.
+    Those are the weights of Conv2d and Linear, and what else convolutions, matrix products and recurrent layers are
+    taken with, however they are called: other convolutions, an attention layer's projections. Those that recipe parts
+    have added are among them, under names that `is_ghost` tells.
+    Raises MaskError for a Conv2d or Linear whose weight is not multiplied as it is (weight standardisation): what is
+    pruned there would be dense all the same.
     """
+    own = prunable(model, EVERY)
     net = copy.deepcopy(model).eval()
-    modules = [module for module in net.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    held = {id(module.weight) for module in modules}
-    weights = {name: weight for name, weight in net.named_parameters() if id(weight) in held}
-    names = {id(weight): name for name, weight in weights.items()}
-    uses = dict.fromkeys(sorted(weights), 0)
-
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        uses[names[id(module.weight)]] += output.numel() // output.shape[0] // int(module.weight.shape[0])  # type: ignore[index]
-
-    for module in modules:
-        module.register_forward_hook(count)
-    with torch.no_grad():
-        net(torch.zeros(1, *shape, device=next(iter(weights.values())).device))
+    weights = dict(net.named_parameters())
+    at = next(iter(weights.values()), torch.zeros(()))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), Products(weights) as products:
+        net(torch.zeros(1, *shape, device=at.device, dtype=floating(net)))
+    for name in own:
+        if name in products.computed and not products.multiply_adds[name]:
+            raise MaskError(not_as_it_is(name.removesuffix(".weight"), products.computed[name]))
+    held = {id(module.weight) for module in net.modules() if isinstance(module, nn.Conv2d | nn.Linear)}
     masks = masks or {}
     return {
-        name: Layer(weights[name].numel(), int(masks[name].sum()) if name in masks else weights[name].numel(), used)
-        for name, used in uses.items()
+        name: Layer(
+            weights[name].numel(),
+            int(masks[name].sum()) if name in masks else weights[name].numel(),
+            products.multiply_adds[name],
+        )
+        for name in sorted(weights)
+        if id(weights[name]) in held or products.multiply_adds[name]
     }
+
+
+def floating(model: nn.Module) -> torch.dtype:
+    """Return the dtype of images for a model: that of its first parameter in floating point."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
 
 def ghost_parameters(model: nn.Module) -> int:
@@ -132,6 +148,7 @@ def step_operations(model: nn.Module, criterion: Callable[[Tensor, Tensor], Tens
     """
     net = copy.deepcopy(model).train()
     device = next(net.parameters()).device
-    images, labels = torch.zeros(2, *shape, device=device), torch.zeros(2, dtype=torch.long, device=device)
+    images = torch.zeros(2, *shape, device=device, dtype=floating(net))
+    labels = torch.zeros(2, dtype=torch.long, device=device)
     with torch.random.fork_rng(devices=[]):  # a user's network may draw: dropout
         return operations(lambda: torch.autograd.backward(criterion(net(images), labels))) // 2

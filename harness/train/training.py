@@ -171,6 +171,7 @@ def _masks(order: Order, model: nn.Module, steps: int) -> tuple[Masks, GradualPr
                 which=spec["prunable"],
                 at_least=int(answer == "keep_one"),
                 refuse_empty=answer == "error",
+                after=True,
                 **knobs,
             )
         except MaskError as error:

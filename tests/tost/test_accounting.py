@@ -6,10 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.tost.nets import thin
 from tost.accounting import layers, operations, step_operations
 from tost.catalog import MODELS
+from tost.masks import MaskError
 from tost.recipe.ghost_skips import GhostSkips
 from tost.recipe.soft_activation import SoftActivation
 
@@ -78,3 +80,90 @@ def test_counting_changes_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in net.parameters())
     assert not any(module._forward_hooks for module in net.modules())
+
+
+class Functional(nn.Module):
+    """Layers whose weights are used through functions, sliced, joined and cast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(12, 4), nn.Linear(12, 6), nn.Linear(10, 8)
+        self.seen = nn.Conv2d(3, 5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.conv2d(x, self.seen.weight.clone()).mean((2, 3)).sum(1, keepdim=True)
+        joined = F.linear(x.flatten(1)[:, :12], torch.cat([self.a.weight, self.b.weight]))
+        out: torch.Tensor = F.linear(joined, self.c.weight[:4]) @ torch.ones(4, 2) + y
+        return out + (joined @ self.c.weight.double().to(x.dtype).t())[:, :2]
+
+
+def test_weights_used_through_functions_are_counted() -> None:
+    found = layers(Functional(), (3, 8, 8))
+    assert {name: layer.multiply_adds for name, layer in found.items()} == {
+        "a.weight": 48,
+        "b.weight": 72,
+        "c.weight": 40 + 80,
+        "seen.weight": 36 * 135,
+    }
+
+
+class Mixed(nn.Module):
+    """Every kind of layer that multiplies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut = nn.Conv2d(3, 8, 2, 2)
+        self.mix = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.rows = nn.LSTM(8, 6, batch_first=True)
+        self.up, self.line = nn.ConvTranspose2d(3, 4, 2, 2), nn.Conv1d(6, 3, 3, padding=1)
+        self.solid = nn.Conv3d(1, 2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.cut(x).flatten(2).mT
+        tokens = self.rows(self.mix(tokens, tokens, tokens, need_weights=False)[0])[0]
+        return (
+            self.line(tokens.mT).mean((1, 2)) + self.up(x).mean((1, 2, 3)) + self.solid(x[:, None]).mean((1, 2, 3, 4))
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_every_kind_of_weight_is_counted_in_every_dtype(dtype: torch.dtype) -> None:
+    found = layers(Mixed().to(dtype), (3, 8, 8))
+    assert {name: layer.multiply_adds for name, layer in found.items()} == {
+        "cut.weight": 96 * 16,
+        "mix.in_proj_weight": 16 * 3 * 64,
+        "mix.out_proj.weight": 16 * 64,
+        "rows.weight_ih_l0": 16 * 4 * 6 * 8,
+        "rows.weight_hh_l0": 16 * 4 * 6 * 6,
+        "up.weight": 64 * 48,
+        "line.weight": 16 * 54,
+        "solid.weight": 36 * 54,
+    }
+
+
+def test_the_account_agrees_with_torchs_count_of_convolutions_and_linear_layers() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    net = torchvision.models.SwinTransformer([4, 4], 12, [1, 1], [2, 4], [2, 2], num_classes=5).eval()
+    with FlopCounterMode(display=False) as counter:
+        net(torch.zeros(1, 3, 32, 32))
+    counted = counter.get_flop_counts()["Global"]
+    wanted = sum(flops for operation, flops in counted.items() if "bmm" not in str(operation))
+    assert sum(layer.dense_flops for layer in layers(net, (3, 32, 32)).values()) == wanted
+
+
+def test_a_network_of_no_weights_has_an_empty_account() -> None:
+    assert layers(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), (3, 4, 4)) == {}
+
+
+def test_a_weight_that_is_standardised_by_its_network_is_refused() -> None:
+    class Standardised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            weight = self.conv.weight
+            return F.conv2d(x, weight - weight.mean((1, 2, 3), keepdim=True)).flatten(1)
+
+    with pytest.raises(MaskError, match=r"the weight of 'conv' is not multiplied as it is: (mean|sub) comes first"):
+        layers(Standardised(), (3, 8, 8))

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrizations, prune
 from torch.testing import assert_close
 
 from tests.tost.nets import SIZE, call, offers, small_net, thin, total
+from tost.accounting import layers
 from tost.catalog import MASKS, MODELS, resolve
 from tost.masks import MaskError, density, find_masks, keep_count, prunable
-from tost.masks.apply import apply_masks, check_contract, check_masks, dead_filters, empty_layers
+from tost.masks.apply import (
+    Pruned,
+    apply_masks,
+    check_contract,
+    check_masks,
+    dead_filters,
+    empty_layers,
+    left_out,
+)
 from tost.masks.controls import overlap, shuffled
 from tost.masks.io import load_masks, save_masks
 from tost.masks.scores import magnitude, synflow
@@ -210,7 +220,7 @@ def test_an_unknown_prunable_set_and_a_reparametrised_weight_are_refused() -> No
         prunable(small_net(), "convs")
     net = small_net()
     prune.random_unstructured(net[0], "weight", 0.5)
-    with pytest.raises(ValueError, match="weight of '0' is re-parametrised"):
+    with pytest.raises(MaskError, match="weight of '0' is re-parametrised"):
         prunable(net)
 
 
@@ -222,3 +232,117 @@ def test_a_broken_contract_is_named() -> None:
         check_contract(half, 61)
     with pytest.raises(ValueError, match="keeps weights that were pruned before"):
         check_contract(half, 60, {name: ~mask for name, mask in half.items()})
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "wrap",
+    [parametrizations.weight_norm, parametrizations.spectral_norm, nn.utils.weight_norm, nn.utils.spectral_norm],
+)
+def test_a_network_with_a_reparametrised_weight_is_refused_by_every_use(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), wrap(nn.Linear(4 * 36, 2)))
+    for use in (prunable, lambda net: layers(net, (3, 8, 8)), lambda net: find_masks(magnitude, net, 5)):
+        with pytest.raises(MaskError, match=r"weight of '2' is re-parametrised.*use a network with plain layers"):
+            use(net)
+
+
+class Centred(nn.Conv2d):
+    """A weight-standardised convolution."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
+class Padded(nn.Conv2d):
+    """A convolution with a forward of its own that multiplies with its weight as it is."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.pad(x, (1, 1, 1, 1)))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_layer_that_standardises_its_weight_is_refused_and_another_subclass_is_not(device: str) -> None:
+    with torch.device(device):
+        plain, centred = nn.Sequential(Padded(3, 4, 3)), nn.Sequential(Padded(3, 4, 3), Centred(4, 4, 3))
+    assert list(prunable(plain)) == ["0.weight"]
+    with pytest.raises(MaskError, match=r"weight of '1' is not multiplied as it is: (mean|sub) comes first"):
+        prunable(centred)
+
+
+def test_timms_standardised_convolutions_are_refused_and_its_padded_ones_are_not() -> None:
+    conv2d = pytest.importorskip("timm.layers")
+    assert list(prunable(conv2d.Conv2dSame(3, 4, 3, stride=2))) == ["weight"]
+    for kind in ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame"):
+        with pytest.raises(MaskError, match="not multiplied as it is"):
+            prunable(getattr(conv2d, kind)(3, 4, 3))
+
+
+def test_frozen_weights_are_pruned_only_where_they_are_asked_for() -> None:
+    net = small_net()
+    net[0].weight.requires_grad_(False)  # type: ignore[union-attr, operator]
+    assert list(prunable(net)) == ["3.weight", "5.weight", "8.weight"]
+    assert list(prunable(net, "conv+frozen")) == ["0.weight", "3.weight", "5.weight"]
+    assert list(left_out(net)) == ["0.weight"]
+    assert left_out(net, "conv+linear+frozen") == {}
+    for method in METHODS:
+        score = resolve(MASKS[method].path)
+        assert list(find_masks(score, net, 50, offered=offers())) == list(prunable(net))
+        assert "0.weight" in find_masks(score, net, 50, which="conv+linear+frozen", offered=offers())
+
+
+def test_what_a_prunable_set_leaves_out_is_named() -> None:
+    net = nn.ModuleDict({
+        "line": nn.Conv1d(3, 4, 3), "up": nn.ConvTranspose2d(3, 3, 2), "mix": nn.MultiheadAttention(8, 2),
+        "rows": nn.LSTM(8, 8), "words": nn.Embedding(5, 8), "norm": nn.BatchNorm2d(4), "head": nn.Linear(8, 2),
+    })  # fmt: skip
+    assert list(left_out(net)) == [
+        "line.weight", "up.weight", "mix.in_proj_weight", "rows.weight_ih_l0", "rows.weight_hh_l0", "words.weight",
+    ]  # fmt: skip
+    with pytest.raises(MaskError, match=r"no weight to prune: no layer of the set conv\+linear.*weights are 0\.weight"):
+        find_masks(magnitude, nn.Sequential(nn.Conv1d(3, 4, 3)), 1)
+
+
+def test_scores_that_rank_nothing_are_refused() -> None:
+    net = small_net()
+    zeros = {name: torch.zeros_like(weight) for name, weight in prunable(net).items()}
+    with pytest.raises(MaskError, match="every score is 0"):
+        find_masks(lambda model: zeros, net, 50)
+    assert density(find_masks(lambda model: zeros, net, total(net))) == 1
+    zeros["0.weight"] = zeros["0.weight"].numpy()  # type: ignore[assignment]
+    with pytest.raises(
+        MaskError, match=r"'0\.weight' is numpy\.ndarray, not a tensor; write torch\.from_numpy\(array\)"
+    ):
+        find_masks(lambda model: zeros, net, 50)
+
+
+@pytest.mark.parametrize(("keep", "steps"), [(0, 1), (-3, 1), (50, 0)])
+def test_counts_and_steps_below_one_are_refused(keep: int, steps: int) -> None:
+    with pytest.raises(MaskError, match=f"keep={keep}, steps={steps} is not allowed"):
+        find_masks(magnitude, small_net(), keep, steps=steps)
+
+
+def test_what_a_score_does_to_the_model_is_undone() -> None:
+    net = small_net()
+
+    def spoils(model: nn.Module) -> dict[str, torch.Tensor]:
+        scores = {name: score.clone() for name, score in magnitude(model).items()}
+        with torch.no_grad():
+            for weight in prunable(model).values():
+                weight.copy_(torch.arange(weight.numel()).view(weight.shape))
+        return scores
+
+    assert_close(find_masks(spoils, net, 50, steps=5), find_masks(magnitude, net, 50, steps=5), rtol=0, atol=0)
+
+
+def test_weights_put_in_others_place_are_pruned_too() -> None:
+    net = small_net()
+    masks = find_masks(magnitude, net, 50)
+    pruned = Pruned(net, masks)
+    for dtype in (torch.float32, torch.float64):
+        net.load_state_dict(small_net(1).to(dtype).state_dict(), assign=True)
+        pruned.clear()
+        weights = prunable(net)
+        assert all(bool((weights[name][~mask] == 0).all()) for name, mask in masks.items())
+        assert all(weight.dtype is dtype for weight in weights.values())
+    with pytest.raises(KeyError, match=r"no\.weight"):
+        Pruned(net, {"no.weight": torch.ones(1, dtype=torch.bool)})

@@ -88,3 +88,32 @@ def test_a_collapse_can_be_refused_on_the_way() -> None:
 def test_a_window_that_ends_before_it_begins_is_refused() -> None:
     with pytest.raises(ValueError, match=r"ends at 0\.2 of training, not after it begins at 0\.5"):
         GradualPruning(small_net(), 40, 30, begin=0.5, end=0.2)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 60, 61])
+@pytest.mark.parametrize("begin", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("every", [1, 30, 100])
+def test_a_loop_over_all_steps_ends_at_the_exact_count_whatever_the_window(
+    steps: int, begin: float, every: int
+) -> None:
+    net = small_net()
+    pruning = GradualPruning(net, 60, steps, begin=begin, end=1.0, every=every)
+    deque(map(pruning, range(steps)))
+    assert sum(int(mask.sum()) for mask in pruning.masks.values()) == 60
+
+
+def test_asked_once_more_when_training_is_done_the_last_update_may_come_there() -> None:
+    pruning = GradualPruning(small_net(), 60, 60, end=1.0, every=30, after=True)
+    assert pruning.last == 60
+    deque(map(pruning, range(61)))
+    assert sum(int(mask.sum()) for mask in pruning.masks.values()) == 60
+
+
+def test_what_cannot_be_pruned_gradually_is_refused() -> None:
+    for keep in (0, total(small_net()) + 1):
+        with pytest.raises(MaskError, match=f"cannot keep {keep} of"):
+            GradualPruning(small_net(), keep, 30)
+    with pytest.raises(MaskError, match="steps=1 is not allowed; gradual pruning takes 2 or more"):
+        GradualPruning(small_net(), 40, 1)
+    with pytest.raises(ValueError, match="scope: 'layers' is not allowed"):
+        GradualPruning(small_net(), 40, 30, scope="layers")

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from tests.tost.nets import TwoLinear, offers, small_net, total
 from tost.catalog import MODELS, resolve
-from tost.masks import find_masks, keep_count, prunable
+from tost.masks import MaskError, find_masks, keep_count, prunable
 from tost.masks.scores import grasp, magnitude, snip, synflow, taylor
 
 
@@ -243,3 +243,118 @@ def test_synflow_passes_a_batch_norm_without_running_statistics() -> None:
         return nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, track_running_stats=track), nn.Flatten())
 
     assert_close(synflow(net(False), (3, 8, 8)), synflow(net(True), (3, 8, 8)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "layer", "instance", "rms", "functional"])
+def test_synflow_conserves_flow_through_every_normalisation(norm: str) -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.layer_norm(x, (8, 8), self.weight)
+
+    make: dict[str, Callable[[], nn.Module]] = {
+        "batch": lambda: nn.BatchNorm2d(6),
+        "group": lambda: nn.GroupNorm(2, 6),
+        "layer": lambda: nn.LayerNorm([6, 8, 8]),
+        "instance": lambda: nn.InstanceNorm2d(6, affine=True),
+        "rms": lambda: nn.RMSNorm([6, 8, 8]),
+        "functional": Functional,
+    }
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1, bias=False), make[norm](), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1, bias=False),
+        make[norm](), nn.ReLU6(), nn.Flatten(), nn.Linear(6 * 64, 5, bias=False),
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        for module in (net[1], net[4]):
+            if getattr(module, "bias", None) is not None:
+                module.bias.zero_()  # type: ignore[operator, union-attr]
+    scores = synflow(net, (3, 8, 8))
+    assert all(float(score.min()) >= 0 for score in scores.values())
+    sums = [float(score.sum()) for score in scores.values()]
+    assert max(sums) - min(sums) < 1e-9 * max(sums)
+
+
+def test_a_normalisation_without_statistics_multiplies_by_its_weight_and_adds_its_bias() -> None:
+    """Of one channel a group norm and a batch norm are alike: score by score."""
+
+    def net(norm: nn.Module) -> nn.Module:
+        torch.manual_seed(0)
+        whole = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
+        with torch.no_grad():
+            norm.weight.copy_(torch.tensor([1.0, -2.0, 0.5, 3.0]))  # type: ignore[operator, union-attr]
+            norm.bias.fill_(-0.25)  # type: ignore[operator, union-attr]
+        return whole
+
+    plain = synflow(net(nn.BatchNorm2d(4)), (3, 8, 8))
+    assert_close(synflow(net(nn.GroupNorm(4, 4)), (3, 8, 8)), plain, rtol=1e-12, atol=0)
+    assert_close(synflow(net(nn.InstanceNorm2d(4, affine=True)), (3, 8, 8)), plain, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("middle", "said"),
+    [
+        (nn.Softmax(1), "softmax"),
+        (nn.Sigmoid(), "sigmoid"),
+        (nn.Tanh(), "tanh"),
+        (nn.TransformerEncoderLayer(8, 2, 8, batch_first=True), "multi_head_attention_forward"),
+    ],
+)
+def test_synflow_refuses_what_conserves_no_flow(middle: nn.Module, said: str) -> None:
+    with pytest.raises(MaskError, match=f"synflow: the network uses {said}.*choose another mask method"):
+        synflow(nn.Sequential(nn.Linear(8, 8), middle, nn.Linear(8, 2)), (4, 8))
+
+
+def test_synflow_refuses_a_network_that_subtracts() -> None:
+    class Centred(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - 2 * x.mean(1, keepdim=True)
+
+    with pytest.raises(MaskError, match=r"scores of '0\.weight' are negative: something in the network subtracts"):
+        synflow(nn.Sequential(nn.Linear(4, 4), Centred(), nn.Linear(4, 2)), (4,))
+
+
+def test_biases_are_a_source_of_flow_for_the_layers_behind_them() -> None:
+    first, last = (float(score.sum()) for score in synflow(
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2)), (3, 2, 2)
+    ).values())  # fmt: skip
+    assert first < last
+
+
+@pytest.mark.parametrize("score", [snip, taylor, grasp])
+def test_batches_may_be_read_once_and_must_not_be_empty(score: Callable[..., dict[str, Tensor]]) -> None:
+    net, pairs = small_net(), [(image[None], label[None]) for image, label in zip(*offers()["batches"][0], strict=True)]
+    assert_close(score(net, iter(pairs), bn="eval"), score(net, pairs, bn="eval"), rtol=0, atol=0)
+    assert_close(
+        find_masks(score, net, 50, steps=2, offered={"batches": iter(pairs), "bn": "eval"}),
+        find_masks(score, net, 50, steps=2, offered={"batches": pairs, "bn": "eval"}),
+        rtol=0, atol=0,
+    )  # fmt: skip
+    for empty in ([], iter(()), [(torch.zeros(0, 3, 8, 8), torch.zeros(0, dtype=torch.long))]):
+        with pytest.raises(MaskError, match="batches is empty"):
+            score(net, empty)
+    with pytest.raises(MaskError, match=r"write \[\(images, labels\)\]"):
+        score(net, pairs[0])
+
+
+@pytest.mark.parametrize("score", [snip, taylor, grasp])
+def test_a_mode_of_batch_norm_that_does_not_exist_is_refused(score: Callable[..., dict[str, Tensor]]) -> None:
+    with pytest.raises(ValueError, match="bn: 'Train' is not allowed; choose from eval, train"):
+        score(small_net(), offers()["batches"], bn="Train")
+
+
+@pytest.mark.parametrize("score", [snip, taylor, grasp])
+def test_networks_of_token_ids_are_scored_by_gradients(score: Callable[..., dict[str, Tensor]]) -> None:
+    net = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 3))
+    ids, labels = torch.arange(18).view(6, 3) % 10, torch.arange(6) % 3
+    found = score(net, [(ids, labels)])["2.weight"]
+    whole = net[2]
+    features = nn.Flatten()(net[0](ids)).detach()
+    assert_close(found, score(nn.Sequential(whole), [(features, labels)])["0.weight"], rtol=1e-6, atol=1e-12)
+    with pytest.raises(MaskError, match="takes token ids"):
+        synflow(net, (3,))

@@ -141,3 +141,22 @@ def test_erk_leaves_depthwise_convolutions_of_mobilenet_dense() -> None:
 
 def test_a_full_network_is_full_under_erk() -> None:
     assert erk_shares({"a": (2, 2), "b": (3, 3)}, 13) == {"a": Fraction(4), "b": Fraction(9)}
+
+
+def test_settings_and_shares_that_do_not_fit_are_refused() -> None:
+    scores = {"a": torch.rand(4), "b": torch.rand(6)}
+    with pytest.raises(ValueError, match="scope: 'Global' is not allowed; choose from global, layer, erk"):
+        select(scores, 5, scope="Global")
+    with pytest.raises(ValueError, match="cannot keep 0 of 10"):
+        select(scores, 0)
+    with pytest.raises(ValueError, match="add up to 6 weights, not to keep=5"):
+        select(scores, 5, shares={"a": 3, "b": 3})
+    with pytest.raises(ValueError, match="cannot keep 5 of 4 weights of 'a'"):
+        select(scores, 5, shares={"a": 5, "b": 0})
+    with pytest.raises(ValueError, match="not of the same tensors: b"):
+        select(scores, 3, shares={"a": 3})
+
+
+def test_how_many_scores_have_no_rank_is_told() -> None:
+    with pytest.raises(ValueError, match="2 of 4 are NaN or infinite"):
+        select({"w": torch.tensor([1.0, float("nan"), float("inf"), 0.0])}, 1)

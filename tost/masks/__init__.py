@@ -1,7 +1,7 @@
 """Masks: which weights of a network are kept, found by a score and an exact selection."""
 
-from tost.masks.apply import Masks, Pruned, apply_masks, density, prunable
-from tost.masks.find import MaskError, find_masks
+from tost.masks.apply import MaskError, Masks, Pruned, apply_masks, density, prunable
+from tost.masks.find import find_masks
 from tost.masks.select import imp_count, keep_count, select
 
 __all__ = [

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from tost.flat import room_for
+from tost.products import Products
 
 GHOSTS = "ghost_"
 """What a recipe part adds to a model bears a name that starts so; it is never pruned, never counted as the network."""
@@ -21,30 +24,101 @@ def is_ghost(name: str) -> bool:
 Masks = dict[str, Tensor]
 """Boolean tensors of the parameters' shapes, by parameter name; True is kept."""
 
-PRUNABLE: Mapping[str, tuple[type[nn.Module], ...]] = {"conv+linear": (nn.Conv2d, nn.Linear), "conv": (nn.Conv2d,)}
+LAYERS: Mapping[str, tuple[type[nn.Module], ...]] = {"conv+linear": (nn.Conv2d, nn.Linear), "conv": (nn.Conv2d,)}
+FROZEN = "+frozen"
+"""What a set's name ends with that holds frozen weights too."""
+PRUNABLE = (*LAYERS, *(name + FROZEN for name in LAYERS))
+EVERY = f"conv+linear{FROZEN}"
+"""The largest set; a score covers it."""
+
+
+class MaskError(ValueError):
+    """No mask can be made of this: of a network, of what a score returned, or of the count that is asked for."""
 
 
 def prunable(model: nn.Module, which: str = "conv+linear") -> dict[str, nn.Parameter]:
     """Return the weights that may be pruned, by name in name order: never a bias, never batch norm.
 
-    `which` is `conv+linear` (every Conv2d and Linear, first and last layer included) or `conv`. A weight that several
-    modules share stands under its first name, as in `named_parameters`; recipe parts' own layers are no part of it.
-    Raises ValueError for another set, and for a weight that is no parameter of its layer.
+    `which` is `conv+linear` (every Conv2d and Linear, first and last layer included) or `conv`; a weight that is frozen
+    (requires_grad is False) belongs to it only where `+frozen` is added. A weight that several modules share stands
+    under its first name, as in `named_parameters`; recipe parts' own layers are no part of it. What is left out is told
+    by `left_out`.
+    Raises ValueError for another set, and MaskError for a layer that does not multiply with its own parameter: one that
+    is re-parametrised or standardises its weight, where pruning would have no effect.
     """
     if which not in PRUNABLE:
         raise ValueError(f"{which!r} is no prunable set; choose from {', '.join(PRUNABLE)}")
     weights = set()
     for name, module in model.named_modules():
-        if isinstance(module, PRUNABLE[which]):
-            if "weight" not in module._parameters:
-                raise ValueError(f"the weight of {name!r} is re-parametrised (prune, weight_norm); make it plain first")
+        if isinstance(module, LAYERS[which.removesuffix(FROZEN)]):
+            _check_plain(name, module)
             weights.add(id(module.weight))
     found = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if id(parameter) in weights and not is_ghost(name)
+        if id(parameter) in weights and not is_ghost(name) and (parameter.requires_grad or which.endswith(FROZEN))
     }
     return {name: found[name] for name in sorted(found)}
+
+
+def left_out(model: nn.Module, which: str = "conv+linear") -> dict[str, nn.Parameter]:
+    """Return the other weights, which no mask of a prunable set speaks of: parameters of two or more dimensions."""
+    pruned = prunable(model, which)
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1 and name not in pruned and not is_ghost(name)
+    }
+
+
+def not_as_it_is(layer: str, operation: str) -> str:
+    """Say that a layer's weight is not what activations are multiplied with."""
+    return (
+        f"the weight of {layer!r} is not multiplied as it is: {operation} comes first (weight standardisation or the "
+        "like), so that pruned weights would be dense all the same; use a network with plain layers"
+    )
+
+
+def _check_plain(name: str, module: nn.Module) -> None:
+    """Raise MaskError unless a Conv2d or Linear multiplies with the parameter `weight`.
+
+    A class with a forward of its own is tried, a copy of it, on an input of zeros.
+    """
+    if "weight" not in module._parameters:
+        raise MaskError(
+            f"the weight of {name!r} is re-parametrised (by prune, weight_norm, spectral_norm or parametrize), so that "
+            "pruned weights would not stay 0; make it plain first (prune.remove, remove_parametrizations, "
+            "remove_weight_norm), or use a network with plain layers"
+        )
+    if any(getattr(type(module), call, None) is not getattr(_plain(module), call, None) for call in FORWARDS):
+        weight = module._parameters["weight"]
+        assert weight is not None  # it is a parameter of its layer # noqa: S101
+        tried = copy.deepcopy(module)
+        if weight.is_meta:
+            tried = tried.to_empty(device="cpu")
+        weights = dict(tried.named_parameters())
+        products = Products(weights)
+        # Called without hooks. What takes another input than the plain layer is left to tost.accounting.layers.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), contextlib.suppress(Exception), products:
+            tried.forward(_input(tried, weights["weight"]))
+        if "weight" in products.computed and not products.multiply_adds["weight"]:
+            raise MaskError(not_as_it_is(name, products.computed["weight"]))
+
+
+FORWARDS = ("forward", "_conv_forward")
+"""What a layer multiplies in."""
+
+
+def _plain(module: nn.Module) -> type[nn.Module]:
+    return nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
+
+
+def _input(module: nn.Module, like: Tensor) -> Tensor:
+    """Return zeros that a Conv2d or Linear takes, of a tensor's dtype and device."""
+    if isinstance(module, nn.Conv2d):
+        sides = [4 * d * k for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return like.new_zeros(1, module.in_channels, *sides)
+    return like.new_zeros(1, like.shape[1])
 
 
 def empty_layers(masks: Masks) -> list[str]:
@@ -99,27 +173,48 @@ def apply_masks(model: nn.Module, masks: Masks) -> None:
 class Pruned:
     """The weights that masks prune, to be set to 0 after every step: all at once, for which they are moved together.
 
-    Each dtype and device has a piece of memory of its own. Weights that something else moves are gathered again.
+    Each dtype and device has a piece of memory of its own. Weights that something else moves or puts in another's place
+    (`load_state_dict(..., assign=True)`) are gathered again.
     Raises KeyError for a mask of no parameter.
     """
 
     def __init__(self, model: nn.Module, masks: Masks) -> None:
-        parameters = dict(model.named_parameters())
-        kinds: dict[tuple[torch.dtype, torch.device], list[str]] = {}
-        for name in masks:
-            kinds.setdefault((parameters[name].dtype, parameters[name].device), []).append(name)
-        self.pieces = {tuple(names): _Piece([parameters[name] for name in names]) for names in kinds.values()}
+        if lacking := [name for name in masks if name not in dict(model.named_parameters())]:
+            raise KeyError(lacking[0])
+        places = {name: name.rpartition(".") for name in masks}
+        self.owners = {name: (model.get_submodule(path), last) for name, (path, _, last) in places.items()}
+        self.pieces: dict[tuple[str, ...], _Piece] = {}
         self.wear(masks)
 
     def wear(self, masks: Masks) -> None:
         """Take other masks of the same weights."""
+        self.masks = masks
+        if not self.pieces or self._replaced():
+            weights = self._weights()
+            kinds: dict[tuple[torch.dtype, torch.device], list[str]] = {}
+            for name in masks:
+                kinds.setdefault((weights[name].dtype, weights[name].device), []).append(name)
+            self.pieces = {tuple(names): _Piece([weights[name] for name in names]) for names in kinds.values()}
         for names, piece in self.pieces.items():
             piece.wear([masks[name] for name in names])
 
     def clear(self) -> None:
         """Set pruned weights to exactly 0, whatever they were (multiplying would keep an overflow as NaN)."""
+        if self._replaced():
+            self.wear(self.masks)
         for piece in self.pieces.values():
             piece.clear()
+
+    def _weights(self) -> dict[str, nn.Parameter]:
+        return {name: getattr(module, last) for name, (module, last) in self.owners.items()}
+
+    def _replaced(self) -> bool:
+        """Return whether a weight is another object than the one that was gathered."""
+        weights = self._weights()
+        held = (
+            (name, one) for names, piece in self.pieces.items() for name, one in zip(names, piece.weights, strict=True)
+        )
+        return any(weights[name] is not one for name, one in held)
 
 
 class _Piece:

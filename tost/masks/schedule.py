@@ -7,8 +7,8 @@ from fractions import Fraction
 import torch
 from torch import nn
 
-from tost.masks.apply import Masks, empty_layers, prunable
-from tost.masks.find import MaskError
+from tost.catalog import SCOPES, check_choice
+from tost.masks.apply import MaskError, Masks, empty_layers, prunable
 from tost.masks.scores import magnitude
 from tost.masks.select import select, whole_shares
 
@@ -44,21 +44,31 @@ class GradualPruning:
         scope: str = "layer",
         at_least: int = 0,
         refuse_empty: bool = False,
+        after: bool = False,
     ) -> None:
         """`keep`: weights left at the end; `steps`: of all training; `begin`, `end`: shares of it; `every`: dt.
 
-        A window shorter than dt is cut in ten. Raises ValueError for a window that
-        ends before it begins, and MaskError for an `at_least` that `keep` cannot give every tensor.
+        A window shorter than dt is cut in ten. The last update comes before the last step at the latest; with `after`,
+        where masks are asked for once more when all `steps` are done, it may come there.
+        Raises ValueError for a window that ends before it begins and for a scope that does not exist, and MaskError for
+        a `keep` or `steps` that cannot be, and an `at_least` that `keep` cannot give every tensor.
         """
+        check_choice("scope", scope, SCOPES)
         if not begin < end:
             raise ValueError(f"gradual pruning ends at {end:g} of training, not after it begins at {begin:g}")
         self.model, self.scope, self.at_least, self.refuse_empty = model, scope, at_least, refuse_empty
         self.keep, self.weights = keep, prunable(model, which)
         self.total = sum(weight.numel() for weight in self.weights.values())
+        if not 1 <= keep <= self.total:
+            raise MaskError(f"cannot keep {keep} of {self.total} weights")
+        if steps < (least := 1 if after else 2):
+            raise MaskError(f"steps={steps} is not allowed; gradual pruning takes {least} or more")
         if at_least * len(self.weights) > keep:
             raise MaskError(f"{keep} weights cannot be {at_least} in each of {len(self.weights)} layers")
-        self.begin = round(begin * steps)
-        window = max(1, round(end * steps) - self.begin)
+        last = steps if after else steps - 1
+        self.begin = round(begin * steps) if after else min(round(begin * steps), last - 1)
+        until = min(round(end * steps), last)
+        window = max(1, until - self.begin)
         self.every = every if every <= window else max(1, window // SHORT_UPDATES)
         self.updates = window // self.every
         self.masks: Masks = {n: torch.ones(w.shape, dtype=torch.bool) for n, w in self.weights.items()}

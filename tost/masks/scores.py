@@ -1,15 +1,18 @@
 """The scores of the mask methods: pure functions that change no weight, gradient, buffer, flag or random state.
 
-A score takes the model and, by parameter name, whatever else it needs: `batches` (a list of (images, labels)),
+A score takes the model and, by parameter name, whatever else it needs: `batches` ((images, labels) one after another),
 `shape` (of one image, [C, H, W]), `generator` (its own random stream), and its knobs. It returns a tensor of the
-weight's shape for every prunable weight; the highest are kept. Gradients are taken in float64, so that a mask does not
-depend on the device or the number of threads.
+weight's shape for every prunable weight, frozen ones too; the highest are kept. Gradients are taken in float64, so that
+a mask does not depend on the device or the number of threads.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import inspect
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +20,22 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
-from tost.masks.apply import prunable
+from tost.catalog import BN, check_choice
+from tost.masks.apply import EVERY, MaskError, prunable
 
 Batch = tuple[Tensor, Tensor]
+
+NORMALISATIONS = (F.group_norm, F.layer_norm, F.instance_norm, F.rms_norm)
+UNCOVERED = {
+    "softmax", "log_softmax", "sigmoid", "hardsigmoid", "tanh", "glu", "lstm", "gru", "rnn_tanh",
+    "scaled_dot_product_attention", "multi_head_attention_forward", "_transformer_encoder_layer_fwd",
+}  # fmt: skip
+"""Functions that SynFlow has no meaning for: attention, and what saturates where the flow is large."""
+ANOTHER = "choose another mask method"
+ROUNDING = 1e-9
+"""Of a tensor's largest score, how far below 0 rounding may bring one."""
 
 MICROBATCH = 32
 """Images at a time where batch norm is in eval mode: no sum depends on it, and a double backward needs the memory."""
@@ -31,15 +46,15 @@ def random(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
 
     Layer densities agree in expectation; scope `layer` makes them equal, `erk` those of Evci et al. (2020).
     """
-    return {n: torch.rand(w.shape, generator=generator, dtype=torch.float64) for n, w in prunable(model).items()}
+    return {n: torch.rand(w.shape, generator=generator, dtype=torch.float64) for n, w in prunable(model, EVERY).items()}
 
 
 def magnitude(model: nn.Module) -> dict[str, Tensor]:
     """Score by |weight| (Han et al., 2015)."""
-    return {name: weight.detach().abs() for name, weight in prunable(model).items()}
+    return {name: weight.detach().abs() for name, weight in prunable(model, EVERY).items()}
 
 
-def snip(model: nn.Module, batches: Sequence[Batch], bn: str = "eval") -> dict[str, Tensor]:
+def snip(model: nn.Module, batches: Iterable[Batch], bn: str = "eval") -> dict[str, Tensor]:
     """Score by |weight · dL/dweight| of the initial network (SNIP; Lee, Ajanthan & Torr, 2019).
 
     L is the mean cross-entropy over all images. `bn`: `eval` uses the running statistics, as the authors' code does on
@@ -48,7 +63,7 @@ def snip(model: nn.Module, batches: Sequence[Batch], bn: str = "eval") -> dict[s
     return _sensitivity(model, batches, bn)
 
 
-def taylor(model: nn.Module, batches: Sequence[Batch], bn: str = "eval") -> dict[str, Tensor]:
+def taylor(model: nn.Module, batches: Iterable[Batch], bn: str = "eval") -> dict[str, Tensor]:
     """Score by |weight · dL/dweight|, the first-order change of the loss on removal (Molchanov et al., 2017).
 
     Of one network and batch it ranks as SNIP does; it is meant for trained weights. The gradient is summed over all
@@ -59,7 +74,7 @@ def taylor(model: nn.Module, batches: Sequence[Batch], bn: str = "eval") -> dict
 
 @torch.enable_grad()
 def grasp(
-    model: nn.Module, batches: Sequence[Batch], bn: str = "train", temperature: float = 200.0
+    model: nn.Module, batches: Iterable[Batch], bn: str = "train", temperature: float = 200.0
 ) -> dict[str, Tensor]:
     """Score by weight · (H g), signed (GraSP; Wang, Zhang & Grosse, 2020): what adds to the gradient flow is kept.
 
@@ -67,6 +82,7 @@ def grasp(
     weights, H g the gradient of <g, gradient>. `bn`: `train` as the authors' code has it, or `eval`.
     """
     net, weights = _copy(model, bn)
+    batches = held(batches)
     total = [torch.zeros_like(weight) for weight in weights.values()]
     samples = sum(len(labels) for _, labels in batches)
     for images, labels in _portions(batches, bn):
@@ -89,39 +105,82 @@ def grasp(
 def synflow(model: nn.Module, shape: Sequence[int]) -> dict[str, Tensor]:
     """Score by (dR/d|w|)|w| with R the sum of the outputs for an input of ones (SynFlow; Tanaka et al., 2020).
 
-    All parameters enter by absolute value, in float64 (float32 overflows deep networks), batch norm in eval mode with
-    fresh statistics (mean 0, variance 1), so that every term is positive and layer sums are equal on a chain. The upper
-    bound of ReLU6 and Hardtanh is lifted: the flow is far above it and would find no gradient there.
+    All parameters and buffers enter by absolute value, in float64 (float32 overflows deep networks), so that every term
+    is positive. Normalisation is as batch norm in eval mode with fresh statistics (mean 0, variance 1): group, layer,
+    instance and RMS normalisation too only multiply by |gamma| and add |beta|, since what they subtract and divide by
+    would cancel the flow. The upper bound of ReLU6 and Hardtanh is lifted: the flow is far above it and would find no
+    gradient there. On a chain without biases every layer's scores have the same sum; with biases, what flows out of
+    them counts from there on only.
+    Raises MaskError for softmax, attention, sigmoid and tanh, to which none of this applies, for a network that takes
+    token ids, and where a score is negative all the same.
     """
     net = copy.deepcopy(model).eval()
-    for parent in list(net.modules()):
-        if isinstance(parent, _BatchNorm) and parent.running_mean is None:  # it would normalise the flow away
-            parent.register_buffer("running_mean", torch.zeros(parent.num_features))
-            parent.register_buffer("running_var", torch.ones(parent.num_features))
-        for name, child in parent._modules.items():  # named_children skips a second name of the same module
-            if isinstance(child, nn.Hardtanh):  # ReLU6 is one
-                setattr(parent, name, nn.ReLU())
+    for module in net.modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:  # it would normalise the flow away
+            module.register_buffer("running_mean", torch.zeros(module.num_features))
+            module.register_buffer("running_var", torch.ones(module.num_features))
     parameters = {name: p.detach().abs().double().requires_grad_(True) for name, p in net.named_parameters()}
     buffers = {
         name: torch.zeros_like(b, dtype=torch.float64)
         if name.endswith("running_mean")
         else torch.ones_like(b, dtype=torch.float64)
         if name.endswith("running_var")
-        else b.double()
+        else b.double().abs()
         if b.is_floating_point()
         else b
         for name, b in net.named_buffers()
     }
-    ones = torch.ones((1, *shape), dtype=torch.float64, device=next(iter(parameters.values())).device)
-    flow = functional_call(net, {**parameters, **buffers}, (ones,)).sum()
-    names = list(prunable(net))
+    device = next((p.device for p in parameters.values()), None)
+    ones = torch.ones((1, *shape), dtype=torch.float64, device=device)
+    with Flow():
+        flow = functional_call(net, {**parameters, **buffers}, (ones,)).sum()
+    names = list(prunable(net, EVERY))
     gradients = torch.autograd.grad(flow, [parameters[name] for name in names], materialize_grads=True)
-    return {n: (g * parameters[n]).detach() for n, g in zip(names, gradients, strict=True)}
+    scores = {n: (g * parameters[n]).detach() for n, g in zip(names, gradients, strict=True)}
+    for name, score in scores.items():
+        if bool((score < -ROUNDING * score.abs().max()).any()):
+            raise MaskError(f"synflow: scores of {name!r} are negative: something in the network subtracts; {ANOTHER}")
+    return scores
+
+
+class Flow(TorchFunctionMode):
+    """Computes, inside it, as SynFlow's theory has it: bounds lifted, normalisation without statistics."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run a function, or what stands for it."""
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if name in UNCOVERED:
+            raise MaskError(
+                f"synflow: the network uses {name.strip('_')}, through which the flow is not conserved "
+                f"(Tanaka et al., 2020, treat networks of ReLU); {ANOTHER}"
+            )
+        if func is F.embedding and args[0].is_floating_point():
+            raise MaskError(f"synflow: the network takes token ids, and no input of ones can stand for them; {ANOTHER}")
+        if func in (F.relu6, F.hardtanh):
+            return F.relu(args[0])
+        return _affine(func, args, kwargs) if func in NORMALISATIONS else func(*args, **kwargs)
+
+
+def _affine(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """Return what a normalisation makes of its input [N, C, ...] as if the mean were 0 and the variance 1."""
+    given = inspect.signature(func).bind(*args, **kwargs)
+    given.apply_defaults()
+    out: Tensor = given.arguments["input"] / math.sqrt(1 + (given.arguments["eps"] or 0.0))
+    by_channel = (-1, *[1] * (out.dim() - 2)) if func in (F.group_norm, F.instance_norm) else ()
+    weight, bias = (
+        None if one is None else one.view(by_channel) if by_channel else one
+        for one in (given.arguments.get("weight"), given.arguments.get("bias"))
+    )
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias
 
 
 @torch.enable_grad()
-def _sensitivity(model: nn.Module, batches: Sequence[Batch], bn: str) -> dict[str, Tensor]:
+def _sensitivity(model: nn.Module, batches: Iterable[Batch], bn: str) -> dict[str, Tensor]:
     net, weights = _copy(model, bn)
+    batches = held(batches)
     total = [torch.zeros_like(weight) for weight in weights.values()]
     samples = sum(len(labels) for _, labels in batches)
     for images, labels in _portions(batches, bn):
@@ -131,7 +190,11 @@ def _sensitivity(model: nn.Module, batches: Sequence[Batch], bn: str) -> dict[st
 
 
 def differentiable(model: nn.Module, bn: str) -> nn.Module:
-    """Return a copy in eval mode whose parameters all take gradients, its batch norm in the mode asked for."""
+    """Return a copy in eval mode whose parameters all take gradients, its batch norm in the mode asked for.
+
+    Raises ValueError for another mode than `eval` and `train`.
+    """
+    check_choice("bn", bn, BN)
     net = copy.deepcopy(model).eval().requires_grad_(True)
     for module in net.modules():
         if isinstance(module, _BatchNorm):
@@ -142,7 +205,17 @@ def differentiable(model: nn.Module, bn: str) -> nn.Module:
 def _copy(model: nn.Module, bn: str) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     """Return a float64 copy to differentiate, and its prunable weights."""
     net = differentiable(model, bn).double()
-    return net, prunable(net)
+    return net, prunable(net, EVERY)
+
+
+def held(batches: Iterable[Batch]) -> list[Batch]:
+    """Return batches as a list, which can be read again. Raises MaskError for none, and for what is no batches."""
+    if isinstance(batches, tuple) and all(isinstance(one, Tensor) for one in batches):
+        raise MaskError("batches is one pair of images and labels; write [(images, labels)]")
+    found = list(batches)
+    if not any(len(batch[-1]) for batch in found):
+        raise MaskError("batches is empty: there is no image to score the weights with")
+    return found
 
 
 def _portions(batches: Sequence[Batch], bn: str) -> Iterator[Batch]:
@@ -153,7 +226,8 @@ def _portions(batches: Sequence[Batch], bn: str) -> Iterator[Batch]:
 
 def _loss(net: nn.Module, images: Tensor, labels: Tensor, samples: int, temperature: float = 1.0) -> Tensor:
     """Return a batch's share of the mean cross-entropy over all samples."""
-    return F.cross_entropy(net(images.double()) / temperature, labels, reduction="sum") / samples
+    inputs = images.double() if images.is_floating_point() else images  # token ids stay whole numbers
+    return F.cross_entropy(net(inputs) / temperature, labels, reduction="sum") / samples
 
 
 def _gradients(loss: Tensor, weights: dict[str, nn.Parameter]) -> tuple[Tensor, ...]:

@@ -8,7 +8,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from tost.masks.apply import Masks
+from tost.catalog import SCOPES, check_choice
+from tost.masks.apply import MaskError, Masks
 
 Scores = Mapping[str, Tensor]
 
@@ -49,13 +50,15 @@ def select(
     `within`: only weights kept there may be kept. `scope`: `global` ranks all tensors together; `layer` gives every
     tensor the same density, `erk` the Erdős–Rényi-kernel one, the rounding remainder going to the largest fractional
     parts. `at_least`: so many of every tensor's best are kept before the rest is ranked. `shares`: the count of every
-    tensor, in place of a scope.
-    Raises ValueError for a score that is not finite, and for more weights asked for than there are.
+    tensor, in place of a scope; their sum is `keep`.
+    Raises ValueError for a scope that does not exist, MaskError (which is one) for a score that is not finite, for
+    fewer than 1 weight or more than there are, and for shares that do not fit.
     """
+    check_choice("scope", scope, SCOPES)
     names = sorted(scores)
     for name in names:
-        if not bool(torch.isfinite(scores[name]).all()):
-            raise ValueError(f"the scores of {name!r} are not all finite")
+        if said := unranked(name, scores[name]):
+            raise MaskError(said)
     flat = {name: scores[name].detach().to("cpu", torch.float64).flatten() for name in names}
     live = {
         name: torch.arange(flat[name].numel()) if within is None else within[name].flatten().nonzero()[:, 0]
@@ -63,11 +66,13 @@ def select(
     }
     sizes = {name: live[name].numel() for name in names}
     floors = {name: min(at_least, sizes[name]) for name in names}
-    if not sum(floors.values()) <= keep <= sum(sizes.values()):
-        raise ValueError(
+    if not max(1, sum(floors.values())) <= keep <= sum(sizes.values()):
+        raise MaskError(
             f"cannot keep {keep} of {sum(sizes.values())} weights"
             + (f" with at least {at_least} in each of {len(names)} tensors" if at_least else "")
         )
+    if shares is not None:
+        _check_shares(shares, sizes, keep)
     values = {name: flat[name][live[name]] for name in names}
     if shares is None and scope != "global":
         shapes = {name: tuple(scores[name].shape) for name in names}
@@ -82,6 +87,22 @@ def select(
         mask[live[name][parts[name]]] = True
         masks[name] = mask.view(scores[name].shape)
     return masks
+
+
+def unranked(name: str, scores: Tensor) -> str:
+    """Say how many scores of a tensor have no rank; nothing where all are finite."""
+    bad = scores.numel() - int(torch.isfinite(scores).sum())
+    return f"the scores of {name!r} are not all finite: {bad:,} of {scores.numel():,} are NaN or infinite" * bool(bad)
+
+
+def _check_shares(shares: Mapping[str, int], sizes: Mapping[str, int], keep: int) -> None:
+    """Raise MaskError unless shares are of these tensors, fit into them and add up to the count."""
+    if odd := sorted(shares.keys() ^ sizes.keys()):
+        raise MaskError(f"shares and scores are not of the same tensors: {', '.join(odd)} is in one of them only")
+    if over := [name for name, share in shares.items() if not 0 <= share <= sizes[name]]:
+        raise MaskError(f"cannot keep {shares[over[0]]} of {sizes[over[0]]} weights of {over[0]!r}")
+    if sum(shares.values()) != keep:
+        raise MaskError(f"the shares add up to {sum(shares.values())} weights, not to keep={keep}")
 
 
 def _exact_shares(
