@@ -19,6 +19,7 @@ from harness.errors import UserError
 from harness.plugins import load_frozen
 from harness.train.draws import global_draws
 from harness.train.images import Images
+from harness.train.layout import Convolutions
 from harness.train.order import Order
 from harness.train.remembered import remembered
 from tost.catalog import LIBRARIES, MODELS, resolve
@@ -70,6 +71,7 @@ def build(order: Order, images: Images, least: int = 2) -> nn.Module:
         raise UserError(f"the architecture cannot be built: {error}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"the architecture returned {type(model).__name__}; it must return a torch.nn.Module")
+    model.to(memory_format=torch.contiguous_format)  # how its tensors lie is chosen for each stage (layout.py)
     made_of = [spec["arch"], spec.get("small"), images.shape, images.classes, least]
     remembered("outputs", made_of, partial(_check_outputs, model, images, least))
     if "start" in order.parents:
@@ -121,7 +123,7 @@ def _check_outputs(model: nn.Module, images: Images, least: int) -> None:
     shape = list(images.shape)
     for training, count in ((False, 2), (True, least)):
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), Convolutions() as seen:
                 logits = copy.deepcopy(model).cpu().train(training)(torch.zeros(count, *shape))
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             alone = "a batch of 1 image" if count == 1 else "images"
@@ -129,6 +131,11 @@ def _check_outputs(model: nn.Module, images: Images, least: int) -> None:
             raise UserError(
                 f"the network cannot take {alone} of shape {shape} [channels, height, width]: {error}{advice}"
             ) from error
+        if images.device.type == "cpu":
+            try:
+                seen.refuse()
+            except ValueError as error:
+                raise UserError(f"the network cannot be trained on a CPU: {error}") from error
         if not isinstance(logits, Tensor) or list(logits.shape) != [count, images.classes]:
             got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UserError(

@@ -5,22 +5,35 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.catalog import OPTIMIZERS
+from harness.errors import UserError
 from harness.protocol import Protocol
-from harness.train.layout import fitting, like, usual
+from harness.train.execution import hasten
+from harness.train.layout import FEWEST, LAYOUTS, Convolutions, fitting, like, unsafe_last, usual
+from harness.train.network import build, open_images
 from harness.train.optimizers import fusible
+from harness.train.order import Order
 from harness.train.remembered import remembered
+from harness.train.run import Training, take_step
+from harness.train.training import prepare
+from tests.harness.test_training import orders  # noqa: F401 - a fixture
 from tost.catalog import MODELS, PARTS, asked_for, resolve, settings
 from tost.masks import prunable
 from tost.masks.apply import Pruned
 
 LAST = torch.channels_last
+PLAIN = torch.contiguous_format
+Orders = Callable[..., dict[str, Order]]
 SHAPE = (3, 16, 16)
 RECIPE = ("gsw", "gsk")
 
@@ -105,6 +118,216 @@ def test_layouts_go_by_rule() -> None:
     assert usual(torch.device("cpu"), "fp32") == usual(torch.device("cpu"), "bf16") == LAST
     assert usual(torch.device("cuda"), "bf16") == LAST
     assert usual(torch.device("cuda"), "fp32") == usual(torch.device("mps"), "fp32") == torch.contiguous_format
+
+
+class Call(nn.Module):
+    """A network around one convolution of images of `channels`, called as a function."""
+
+    def __init__(self, channels: int, called: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.called = nn.Conv2d(SHAPE[0], channels, 3), called
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the mean of what the convolution makes."""
+        return self.called(self.stem(images)).flatten(1)
+
+
+def by(channels: int, out: int = 4, groups: int = 1, **how: Any) -> nn.Module:
+    """Return a network with a convolution as a module."""
+    kernel = how.pop("kernel", 1)
+    made = nn.Conv2d(channels, out, kernel, groups=groups, **how)
+    net = Call(channels, made)
+    net.add_module("made", made)
+    return net
+
+
+class Rare(nn.Module):
+    """A network with a convolution that a forward pass may leave out, as stochastic depth does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.often, self.rarely = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Leave it out."""
+        return self.often(images).flatten(1)
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], torch.memory_format]] = {
+    "resnet20": (lambda: resolve(MODELS["resnet20"].path)(10, 3), LAST),
+    "resnet20 of half the width": (lambda: resolve(MODELS["resnet20"].path)(10, 3, 0.5), PLAIN),
+    "resnet20 of a quarter": (lambda: resolve(MODELS["resnet20"].path)(10, 3, 0.25), PLAIN),
+    "resnet18 of a quarter": (lambda: resolve(MODELS["resnet18"].path)(10, 3, 0.25), LAST),
+    "vgg16 of an eighth": (lambda: resolve(MODELS["vgg16"].path)(10, 3, 0.125), LAST),
+    "1x1, stride 2, one channel less": (lambda: by(FEWEST - 1, stride=2), PLAIN),
+    "1x1, stride 2, as many as are wanted": (lambda: by(FEWEST, stride=2), LAST),
+    "1x1, stride 3": (lambda: by(4, stride=3), PLAIN),
+    "1x1, strided one way": (lambda: by(4, stride=(1, 2)), PLAIN),
+    "1x1, padded": (lambda: by(4, stride=2, padding=1), PLAIN),
+    "1x1, stride 1": (lambda: by(4), LAST),
+    "3x3, stride 2": (lambda: by(4, stride=2, kernel=3), LAST),
+    "3x1, stride 2": (lambda: by(4, stride=2, kernel=(3, 1)), LAST),
+    "1x1, stride 2, few in each group": (lambda: by(64, 64, groups=8, stride=2), PLAIN),
+    "1x1, stride 2, enough in each group": (lambda: by(64, 64, groups=4, stride=2), LAST),
+    "1x1, stride 2, depthwise": (lambda: by(32, 32, groups=32, stride=2), PLAIN),
+    "3x3, stride 2, depthwise": (lambda: by(32, 32, groups=32, stride=2, kernel=3), LAST),
+    "a function": (lambda: Call(4, lambda x: F.conv2d(x, torch.ones(8, 4, 1, 1), stride=2)), PLAIN),
+    "a function of stride 1": (lambda: Call(4, lambda x: F.conv2d(x, torch.ones(8, 4, 1, 1))), LAST),
+    "transposed": (lambda: Call(32, lambda x: F.conv_transpose2d(x, torch.ones(32, 4, 1, 1), stride=2)), PLAIN),
+    "transposed, enough": (lambda: Call(4, lambda x: F.conv_transpose2d(x, torch.ones(4, 32, 1, 1), stride=2)), LAST),
+    "of one dimension": (lambda: Call(4, lambda x: F.conv1d(x.flatten(2), torch.ones(8, 4, 1), stride=2)), PLAIN),
+    "left out of a pass": (Rare, PLAIN),
+}
+"""Networks, and how their images may lie on a CPU."""
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_no_network_lies_channels_last_that_oneDNN_would_compute_wrongly(name: str) -> None:
+    make, expected = NETWORKS[name]
+    assert fitting(make(), LAST, SHAPE) == expected
+    assert fitting(make(), PLAIN, SHAPE) == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("arch", "variant", "expected"),
+    [
+        ("resnet20", "authors", LAST),
+        ("resnet20", "parameter-free", LAST),
+        ("vgg16", "authors", LAST),
+        ("thin", "authors", PLAIN),
+        ("thin", "parameter-free", LAST),
+    ],
+)
+def test_convolutions_of_a_recipe_count_as_the_network_s_own(
+    arch: str, variant: str, expected: torch.memory_format
+) -> None:
+    if arch == "thin":  # 3x3 convolutions alone; the skip around the second is a 1x1 one with its stride
+        model: nn.Module = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3, stride=2, padding=1))
+    else:
+        model = resolve(MODELS[arch].path)(10, 3)
+    resolve(PARTS["gsk"].path)((0.0, 0.5), variant, SHAPE).attach(model)
+    assert fitting(model, LAST, SHAPE) == expected
+
+
+class Watched(TorchDispatchMode):  # type: ignore[misc]
+    """Refuses the calls that must not be made, forwards and backwards, before they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at an operation, then run it."""
+        aten = torch.ops.aten
+        if func in (aten.convolution.default, aten.convolution_backward.default):
+            at = args if func is aten.convolution.default else (*args[1:3], None, args[4])
+            if unsafe_last(at[1], at[3]):
+                self.seen += func is aten.convolution_backward.default
+                lying = [tensor.stride() for tensor in args[:3] if isinstance(tensor, Tensor)]
+                for tensor in args[:3]:
+                    assert tensor is None or tensor.to(memory_format=LAST) is not tensor, lying
+        return func(*args, **(kwargs or {}))
+
+
+def steps(run: Training, count: int = 3) -> dict[str, Tensor]:
+    """Take steps with no unsafe call in any; return the weights."""
+    run.model.train()
+    batches = run.images.epoch(run.seed, 0, run.batch, 0)
+    with Watched() as watched:
+        for _, images, labels in [next(batches) for _ in range(count)]:
+            take_step(run, run.whole_criterion(), images, labels, len(labels))
+            run.position.step += 1
+        run.model.eval()
+        run.logits(images)
+    assert watched.seen
+    return run.model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("arch", "recipe", "extra"),
+    [
+        ("{resnet20: {width: 0.25}}", "default", ""),
+        ("{resnet20: {width: 0.25}}", "{gsk: {variant: authors}}", ", precision: bf16"),
+    ],
+)
+def test_a_thin_network_trains_to_the_same_bits_twice(
+    arch: str,
+    recipe: str,
+    extra: str,
+    orders: Orders,  # noqa: F811
+) -> None:
+    order = orders(extra, recipe, "random", arch=arch)["train"]
+    runs = [prepare(order) for _ in range(2)]
+    assert [LAYOUTS[run.layout] for run in runs] == ["nchw", "nchw"]
+    one, two = map(steps, runs)
+    for name, weight in one.items():
+        assert torch.equal(weight, two[name]), name
+
+
+def test_a_network_that_must_not_lie_channels_last_is_not_compiled_on_a_cpu(
+    orders: Orders,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch's compiler would lay its convolutions channels last."""
+    monkeypatch.setattr("harness.train.execution.choose", lambda order, run: "compiled")
+    order = replace(orders()["train"], fast=True)
+    run = prepare(order)
+    for layout, expected in ((PLAIN, "eager"), (LAST, "compiled")):
+        run.layout = layout
+        hasten(order, run)
+        assert run.execution == expected
+
+
+OWN = """
+import torch
+from torch import nn
+
+
+class Own(nn.Module):
+    def __init__(self, classes, channels):
+        super().__init__()
+        self.stem, self.short = nn.Conv2d(channels, 8, 3, padding=1), nn.Conv2d(8, classes, 1, 2)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x):
+        return self.short(self.stem(x)FORCED).mean((2, 3))
+
+
+def build(classes, channels):
+    return Own(classes, channels)
+"""
+
+
+def test_a_network_that_lays_its_own_tensors_channels_last_is_told_so(
+    orders: Orders,  # noqa: F811
+    project: Path,
+) -> None:
+    """Weights laid so are laid anew; what its forward pass lays so cannot be, in a score as in a training."""
+    (project / "thin.py").write_text(OWN.replace("FORCED", ""))
+    order = orders()["train"]
+    model = build(order, open_images(order))
+    assert all(weight.to(memory_format=LAST) is not weight for weight in model.parameters() if weight.dim() == 4)
+    assert prepare(order).layout == PLAIN
+    (project / "thin.py").write_text(OWN.replace("FORCED", ".contiguous(memory_format=torch.channels_last)"))
+    with pytest.raises(UserError, match=r"8 to 10 channels, stride \[2, 2\].*call .contiguous\(\) on its input"):
+        orders()
+
+
+@pytest.mark.parametrize(
+    ("images", "laid_last"),
+    [
+        (torch.zeros(2, 4, 8, 8), False),
+        (torch.zeros(2, 8, 8, 4).permute(0, 3, 1, 2), True),
+        (torch.zeros(2, 1, 8, 8), False),
+        (torch.zeros(2, 8, 4).permute(0, 2, 1), True),
+        (torch.zeros(2, 4, 8), False),
+    ],
+)
+def test_how_images_lie_is_seen_at_every_call(images: Tensor, laid_last: bool) -> None:
+    kernel = torch.zeros(4, images.shape[1], *[1] * (images.dim() - 2))
+    with Convolutions() as seen:
+        (F.conv2d if images.dim() == 4 else F.conv1d)(images, kernel, stride=2)
+    assert (seen.unsafe, bool(seen.laid_last)) == (True, laid_last)
 
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
