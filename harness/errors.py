@@ -67,4 +67,4 @@ def usable_path(text: str, folder: Path) -> Path:
 def printable(text: str, limit: int = 400) -> str:
     """Return text safe for a terminal: control characters escaped, very long lines cut."""
     text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-    return text if len(text) <= limit else text[: limit - 4] + " ..."
+    return "\n".join(line if len(line) <= limit else line[: limit - 4] + " ..." for line in text.split("\n"))

@@ -34,12 +34,15 @@ def mask_file(source: str, store: Path) -> Path:
     return artifact
 
 
-def read_mask(source: str, store: Path) -> tuple[Masks, str]:
-    """Return a mask, tensors in name order, and the form that its file has. Raises UserError as mask_file does."""
+def read_mask(source: str, store: Path, entry: str = "") -> tuple[Masks, str]:
+    """Return a mask, tensors in name order, and the form that its file has. Raises UserError as mask_file does.
+
+    `entry`: where in a checkpoint it is, as tost.masks.files.read_masks takes it.
+    """
     from tost.masks.files import read_masks
 
     try:
-        masks, form = read_masks(mask_file(source, store))
+        masks, form = read_masks(mask_file(source, store), entry=entry)
     except ValueError as error:
         raise UserError(str(error)) from None
     return {name: masks[name] for name in sorted(masks)}, form

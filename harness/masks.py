@@ -23,16 +23,20 @@ app = typer.Typer(
 
 Runs = Annotated[Path, typer.Option("--store", help="The store's folder, where keys are looked up.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Entry = Annotated[str, typer.Option(help="Where in a checkpoint the mask is, such as trainer.state_dict_ema.")]
 SOURCE = "A file with masks in any known form, or the first digits of a stage's key."
 
 
 @app.command(epilog=examples("harness mask show 3fa9c1", "harness mask show theirs.pt --json"))
 def show(
-    source: Annotated[str, typer.Argument(help=SOURCE)], store: Runs = Path("runs"), as_text: Json = False
+    source: Annotated[str, typer.Argument(help=SOURCE)],
+    entry: Entry = "",
+    store: Runs = Path("runs"),
+    as_text: Json = False,
 ) -> None:
     """Print density and dead filters by layer. Exit codes: 0 printed, 2 a mistake, 3 a file cannot be read."""
     with answered(store):
-        masks, form = read_mask(source, store)
+        masks, form = read_mask(source, store, entry)
         from tost.masks.apply import dead_filters
 
         layers: list[dict[str, Any]] = [
@@ -71,8 +75,11 @@ def compare(
     """
     with answered(store):
         from tost.masks.controls import Overlap, overlap
+        from tost.masks.files import rename_masks
 
         a, b = read_mask(first, store)[0], read_mask(second, store)[0]
+        b = rename_masks(b, a)
+        a = rename_masks(a, b)
         if only := sorted(set(a) ^ set(b)):
             raise UserError(f"only one of the two has a mask for {', '.join(only[:5])}; compare masks of one network")
         layers, whole = [], Overlap(0, 0, 0)
@@ -109,6 +116,7 @@ def export(
     form: Annotated[
         str, typer.Option(help="safetensors (ours), weight_mask (a state dict of masks), prune (torch), zeros.")
     ] = "safetensors",
+    entry: Entry = "",
     store: Runs = Path("runs"),
 ) -> None:
     """Write a mask in a form that other codes read; prune and zeros need a training, whose weights go along.
@@ -121,9 +129,9 @@ def export(
         from tost.masks.files import read_weights, write_masks
 
         path = mask_file(source, store)
-        masks, _ = read_mask(source, store)
+        masks, _ = read_mask(source, store, entry)
         try:
-            write_masks(masks, target, form, read_weights(path) if form in ("prune", "zeros") else {})
+            write_masks(masks, target, form, read_weights(path, entry) if form in ("prune", "zeros") else {})
         except ValueError as error:
             raise UserError(str(error)) from None
         tell(f"wrote {target}")

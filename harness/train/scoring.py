@@ -85,11 +85,12 @@ def _imported(order: Order, model: nn.Module) -> tuple[Masks, dict[str, Any]]:
     """Read a mask from the store's copy of a user's file, and hold it against the cell's sparsity."""
     spec = order.spec
     try:
-        match = spec["method"].get("args", {}).get("match", "name")
+        args = spec["method"].get("args", {})
+        match = args.get("match", "name")
         file = Path(order.store) / "imports" / spec["method"]["sha256"]
         if not file.is_file() or file_sha256(file) != file.name:
             raise UserError(f"{file}: the store's copy of a mask is damaged; run the sweep command again to restore it")
-        found, form = read_masks(file, ordered=match == "order")
+        found, form = read_masks(file, match == "order", args.get("entry", ""))
         masks = fit_masks(found, model, spec["prunable"], match)
     except ValueError as error:
         raise UserError(str(error)) from error

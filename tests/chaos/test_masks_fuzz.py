@@ -160,7 +160,7 @@ def made_wrong(folder: Path) -> dict[str, tuple[bytes, str]]:
         "two": (tensors(one(), b"\2" * 64), "must hold 0 and 1 only"),
         "no-number": (masked(torch.full((6, 3, 3, 3), torch.nan)), "must hold 0 and 1 only"),
         "half": (masked(torch.full((6, 3, 3, 3), 0.5)), "must hold 0 and 1 only"),
-        "shape": (masked(torch.ones(6, 3, 3)), "of the file has shape [6, 3, 3]; the weight has"),
+        "shape": (saved({**masks(), "0.weight": torch.ones(6, 3, 3).bool()}), "of the file has shape [6, 3, 3]; the weight has"),
         "scalar": (masked(torch.ones(())), "is no mask"),
         "empty": (masked(torch.ones(0, 3)), "is no mask"),
         "stretched": (masked(torch.ones(1).expand(10**5, 10**6)), "stretched over fewer numbers"),
@@ -186,8 +186,8 @@ def made_wrong(folder: Path) -> dict[str, tuple[bytes, str]]:
         evil = Evil(folder, way)
         for protocol in (0, 2, 4, 5):
             cases[f"pickle-{way}-{protocol}.pkl"] = (pickle.dumps({"0.weight_mask": evil}, protocol), junk)
-        cases[f"torch-{way}.pt"] = (saved({"0.weight_mask": evil}), junk)
-        cases[f"torch-old-{way}.pth"] = (saved({"0.weight_mask": evil}, new=False), junk)
+        cases[f"torch-{way}.pt"] = (saved({"0.weight_mask": evil}), "which is never loaded: it could run code")
+        cases[f"torch-old-{way}.pth"] = (saved({"0.weight_mask": evil}, new=False), "never loaded: it could run code")
     for size in (0, 1, 7, 8, 9, 40, len(ours) // 2, len(ours) - 1):
         cases[f"cut-{size}.safetensors"] = (ours[:size], "safetensors")
     return cases

@@ -123,10 +123,11 @@ def test_a_mask_goes_out_of_a_store_and_into_another_sweep(project: Path, sweep:
     [
         (("show", "nothing.pt"), "'nothing.pt' is no file, and no key"),
         (("show", "abcdef12"), "no mask and no training in runs have a key that begins with abcdef12"),
-        (("show", "junk"), "is neither safetensors nor a file of tensors alone"),
+        (("show", "junk"), "is neither safetensors nor a file of tensors that torch.save wrote"),
         (("export", "a.pt", "b.pt", "--form", "zip"), "'zip' is no form; choose from safetensors, weight_mask,"),
         (("export", "a.pt", "junk"), "junk exists; name a file that does not"),
         (("export", "a.pt", "b.pt", "--form", "zeros"), "needs the weights along with the masks; name a training"),
+        (("show", "a.pt", "--entry", "ema"), "holds no tensors under the entry 'ema'"),
         (("compare", "a.pt", "c.pt"), "only one of the two has a mask for conv.weight, fc.weight"),
     ],
 )

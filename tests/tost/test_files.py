@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
-from collections.abc import Callable
-from pathlib import Path
+import datetime
+import pickle
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -66,7 +71,12 @@ def zeros_of_a_checkpoint(net: nn.Module, masks: Masks, path: Path) -> None:
     torch.save({"model": {f"module.{name}": value for name, value in net.state_dict().items()}, "lr": 0.1}, path)
 
 
-FORMS = [ours, trained, torch_prune, weight_mask_buffers, layer_masks, zeros_of_a_checkpoint]
+def parametrised(net: nn.Module, masks: Masks, path: Path) -> None:
+    """torch.ao.pruning's sparsifiers: a mask below the weight's parametrisation."""
+    torch.save({n.replace(".weight", ".parametrizations.weight.0.mask"): m for n, m in masks.items()}, path)
+
+
+FORMS = [ours, trained, torch_prune, weight_mask_buffers, layer_masks, zeros_of_a_checkpoint, parametrised]
 
 
 @pytest.mark.parametrize("write", FORMS, ids=lambda write: write.__name__)
@@ -114,12 +124,16 @@ class Whole(nn.Module):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (Whole(), "neither safetensors nor a file of tensors alone"),
+        (Whole(), r"it is a whole pickled .*\.Whole, which is never loaded: it could run code"),
+        ({"model": Whole(), "epoch": 3}, r"its entry 'model' is a pickled (?s:.*)found\['model'\]\.state_dict\(\)"),
         ({"a": 1}, "holds no state dict"),
         ({"bn.weight": torch.ones(3)}, "holds neither masks nor weights"),
         ({"conv.weight": torch.ones(3, 3)}, "no weight in it is 0"),
         ({"conv.weight_mask": torch.full((3, 3), 0.5)}, r"'conv\.weight' is no mask; it must hold 0 and 1 only"),
         ([1, 2], "holds no state dict"),
+        ({"conv.weight": torch.tensor([[0, 1], [2, 1]])}, "hold 0 and 1 only, and is torch.int64 with 2"),
+        ([torch.ones(2, 2), torch.full((2, 2), 0.5)], "'1' is no mask; it must hold 0 and 1 only"),
+        ({"rng": torch.zeros(9, dtype=torch.uint8)}, "holds neither masks nor weights"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
@@ -166,9 +180,171 @@ def test_order_is_not_relied_on_where_the_file_has_none(net: nn.Module, masks: M
         read_masks(tmp_path / "f", ordered=True)
 
 
-def test_wrappers_around_wrappers_are_looked_through(net: nn.Module, masks: Masks, tmp_path: Path) -> None:
-    torch.save({f"_orig_mod.module.{name}_mask": mask for name, mask in masks.items()}, tmp_path / "f")
-    assert_close(fit_masks(read_masks(tmp_path / "f")[0], net), masks, rtol=0, atol=0)
+def zeros(net: nn.Module, masks: Masks) -> dict[str, torch.Tensor]:
+    apply_masks(net, masks)
+    return dict(net.state_dict())
+
+
+DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32)
+
+CONTAINERS: dict[str, Callable[[Any], Any]] = {
+    "bare": lambda state: state,
+    "OrderedDict": OrderedDict,
+    "known name": lambda state: {"state_dict": state, "epoch": 3},
+    "unknown name": lambda state: {"state_dict_ema": state, "arch": "x", "accuracy": torch.tensor(91.2)},
+    "three levels down": lambda state: {"trainer": {"module": {"params": state}}, "rng": torch.get_rng_state()},
+    "defaultdict": lambda state: defaultdict(list, model_state=state),
+    "Namespace": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1)},
+    "numpy scalar": lambda state: {"net": state, "accuracy": np.float64(91.2)},
+    "path and date": lambda state: {"weights": state, "dir": PurePosixPath("/x"), "at": datetime.date(2026, 1, 1)},
+    "a dict of one's own": lambda state: {"weights": state, "settings": Settings(lr=0.1), "last": deque([1, 2])},
+    "an object with slots": lambda state: {"weights": state, "settings": Slotted()},
+}
+
+
+class Settings(dict[str, Any]):
+    """A dict with attributes, as many configurations are."""
+
+
+class Slotted:
+    __slots__ = ("x",)
+
+    def __init__(self) -> None:
+        self.x = 1
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "old"])
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_tensors_are_read_whatever_stands_beside_them(
+    container: str, old: bool, net: nn.Module, masks: Masks, tmp_path: Path
+) -> None:
+    kinds = [{n: m.to(dtype) for n, m in masks.items()} for dtype in DTYPES]
+    for state in (*kinds, zeros(net, masks)):
+        torch.save(CONTAINERS[container](state), tmp_path / "f", _use_new_zipfile_serialization=not old)
+        assert_close(fit_masks(read_masks(tmp_path / "f")[0], net), masks, rtol=0, atol=0)
+
+
+def test_of_several_places_one_is_named(net: nn.Module, masks: Masks, tmp_path: Path) -> None:
+    other = {name: ~mask for name, mask in masks.items()}
+    torch.save({"run": {"a.1": masks, "ema": other}, "args": [1, 2]}, tmp_path / "f")
+    with pytest.raises(ValueError, match=r"under 'run\.a\.1', 'run\.ema'; write which, such as entry: run\.a\.1"):
+        read_masks(tmp_path / "f")
+    for entry, wanted in (("run.a.1", masks), ("run.ema", other)):
+        assert_close(fit_masks(read_masks(tmp_path / "f", entry=entry)[0], net), wanted, rtol=0, atol=0)
+    for entry in ("run.em", "args"):
+        with pytest.raises(ValueError, match=rf"no tensors under the entry '{entry}'.*tensors are under 'run\.a\.1'"):
+            read_masks(tmp_path / "f", entry=entry)
+
+
+WRAPPED: dict[str, Callable[[str], str]] = {
+    "DataParallel": lambda name: f"module.{name}",
+    "compiled within": lambda name: f"_orig_mod.module.{name}",
+    "one stage compiled": lambda name: name.replace("3.", "3._orig_mod.", 1) if name.startswith("3.") else name,
+    "FSDP": lambda name: f"_fsdp_wrapped_module.{name.replace('.', '._fsdp_wrapped_module.', 1)}",
+    "activation checkpointing": lambda name: name.replace(".", "._checkpoint_wrapped_module.", 1),
+    "a trainer's model": lambda name: f"model.{name}",
+    "behind a normalisation": lambda name: f"1.module.{name}",
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+@pytest.mark.parametrize("match", ["name", "order"])
+def test_wrappers_are_looked_through_wherever_they_stand(
+    match: str, wrapped: str, net: nn.Module, masks: Masks, tmp_path: Path
+) -> None:
+    state = {WRAPPED[wrapped](name): value for name, value in zeros(net, masks).items()}
+    torch.save({**state, "seen": torch.tensor(3)}, tmp_path / "f")
+    assert_close(fit_masks(read_masks(tmp_path / "f")[0], net, match=match), masks, rtol=0, atol=0)
+
+
+def test_names_that_only_a_wrapper_tells_apart_are_refused(net: nn.Module, masks: Masks) -> None:
+    with pytest.raises(ValueError, match=r"has '0\.weight' and '0\.module\.weight', which are one name"):
+        fit_masks({**masks, "0.module.weight": masks["0.weight"]}, net)
+    both = {f"{who}.{name}": mask for who in ("student", "teacher") for name, mask in masks.items()}
+    with pytest.raises(ValueError, match=r"under 'student\.' and 'teacher\.'; keep one"):
+        fit_masks(both, net)
+
+
+def test_a_network_may_have_wrappers_names_of_its_own() -> None:
+    net = nn.Sequential(OrderedDict(module=nn.Linear(2, 2), orig=nn.Sequential(OrderedDict(module=nn.Linear(2, 2)))))
+    masks = {name: torch.rand(2, 2) > 0.5 for name in prunable(net)}
+    assert sorted(masks) == ["module.weight", "orig.module.weight"]
+    assert_close(fit_masks(masks, net), masks, rtol=0, atol=0)
+
+
+def chain(names: Iterable[str]) -> tuple[nn.Module, Masks]:
+    """Return a network of twelve layers of one shape, and their masks under other names, in the network's order."""
+    net = nn.Sequential(*(nn.Linear(2, 2) for _ in range(12)))
+    return net, {name: torch.eye(4)[n % 4].reshape(2, 2).bool() for n, name in enumerate(names)}
+
+
+def test_an_order_that_the_names_contradict_is_refused() -> None:
+    net, right = chain([f"unit1.{n}.w" for n in range(12)])
+    assert list(fit_masks(right, net, match="order")) == sorted(f"{n}.weight" for n in range(12))
+    with pytest.raises(
+        ValueError, match=r"'1\.weight' <- 'unit1\.1\.w', .*as text \('unit1\.11\.w' before 'unit1\.2\.w'"
+    ):
+        fit_masks(dict(sorted(right.items())), net, match="order")
+    same = {f"{n}.weight": mask for n, mask in enumerate(right.values())}
+    with pytest.raises(ValueError, match=r"'0\.weight' is number 1 of the network, number 12 of the file"):
+        fit_masks(dict(reversed(same.items())), net, match="order")
+    pairs = nn.ModuleDict({f"{b}": nn.ModuleDict({"up": nn.Linear(2, 2), "down": nn.Linear(2, 2)}) for b in "ab"})
+    theirs = {f"x{n}.{leaf}.weight": torch.ones(2, 2).bool() for n in (1, 2) for leaf in ("down", "up")}
+    with pytest.raises(ValueError, match=r"'x1\.down\.weight' would mask 'a\.up\.weight'"):
+        fit_masks(theirs, pairs, match="order")
+
+
+def test_a_list_in_the_networks_order_is_all_that_order_needs(net: nn.Module, masks: Masks, tmp_path: Path) -> None:
+    ordered = [masks[f"{layer}.weight"] for layer in LAYERS]
+    for dtype in DTYPES:
+        torch.save([mask.to(dtype) for mask in ordered], tmp_path / "f")
+        assert_close(fit_masks(read_masks(tmp_path / "f", True)[0], net, match="order"), masks, rtol=0, atol=0)
+    torch.save([ordered[0], torch.tensor([1, 1, 0, 1, 1, 1]), *ordered[1:]], tmp_path / "f")
+    with pytest.raises(ValueError, match="the file prunes '1', which is not in the prunable set conv\\+linear"):
+        fit_masks(read_masks(tmp_path / "f", True)[0], net, match="order")
+
+
+@pytest.mark.parametrize("match", ["name", "order"])
+def test_a_pruned_batch_norm_is_an_error(match: str, net: nn.Module, masks: Masks) -> None:
+    names = {layer: layer if match == "name" else f"l{layer}" for layer in LAYERS}
+    theirs = {f"{names[layer]}.weight": masks[f"{layer}.weight"] for layer in LAYERS}
+    fit_masks({**theirs, "1.weight": torch.ones(6).bool()}, net, match=match)
+    with pytest.raises(ValueError, match=r"the file prunes '1\.weight', which is not in the prunable set"):
+        fit_masks({**theirs, "1.weight": torch.zeros(6).bool()}, net, match=match)
+
+
+def npz(arrays: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+NUMPY: dict[str, Callable[[dict[str, Any], Path], None]] = {
+    "a pickled list": lambda arrays, path: path.write_bytes(pickle.dumps(list(arrays.values()))) and None,
+    "a pickled dict": lambda arrays, path: path.write_bytes(pickle.dumps(arrays)) and None,
+    "a list": lambda arrays, path: torch.save(list(arrays.values()), path),
+    "a state dict": lambda arrays, path: torch.save({"state_dict": arrays, "epoch": 3}, path),
+    "npz": npz,
+    "a whole model": lambda _, path: torch.save({"model": copy.deepcopy(pruned_net(path))}, path),
+}
+
+
+def pruned_net(_: Path) -> nn.Module:
+    net = small_net().eval()
+    apply_masks(net, find_masks(magnitude, net, 60))
+    return net
+
+
+@pytest.mark.parametrize("form", NUMPY)
+def test_the_lines_that_a_refusal_gives_convert_the_file(
+    form: str, masks: Masks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    NUMPY[form]({f"{layer}.weight": masks[f"{layer}.weight"].numpy().astype("uint8") for layer in LAYERS}, Path("f"))
+    with pytest.raises(ValueError, match="convert it:") as refused:
+        read_masks(Path("f"))
+    exec("\n".join(line.strip() for line in str(refused.value).splitlines()[1:]))  # noqa: S102
+    found = read_masks(Path("masks.pt"), ordered=True)[0]
+    assert_close(fit_masks(found, small_net(), match="order"), masks, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("form", FORMS_WRITTEN)

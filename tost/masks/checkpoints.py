@@ -1,0 +1,239 @@
+"""Checkpoints of other codes: tensors in nested dicts and lists, read without running anything that the file holds."""
+
+from __future__ import annotations
+
+import contextlib
+import pickletools
+import sys
+import warnings
+import zipfile
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch.serialization import safe_globals
+
+Level = (Mapping, list, tuple)
+"""The kinds of a checkpoint's containers."""
+
+NEVER = "which is never loaded: it could run code"
+
+MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+"""What the files that torch.save wrote before zip files begin with."""
+
+MOST_OPCODES = 1_000_000
+MOST_LEVELS = 10_000
+DEEPEST = 8
+
+PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+"""Modules whose names torch.save writes as Python 2 knew them."""
+
+ARRAY = "numpy.ndarray"
+RECONSTRUCT = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
+CONTAINERS: Mapping[str, Callable[..., Any]] = {
+    "collections.defaultdict": lambda *_: {},
+    "collections.deque": lambda *_: [],
+}
+"""Containers that are read as their plain kind; functions, because the unpickler only fills exact dicts and lists."""
+
+
+class Foreign:
+    """Stands for an object of a checkpoint that is no tensor: only the name of its class is kept."""
+
+    name = ""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def load_checkpoint(path: Path, ordered: bool = False) -> Any:
+    """Load a safetensors file, or what torch.save wrote: tensors and plain containers, anything else a Foreign.
+
+    No global that the file names is imported or called: those that torch does not know as harmless are replaced by
+    inert classes of the same name. `ordered`: the order of the entries will be relied on.
+    Raises ValueError, naming the file, what it holds and the lines that convert it.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    if head[8:] == b"{":
+        if ordered:
+            raise ValueError(f"{path}: safetensors keeps tensors by name, not in order; match: order needs torch.save")
+        try:
+            return load_file(path)
+        except Exception as error:  # of its header SafetensorError, of what that says of a tensor anything
+            raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+    if head[:4] == b"PK\3\4":
+        _check_unpacked(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of pickle protocols; what cannot be read raises
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:  # junk raises anything: struct.error, KeyError, UnpicklingError
+            named = _globals(path)
+        for records in (True, False) if named else ():
+            try:
+                with safe_globals([(_stub(name, records), name) for name in named]):
+                    return torch.load(path, map_location="cpu", weights_only=True)
+            except Exception:  # noqa: S112 - what it is is said below
+                continue
+    raise ValueError(f"{path}: is neither safetensors nor a file of tensors that torch.save wrote{_described(path)}")
+
+
+def levels(root: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every dict and list of a checkpoint under its name, such as `trainer.state_dict`; the outermost is ''."""
+    seen: set[int] = set()
+    waiting: deque[tuple[str, Any, int]] = deque([("", root, 0)])
+    while waiting and len(seen) < MOST_LEVELS:
+        name, level, depth = waiting.popleft()
+        if not isinstance(level, Level) or id(level) in seen:
+            continue
+        seen.add(id(level))
+        yield name, level
+        if depth < DEEPEST:
+            below = ((key, value) for key, value in items(level) if isinstance(value, Level))
+            waiting.extend((f"{name}.{key}" if name else str(key), value, depth + 1) for key, value in below)
+
+
+def items(level: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield what a dict holds by its keys, what a list holds by its places, and nothing of anything else."""
+    if isinstance(level, Mapping):
+        yield from level.items()
+    elif isinstance(level, Level):
+        yield from enumerate(level)
+
+
+def in_the_way(path: Path, root: Any) -> str:
+    """Return what a checkpoint holds in place of tensors, and the lines that convert it, as the end of a sentence."""
+    if said := _class(root):
+        return f"it is a whole pickled {said}, {NEVER}{_lines(path, 'found.state_dict()')}"
+    found = [(name, level, key, _class(value)) for name, level in levels(root) for key, value in items(level)]
+    for name, level, _, said in found:
+        if said == ARRAY:
+            each = "{n: torch.as_tensor(a) for n, a in %s.items()}"
+            each = each if isinstance(level, Mapping) else "[torch.as_tensor(a) for a in %s]"
+            kind = "dict" if isinstance(level, Mapping) else "list"
+            what = f"its entry {name!r}" if name else "it"
+            return f"{what} is a {kind} of numpy arrays, {NEVER}{_lines(path, each % _found(name))}"
+    wholes = [(f"{name}.{key}" if name else str(key), said) for name, _, key, said in found if said]
+    wholes.sort(key=lambda whole: whole[1].partition(".")[0] in {*sys.stdlib_module_names, "numpy"})
+    if wholes:
+        name, said = wholes[0]
+        return f"its entry {name!r} is a pickled {said}, {NEVER}{_lines(path, f'{_found(name)}.state_dict()')}"
+    return "write one with torch.save(model.state_dict(), path)"
+
+
+def _class(value: Any) -> str:
+    """Return the name of the class that an object stands for, or nothing where it is what it seems."""
+    if isinstance(value, Foreign):
+        return ARRAY if value.name in RECONSTRUCT else value.name
+    return str(vars(value).get("foreign", "")) if type(value) is OrderedDict else ""
+
+
+def _found(name: str) -> str:
+    return "found" + "".join(f"[{part!r}]" for part in name.split(".") if name)
+
+
+def _lines(path: Path, value: str, loading: str = "torch.load({}, weights_only=False)", imported: str = "torch") -> str:
+    """Return the lines that convert a file which is trusted, as the end of a sentence."""
+    return (
+        f". Where you trust it, convert it:\n    import {imported}\n    found = {loading.format(repr(str(path)))}"
+        f"\n    torch.save({value}, 'masks.pt')"
+    )
+
+
+def _stub(name: str, records: bool) -> Callable[..., Any]:
+    """Return what stands for a global: inert, whatever it is called with.
+
+    `records`: its objects are dicts, as those of subclasses of dict must be to be filled; numpy's never are.
+    """
+    if name in CONTAINERS:
+        return CONTAINERS[name]
+    if not records or name.startswith("numpy"):
+        return type(name, (Foreign,), {"name": name})
+
+    def new(*_: object) -> OrderedDict[Any, Any]:
+        record: OrderedDict[Any, Any] = OrderedDict()
+        vars(record)["foreign"] = name
+        return record
+
+    return type(name, (), {"__new__": new})
+
+
+def _globals(path: Path) -> set[str]:
+    """Return the globals that the pickle inside a file of torch.save names, without unpickling it."""
+    with contextlib.suppress(Exception), path.open("rb") as file:  # junk raises anything
+        if file.read(4) == b"PK\3\4":
+            with zipfile.ZipFile(file) as whole:
+                (inner,) = [name for name in whole.namelist() if name.endswith("/data.pkl")]
+                with whole.open(inner) as pickled:
+                    return _named(pickled)[1]
+        file.seek(0)
+        if MAGIC_NUMBER in [argument for _, argument, _ in pickletools.genops(file)]:
+            for _ in range(2):  # the version, and what machine wrote it
+                _named(file)
+            return _named(file)[1]
+    return set()
+
+
+def _named(file: Any) -> tuple[str, set[str]]:
+    """Return what the next pickle in a file is outermost (list, dict or nothing), and the globals that it names."""
+    outermost, found, texts = "", set(), ["", ""]
+    for number, (code, argument, _) in enumerate(islice(pickletools.genops(file), MOST_OPCODES)):
+        if number < 4 and not outermost:
+            outermost = {"EMPTY_LIST": "list", "EMPTY_DICT": "dict", "LIST": "list", "DICT": "dict"}.get(code.name, "")
+        if isinstance(argument, str) and "UNICODE" in code.name:
+            texts = [texts[1], argument]
+        if code.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
+            module, _, name = str(argument).partition(" ") if argument else (texts[0], "", texts[1])
+            found.add(f"{PYTHON_2.get(module, module)}.{name}")
+    return outermost, found
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raise ValueError for a zip file that says that it holds more than its own size: torch.save packs nothing."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            whole = sum(entry.file_size for entry in file.infolist())
+    except Exception:  # a broken table of contents raises anything
+        raise ValueError(f"{path}: is neither safetensors nor a whole zip file; write one with torch.save") from None
+    if whole > path.stat().st_size:
+        raise ValueError(
+            f"{path}: is a zip file that unpacks to {whole:,} bytes; torch.save writes none that is packed"
+        )
+
+
+def _described(path: Path) -> str:
+    """Return what a file is that cannot be loaded, and the lines that convert it, as the end of a sentence."""
+    tensors = "{n: torch.as_tensor(a) for n, a in found.items()}"
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as whole:  # junk raises anything
+        names = whole.namelist()
+        if names and all(name.endswith(".npy") for name in names):
+            return f"; it is numpy's .npz{_lines(path, tensors, 'numpy.load({})', 'numpy, torch')}"
+        if any("/code/" in name for name in names):
+            return f"; it is a TorchScript archive{_lines(path, 'found.state_dict()', 'torch.jit.load({})')}"
+    outermost, named = "", _globals(path)
+    if not named:
+        with contextlib.suppress(Exception), path.open("rb") as file:
+            outermost, named = _named(file)
+            if not outermost and not named:
+                raise ValueError(path)
+            array = "numpy arrays" if named & set(RECONSTRUCT) else ", ".join(sorted(named)[:3])
+            said = "".join((f" of a {outermost}" if outermost else "", f" with {array}" if array else ""))
+            value = "[torch.as_tensor(a) for a in found]" if outermost == "list" else tensors
+            lines = _lines(path, value, "pickle.loads(pathlib.Path({}).read_bytes())", "pathlib, pickle, torch")
+            return f"; it is a plain pickle{said}, {NEVER}{lines}"
+    foreign = [name for name in sorted(named) if not name.startswith(("torch.", "collections.", "_codecs."))]
+    if foreign:
+        value = "{n: t for n, t in found.items() if torch.is_tensor(t)}"
+        return f"; it names {', '.join(foreign[:3])}, {NEVER}{_lines(path, value)}"
+    return "; write one with torch.save(model.state_dict(), path) (a whole pickled model is never loaded)"
