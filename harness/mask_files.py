@@ -34,7 +34,7 @@ def mask_file(source: str, store: Path) -> Path:
     return artifact
 
 
-def read_mask(source: str, store: Path, entry: str = "") -> tuple[Masks, str]:
+def read_mask(source: str, store: Path, entry: str = "auto") -> tuple[Masks, str]:
     """Return a mask, tensors in name order, and the form that its file has. Raises UserError as mask_file does.
 
     `entry`: where in a checkpoint it is, as tost.masks.files.read_masks takes it.

@@ -30,7 +30,7 @@ SOURCE = "A file with masks in any known form, or the first digits of a stage's 
 @app.command(epilog=examples("harness mask show 3fa9c1", "harness mask show theirs.pt --json"))
 def show(
     source: Annotated[str, typer.Argument(help=SOURCE)],
-    entry: Entry = "",
+    entry: Entry = "auto",
     store: Runs = Path("runs"),
     as_text: Json = False,
 ) -> None:
@@ -116,7 +116,7 @@ def export(
     form: Annotated[
         str, typer.Option(help="safetensors (ours), weight_mask (a state dict of masks), prune (torch), zeros.")
     ] = "safetensors",
-    entry: Entry = "",
+    entry: Entry = "auto",
     store: Runs = Path("runs"),
 ) -> None:
     """Write a mask in a form that other codes read; prune and zeros need a training, whose weights go along.

@@ -39,7 +39,7 @@ SPECIAL: Mapping[str, MaskMethod] = {
     FILE: MaskMethod(
         "tost.masks.files:read_masks",
         at="file",
-        knobs={"match": Knob("name", choices=("name", "order")), "entry": Knob(""), "control": CONTROL},
+        knobs={"match": Knob("name", choices=("name", "order")), "entry": Knob("auto"), "control": CONTROL},
     ),
 }
 OWN = "; one of your own is named under `use:`, or comes with an installed package"

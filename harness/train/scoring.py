@@ -90,7 +90,7 @@ def _imported(order: Order, model: nn.Module) -> tuple[Masks, dict[str, Any]]:
         file = Path(order.store) / "imports" / spec["method"]["sha256"]
         if not file.is_file() or file_sha256(file) != file.name:
             raise UserError(f"{file}: the store's copy of a mask is damaged; run the sweep command again to restore it")
-        found, form = read_masks(file, match == "order", args.get("entry", ""))
+        found, form = read_masks(file, match == "order", args.get("entry", "auto"))
         masks = fit_masks(found, model, spec["prunable"], match)
     except ValueError as error:
         raise UserError(str(error)) from error

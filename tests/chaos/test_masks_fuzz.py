@@ -160,7 +160,7 @@ def made_wrong(folder: Path) -> dict[str, tuple[bytes, str]]:
         "two": (tensors(one(), b"\2" * 64), "must hold 0 and 1 only"),
         "no-number": (masked(torch.full((6, 3, 3, 3), torch.nan)), "must hold 0 and 1 only"),
         "half": (masked(torch.full((6, 3, 3, 3), 0.5)), "must hold 0 and 1 only"),
-        "shape": (saved({**masks(), "0.weight": torch.ones(6, 3, 3).bool()}), "of the file has shape [6, 3, 3]; the weight has"),
+        "shape": (saved({**masks(), "0.weight": torch.ones(6, 3, 3).bool()}), "has shape [6, 3, 3]; the weight has"),
         "scalar": (masked(torch.ones(())), "is no mask"),
         "empty": (masked(torch.ones(0, 3)), "is no mask"),
         "stretched": (masked(torch.ones(1).expand(10**5, 10**6)), "stretched over fewer numbers"),

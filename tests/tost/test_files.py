@@ -191,7 +191,7 @@ CONTAINERS: dict[str, Callable[[Any], Any]] = {
     "bare": lambda state: state,
     "OrderedDict": OrderedDict,
     "known name": lambda state: {"state_dict": state, "epoch": 3},
-    "unknown name": lambda state: {"state_dict_ema": state, "arch": "x", "accuracy": torch.tensor(91.2)},
+    "unknown name": lambda state: {"auto": state, "arch": "x", "accuracy": torch.tensor(91.2)},
     "three levels down": lambda state: {"trainer": {"module": {"params": state}}, "rng": torch.get_rng_state()},
     "defaultdict": lambda state: defaultdict(list, model_state=state),
     "Namespace": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1)},

@@ -28,17 +28,18 @@ DTYPES = (*FLOATS, torch.bool, torch.uint8, *INTEGERS)
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Parts of a name that DataParallel, torch.compile, FSDP and activation checkpointing put into it."""
 
+AUTO = "auto"
 OURS, ZEROS = "our own", "zeros of the weights"
 
 
-def read_masks(path: Path, ordered: bool = False, entry: str = "") -> tuple[Masks, str]:
+def read_masks(path: Path, ordered: bool = False, entry: str = AUTO) -> tuple[Masks, str]:
     """Read masks from a file and say which form it had.
 
     Known are our own safetensors (a mask, or trained weights with their mask), state dicts with `NAME_mask` or
     `LAYER.mask` entries (torch.nn.utils.prune, SynFlow, ToST), dicts and lists of integers that are 0 or 1 (open_lth),
     and plain checkpoints whose zeros are the mask. Only tensors are loaded, never code. `ordered`: the order of the
-    entries will be relied on. `entry`: where in a checkpoint they are, such as `trainer.state_dict_ema`; without, under
-    one of the usual names, or in the only place that has any.
+    entries will be relied on. `entry`: where in a checkpoint they are, such as `trainer.state_dict_ema`; `auto` is
+    under one of the usual names, or in the only place that has any.
     Raises ValueError, naming file and tensor.
     """
     tensors, form, found = _place(path, load_checkpoint(path, ordered), entry)
@@ -51,7 +52,7 @@ def read_masks(path: Path, ordered: bool = False, entry: str = "") -> tuple[Mask
     return {name: tensor != 0 for name, tensor in found.items()}, form
 
 
-def read_weights(path: Path, entry: str = "") -> dict[str, Tensor]:
+def read_weights(path: Path, entry: str = AUTO) -> dict[str, Tensor]:
     """Read the tensors of a file that are no masks. Raises ValueError as read_masks does."""
     tensors, _, _ = _place(path, load_checkpoint(path), entry)
     return {name: t for name, t in split_masks(tensors)[0].items() if not name.endswith("_mask")}
@@ -240,25 +241,23 @@ def _shown(pairs: Mapping[str, str], name: str = "") -> str:
 
 def _place(path: Path, root: Any, entry: str) -> tuple[dict[str, Tensor], str, dict[str, Tensor]]:
     """Return the tensors of the dict or list in a checkpoint that tells masks, in which form, and which of them do."""
-    level = _entry(path, root, entry) if entry else root
-    for _ in NESTS if not entry else ():  # no deeper: a dict can hold itself
+    level = root if entry == AUTO else _entry(path, root, entry)
+    for _ in NESTS if entry == AUTO else ():  # no deeper: a dict can hold itself
         nested = [k for k in NESTS if isinstance(level, Mapping) and isinstance(level.get(k), Mapping)]
         level = level[nested[0]] if nested else level
-    tensors = _tensors(level)
-    form, found = _told(tensors, not isinstance(level, Mapping))
-    if not found and not entry:
+    if entry == AUTO and not _told(level)[1]:
         telling = {name: other for name, other in levels(root) if _tells(other)}
         if len(telling) > 1:
             raise ValueError(
                 f"{path}: has masks or weights under {_few(telling)}; write which, such as entry: {next(iter(telling))}"
             )
-        if telling:
-            return _place(path, root, next(iter(telling)))
+        level = next(iter(telling.values()), level)
+    tensors = _tensors(level)
     if not tensors:
         raise ValueError(f"{path}: holds no state dict; {in_the_way(path, root)}")
     for name, tensor in tensors.items():
         _plain(path, name, tensor)
-    return tensors, form, found
+    return tensors, *_told(level)
 
 
 def _entry(path: Path, root: Any, entry: str) -> Any:
@@ -273,7 +272,7 @@ def _entry(path: Path, root: Any, entry: str) -> Any:
 
 def _tells(level: Any) -> bool:
     """Tell whether a dict or list that nobody named holds masks or weights; numbers other than 0 and 1 are no masks."""
-    form, found = _told(_tensors(level), not isinstance(level, Mapping))
+    form, found = _told(level)
     return bool(found) and (form == ZEROS or all(bool(((t == 0) | (t == 1)).all()) for t in found.values()))
 
 
@@ -287,8 +286,9 @@ def _tensors(level: Any) -> dict[str, Tensor]:
     return plain
 
 
-def _told(tensors: Mapping[str, Tensor], listed: bool) -> tuple[str, dict[str, Tensor]]:
-    """Return the form in which tensors tell masks, and those that do; tensors without a size tell none."""
+def _told(level: Any) -> tuple[str, dict[str, Tensor]]:
+    """Return the form in which a dict or list tells masks, and the tensors that do; those without a size tell none."""
+    tensors, listed = _tensors(level), not isinstance(level, Mapping)
     arrays = {n: t for n, t in tensors.items() if t.ndim}
     small = {n: t for n, t in arrays.items() if t.dtype in (torch.uint8, torch.bool)}
     whole = {n: t for n, t in arrays.items() if t.dtype in INTEGERS}
