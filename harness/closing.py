@@ -9,6 +9,7 @@ import typer
 from harness.claims import Observer
 from harness.clean import find_waste, remove
 from harness.errors import UserError, printable
+from harness.failures import look_at
 from harness.plan import Plan
 from harness.planfile import SavedPlan
 from harness.presence import present
@@ -33,10 +34,12 @@ def close(saved: SavedPlan, store: Store, part: bool, interrupted: bool) -> int:
         print_tables(made)
     (standing,) = made.standings
     failed = failures(saved, standing, store)
-    for sentence, held, log in failed[:20]:
+    for key, sentence, held, log in failed[:20]:
         typer.echo(printable(f"{sentence}; {count(held, 'cell')} held back"), err=True)
         if log:
             typer.echo(f"  log: {short_path(Path(log))}", err=True)
+        for line in look_at(saved.plan.stages[key], standing.states[key], store, saved.plan.name):
+            typer.echo(f"  {printable(line)}", err=True)
     if failed:
         typer.echo(f"{count(len(failed), 'stage')} failed; --retry all runs them once more", err=True)
     typer.echo(f"{made.done} of {count(len(made.frame.lines), 'cell')} done; {where}", err=True)

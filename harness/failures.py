@@ -1,25 +1,42 @@
-"""Failures in groups: by what they died of, with the cells that each group holds back and what those have in common."""
+"""Failures in groups: by what they died of, with the cells that each group holds back and what those have in common.
+
+Of a trainer that crashed or stalled: the end of its log, and what to do next.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from harness.conditions import Condition, smallest_condition
 from harness.index import Standing
+from harness.plan import Stage
 from harness.planfile import SavedPlan
-from harness.states import FAILED
-from harness.store import Store
+from harness.states import FAILED, State
+from harness.store import Folder, Store
 
 REMEDIES = {
     "oom": "it is tried again by a worker with more memory; or lower `workers`, then --retry oom",
     "device": "another machine may do it: --retry device",
-    "died": "its trainer was ended from outside, or crashed: --retry died",
+    "died": "its trainer was ended from outside, or crashed in native code: harness doctor tries out this machine; "
+    "then --retry died",
+    "stalled": "its trainer hung: harness doctor tries out this machine; then --retry stalled",
     "code": "mend the code, then --retry code",
     "input": "mend what it names, then --retry input",
     "diverged": "a loss or gradient became infinite: that is its result; another lr or warmup is another cell",
 }
+
+
+CRASHED = ("died", "stalled")
+"""Causes for which a process was ended, so that only its log can tell what it did."""
+TAIL = 2**16
+"""Bytes of a log's end that are read."""
+SHOWN, FRAMES = 8, 4
+"""Lines of a log's end that are shown, and how many of Python's stack among them."""
+THREAD = re.compile(r"(Current thread|Thread) 0x[0-9a-f]+ .*\(most recent call first\):")
+"""What faulthandler writes above each thread's stack."""
 
 
 @dataclass
@@ -57,8 +74,8 @@ def group_failures(saved: SavedPlan, store: Store, standing: Standing) -> list[G
         name = (cause, normalised(state.detail))
         if name not in groups:
             stage = saved.plan.stages[key]
-            log = store.folder(stage.kind, key).attempt(state.generation) / "log"
-            groups[name] = Group(cause, name[1], f"{stage.label}: {state.detail}", log=str(log) if log.exists() else "")
+            log = log_of(store.folder(stage.kind, key), state)
+            groups[name] = Group(cause, name[1], f"{stage.label}: {state.detail}", log=str(log or ""))
         groups[name].stages.append(key)
         of_stage[key] = groups[name]
     for place, cell in enumerate(saved.cells):
@@ -78,3 +95,54 @@ def _own(cells: list[dict[str, str]]) -> bool:
     for cell in cells:
         seen[cell["seed"]].add(cell["ticket_seed"])
     return any(tickets != {seed} for seed, tickets in seen.items())
+
+
+def log_of(folder: Folder, state: State) -> Path | None:
+    """Return the log of a stage's newest attempt if there is one: of several processes', that of the one at fault."""
+    rank = (folder.end(state.generation) or {}).get("rank", 0)
+    path = folder.attempt(state.generation) / (f"log-{rank}" if rank else "log")
+    return path if path.exists() else None
+
+
+def last_lines(log: Path) -> list[str]:
+    """Return the last lines of a log; of the stacks that a dying process leaves, the innermost calls of one thread.
+
+    That is the one which was at work, else the main one, whose stack comes last.
+    """
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - TAIL))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    said: list[str] = []
+    stacks: list[tuple[bool, list[str]]] = []
+    for line in filter(str.strip, text.splitlines()):
+        if match := THREAD.match(line):
+            stacks.append((match[1].startswith("Current"), []))
+        elif stacks and line.startswith("  File "):
+            stacks[-1][1].append(line)
+        elif not line.startswith("Extension modules: "):
+            said.append(line)
+    if not stacks:
+        return said[-SHOWN:]
+    at_work = next((calls for current, calls in stacks if current), stacks[-1][1])
+    return said[-(SHOWN - FRAMES) :] + at_work[:FRAMES]
+
+
+def look_at(stage: Stage, state: State, store: Store, sweep: str) -> list[str]:
+    """Return what to show of a stage that was given up since its trainer crashed or stalled; nothing of others."""
+    if state.cause not in CRASHED:
+        return []
+    log = log_of(store.folder(stage.kind, stage.key), state)
+    return [*quoted(log), f"look at it alone: {debugged(sweep, stage.key)}", REMEDIES[state.cause]]
+
+
+def quoted(log: Path | None) -> list[str]:
+    """Return the last lines of a log, marked as what they are."""
+    return [f"| {line}" for line in last_lines(log)] if log else []
+
+
+def debugged(sweep: str, key: str) -> str:
+    """Return the command that runs a stage alone, in its own process."""
+    return f"harness debug {sweep} --like {key[:8]}"

@@ -77,8 +77,12 @@ class Distant:
             return {"at": "died", "outcome": "lost", "message": f"node {self.host} is gone"}
         return None
 
+    def dump(self) -> None:
+        """Have it write its stacks into its log, and end."""
+        self.link.send({"dump": self.life})
+
     def kill(self) -> None:
-        """End it at once."""
+        """End it at once, or when its stacks are written."""
         self.died = True
         self.link.send({"kill": self.life})
 
@@ -169,6 +173,9 @@ def be_agent(shape: Shape, place: Path, start: Start, stop: threading.Event) -> 
 def _obey(order: dict[str, Any], trainers: dict[str, Trainer], start: Start) -> None:
     if "start" in order:
         trainers[order["start"]] = start(order["device"])
+    elif "dump" in order:
+        if (trainer := trainers.get(order["dump"])) is not None:
+            trainer.dump()
     elif "kill" in order:
         if (trainer := trainers.pop(order["kill"], None)) is not None:
             trainer.kill()

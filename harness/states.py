@@ -29,7 +29,10 @@ class State:
     generation: int
     detail: str = ""
     cause: str = ""
-    """Of a failure: code, input, oom, died or device; `search` of what was stopped early."""
+    """Of a failure: code, input, oom, died, stalled or device; `search` of what was stopped early.
+
+    Of what runs again, or waits for that: what the attempt before died of, if it did.
+    """
     memory: int = 0
     """Where memory ran out: the bytes that were not enough, and whether the machine's (ram) or its GPU's (gpu)."""
     resource: str = "ram"
@@ -64,7 +67,7 @@ def state_of(folder: Folder, observer: Observer) -> State:
     end = folder.end(generation)
     if end is None:
         if not observer.lost(folder.claim_path(generation)):
-            return State("running", generation)
+            return _again(folder, generation)
         tries = fruitless(folder, vanished=True)
         if tries >= GIVE_UP_UNEXPLAINED:
             detail = f"its worker vanished {tries} times in a row before the first checkpoint"
@@ -76,7 +79,7 @@ def state_of(folder: Folder, observer: Observer) -> State:
 def _ended(folder: Folder, generation: int, end: Mapping[str, Any]) -> State:
     outcome, detail = str(end.get("outcome")), str(end.get("message", ""))
     if outcome == "died" and (tries := fruitless(folder, vanished=False)) >= GIVE_UP_AFTER:
-        return State("failed", generation, f"{detail} ({tries} times in a row)", cause="died")
+        return State("failed", generation, f"{detail} ({tries} times in a row)", cause=_crash(end))
     if outcome == "fault":
         if (tries := faults_in_a_row(folder)) >= GIVE_UP_AFTER:
             return State("failed", generation, f"{detail} ({tries} times in a row)", cause="device")
@@ -97,7 +100,20 @@ def _ended(folder: Folder, generation: int, end: Mapping[str, Any]) -> State:
     if short := _short_of_memory(ends):
         return State("failed", generation, detail, "oom", int(short["memory"]), str(short.get("resource", "ram")))
     lost = max((float(e.get("seconds", 0.0)) for e in ends if e.get("outcome") == "stopped"), default=0.0)
-    return State("stopped", generation, detail, lost=lost)
+    return State("stopped", generation, detail, cause=_crash(end) if outcome == "died" else "", lost=lost)
+
+
+def _again(folder: Folder, generation: int) -> State:
+    """Return the state of a stage that is being run, with how the attempt before came to its end if that is why."""
+    before = (folder.end(generation - 1) or {}) if generation > 1 else {}
+    if before.get("outcome") != "died":
+        return State("running", generation)
+    return State("running", generation, str(before.get("message", "")), cause=_crash(before))
+
+
+def _crash(end: Mapping[str, Any]) -> str:
+    """Return the cause of an end by which a trainer died: whether by itself, or since it did not go on."""
+    return "stalled" if end.get("cause") == "stalled" else "died"
 
 
 def _short_of_memory(ends: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

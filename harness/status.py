@@ -20,12 +20,12 @@ from harness.claims import BEATS_PER_LEASE, LEASE, Observer
 from harness.completing import sweeps_here
 from harness.costs import units
 from harness.errors import UserError, printable
-from harness.failures import REMEDIES, Group, group_failures
+from harness.failures import CRASHED, REMEDIES, Group, debugged, group_failures, last_lines, quoted
 from harness.hosts import MOST_FAULTS, avoided
 from harness.index import Standing, stand
 from harness.planfile import SavedPlan
 from harness.presence import Present, present
-from harness.states import EARLY, FAILED
+from harness.states import EARLY, FAILED, State
 from harness.store import KINDS, Store
 from harness.terminal import answered, examples, show_tables, tell_json
 from harness.words import count, span
@@ -37,6 +37,8 @@ STATES = ("todo", "running", "lost", "stopped", EARLY, *FAILED, "done")
 REFRESH = 2.0
 """Seconds between two looks of --watch."""
 SLOWEST = 3
+MOST_AGAIN = 5
+"""Stages run again that are shown."""
 HOUR = 3600.0
 
 
@@ -58,6 +60,15 @@ class Status:
     """Seconds of work left, None where nothing is known of some kind of stage."""
     slowest: list[tuple[str, float]]
     avoided: list[str]
+
+    @property
+    def again(self) -> list[tuple[str, State, int]]:
+        """Return the stages that are run again, or about to be, since a trainer died: key, state, the attempt."""
+        return [
+            (key, state, state.generation - (state.name == "running"))
+            for key, state in self.standing.states.items()
+            if state.name in ("running", "stopped") and state.cause in CRASHED
+        ]
 
     @property
     def eta(self) -> float | None:
@@ -155,8 +166,13 @@ def as_json(status: Status) -> dict[str, Any]:
                 "cells": len(group.cells),
                 "condition": group.condition.text if group.condition else "",
                 "log": group.log,
+                "last_lines": last_lines(Path(group.log)) if group.cause in CRASHED and group.log else [],
             }
             for group in status.groups
+        ],
+        "again": [
+            {"stage": plan.stages[key].label, "key": key, "cause": s.cause, "message": s.detail, "attempt": attempt}
+            for key, s, attempt in status.again
         ],
         "hosts_avoided": status.avoided,
         "file_operations": status.standing.operations,
@@ -182,6 +198,7 @@ def render(status: Status) -> Renderable:
         lines.append(_workers(status))
     if status.slowest:
         lines.append(Text("slowest: " + "; ".join(f"{label} {span(seconds)}" for label, seconds in status.slowest)))
+    lines += [Text(printable(text)) for text in _again(status)]
     lines += [Text(text) for group in status.groups for text in _told(group, status.saved.plan.name)]
     lines += [Text(f"avoided, since {MOST_FAULTS} stages met a fault of its device: {host}") for host in status.avoided]
     return Lines(*lines)
@@ -200,6 +217,15 @@ def _pace(status: Status) -> str:
     if status.eta is not None and status.standing.states:
         said.append(f"done in about {span(status.eta)} at the present number of workers")
     return "; ".join(said)
+
+
+def _again(status: Status) -> list[str]:
+    """Return what is run again, or is about to be, since the trainer before died or stalled."""
+    said = [
+        f"again, after attempt {place}: {status.saved.plan.stages[key].label}: {state.detail}"
+        for key, state, place in status.again
+    ]
+    return said if len(said) <= MOST_AGAIN else [*said[:MOST_AGAIN], f"and {len(said) - MOST_AGAIN:,} more"]
 
 
 def _workers(status: Status) -> Any:
@@ -222,7 +248,9 @@ def _told(group: Group, sweep: str) -> list[str]:
     failed, held = count(len(group.stages), "stage"), count(len(group.cells), "cell")
     lines = [f"{failed} failed ({group.cause}), {held} held back{condition}", f"  {printable(group.example)}"]
     lines += [f"  log: {group.log}"] if group.log else []
-    looked_at = f"  look at it: harness debug {sweep} --like {group.stages[0][:8]}"
+    if group.log and group.cause in CRASHED:
+        lines += [f"  {printable(line)}" for line in quoted(Path(group.log))]
+    looked_at = f"  look at it: {debugged(sweep, group.stages[0])}"
     return [*lines, f"  {REMEDIES.get(group.cause, '')}", looked_at]
 
 

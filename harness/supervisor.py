@@ -21,16 +21,16 @@ from harness.orders import artifacts, order_for
 from harness.plan import Stage
 from harness.provenance import source_digest
 from harness.publication import publish_made
+from harness.silence import FIRST, LONGEST, STALL, WHOLE, Silence
 from harness.states import FAILED
 from harness.store import digest, file_sha256, read_json, write_whole
 from harness.team import Team
 from harness.trainer import STARTING, Trainer
-from harness.trainer_signals import STALL
 
 GRACE = 25.0
 """Seconds that a trainer asked to stop may take to save and leave; Slurm by default waits 30 before it kills."""
 STEPPING = ("train", "rescale")
-"""Kinds of stages that tell of their steps, and so can be seen to hang, and can save."""
+"""Kinds of stages that tell of their steps, and can save."""
 
 Tell = Callable[..., None]
 
@@ -59,6 +59,8 @@ class Setup:
     """Whether trainings may differ in their last bits from run to run, to be faster."""
     large: bool = False
     """Whether it takes only what ran out of memory elsewhere."""
+    stall: float = STALL
+    """Seconds that a trainer may always be silent between two steps; longer where it was so before (silence.py)."""
 
 
 class Trouble(Exception):
@@ -204,13 +206,14 @@ class Supervisor:
     def _follow(self, stage: Stage, claim: Claim) -> dict[str, Any]:
         """Hear the trainer until the stage ends, beating all the while."""
         every, steps = self.setup.lease / BEATS_PER_LEASE, stage.kind in STEPPING
-        now = time.monotonic()
-        next_beat, last_word, leave_by = now + every, now, 0.0
+        now, silence = time.monotonic(), Silence(self.setup.stall, _first(stage))
+        next_beat, leave_by = now + every, 0.0
         while True:
-            message = self.trainer.hear(min(0.25, every))
+            before, message = now, self.trainer.hear(min(0.25, every))
             now = time.monotonic()
+            silence.last(now - before)
             if message is not None:
-                last_word = now
+                silence.end()
                 if message["at"] == "end":
                     return {**message, "peak_memory": sum(map(peak, self.trainer.pids))}
                 if message["at"] == "died":
@@ -226,10 +229,13 @@ class Supervisor:
             if self.stopping() and not leave_by:
                 leave_by = now + (GRACE if steps else 0.0)  # what takes no steps has nothing to save
                 self.trainer.send({"stop": True})
-            if (leave_by and now > leave_by) or (steps and now - last_word > STALL):
+            if leave_by and now > leave_by:
                 self.trainer.kill()
-                said = "did not leave in time" if leave_by else f"was silent for {STALL:.0f} s"
-                return {"outcome": "stopped" if leave_by else "died", "message": f"the trainer {said}"}
+                return {"outcome": "stopped", "message": "the trainer did not leave in time"}
+            if silence.stalled and not leave_by:
+                self.trainer.dump()
+                self.trainer.kill()
+                return {"outcome": "died", "cause": "stalled", "message": silence.text}
 
     def _conclude(self, stage: Stage, claim: Claim, parents: dict[str, tuple[str, str]], end: dict[str, Any]) -> str:
         """Publish what was made, or write down how the attempt ended."""
@@ -268,3 +274,10 @@ class Supervisor:
         with contextlib.suppress(FileNotFoundError):
             os.replace(file, file.with_name(f"damaged-{file.name}"))
         return True
+
+
+def _first(stage: Stage) -> int:
+    """Return how many times the usual silence may pass before a stage's first word."""
+    if stage.kind in STEPPING:
+        return FIRST
+    return LONGEST if stage.kind == "data" or "source" in stage.spec.get("method", {}) else WHOLE

@@ -43,8 +43,11 @@ class Member(Protocol):
     def hear(self, timeout: float) -> dict[str, Any] | None:
         """Return its next message."""
 
+    def dump(self) -> None:
+        """Have it write its stacks into its log, and end."""
+
     def kill(self) -> None:
-        """End it at once."""
+        """End it at once, or when its stacks are written."""
 
 
 class Team:
@@ -108,6 +111,11 @@ class Team:
             doors = {id(door): door for member in heard for door in member.doors}  # a node's ranks share one
             wait(doors.values(), min(deadline - now, 1.0))
 
+    def dump(self) -> None:
+        """Have all trainers write their stacks into their logs, and end."""
+        for member in self.members:
+            member.dump()
+
     def kill(self) -> None:
         """End all trainers."""
         for member in self.members:
@@ -149,7 +157,7 @@ class Team:
             rank = (own or bad)[0]
             end = self.ends[rank]
             if self.ranks > 1:
-                end = {**end, "message": f"{self._who(rank)}: {end['message']}"}
+                end = {**end, "message": f"{self._who(rank)}: {end['message']}", "rank": rank}
         self.ranks, self.fail_by, self.ends = 0, 0.0, {}
         return {**end, "at": "end"}
 

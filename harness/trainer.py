@@ -13,10 +13,12 @@ from typing import Any
 
 from harness.claims import Process, start_time
 from harness.machine import machine
-from harness.trainer_signals import HEEDED
+from harness.trainer_signals import DUMP, HEEDED
 
 STARTING = 300.0
 """Seconds that loading torch may take, on a cold network file system."""
+DUMPING = 5.0
+"""Seconds that writing its stacks may take."""
 
 
 def serve(pipe: Connection, device: str) -> None:
@@ -45,6 +47,7 @@ class Trainer:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         self.host = machine()[0]
         self.life = Process(self.pid, start_time(self.pid) or 0)
+        self.dumping = 0.0
         theirs.close()
 
     @property
@@ -95,8 +98,15 @@ class Trainer:
         name = signal.Signals(-code).name
         return {"message": f"the trainer was ended by {name}", "signal": name}
 
+    def dump(self) -> None:
+        """Have the process write its stacks into its log, and end it."""
+        self.dumping = DUMPING
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, DUMP)
+
     def kill(self) -> None:
-        """End the process at once and wait for it."""
+        """End the process at once, or when its stacks are written, and wait for it."""
+        self.process.join(self.dumping)
         if not self.life.gone():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)

@@ -10,7 +10,8 @@ from typing import Any
 from harness.asked import find_stage
 from harness.bless import bless
 from harness.claims import Observer
-from harness.errors import UserError, short
+from harness.errors import UserError, printable, short
+from harness.failures import log_of, look_at
 from harness.frontier import Frontier, Survey
 from harness.plan import Plan, Stage
 from harness.planfile import SavedPlan, earlier_plans, find_plan, read_plan, sweep_names
@@ -169,9 +170,10 @@ def _lines(stage: Stage, frontier: Frontier, survey: Survey, past: Past) -> Iter
         return
     if state.detail:
         yield f"           {state.detail}"
-        log = frontier.store.folder(stage.kind, stage.key).attempt(state.generation) / "log"
-        if log.exists():
+        if log := log_of(frontier.store.folder(stage.kind, stage.key), state):
             yield f"           log: {log}"
+        told = look_at(stage, state, frontier.store, frontier.plan.name) if state.over else []
+        yield from (f"           {printable(line)}" for line in told)
     if result is not None:
         yield f"           has a result, but {_spoilt(stage, frontier)}"
     elif (before := past.of(stage)) is not None:

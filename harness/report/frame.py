@@ -40,7 +40,7 @@ IMPERSONAL = (
     "generation",
 )
 """What provenance may tell where nobody is to be known by it."""
-PASSING = ("oom", "died", "device")
+PASSING = ("oom", "died", "stalled", "device")
 """Causes of failure that another try may well not meet."""
 WIDE = 1.96
 """Standard errors on either side of chance that a guesser's accuracy keeps to in 95 % of all cases."""
@@ -247,8 +247,8 @@ def anonymous(line: Line, names: Mapping[str, str]) -> Line:
     return replace(line, labels=labels, cause="", log="", measured=measured)
 
 
-def failures(saved: SavedPlan, standing: Standing, store: Store) -> list[tuple[str, int, str]]:
-    """Return (what failed and why, cells that wait for it, path of its log) for every stage that failed."""
+def failures(saved: SavedPlan, standing: Standing, store: Store) -> list[tuple[str, str, int, str]]:
+    """Return (key, what failed and why, cells that wait for it, path of its log) for every stage that failed."""
     blocked = standing.blocked(saved.plan)
     found = []
     for key, state in standing.states.items():
@@ -256,5 +256,5 @@ def failures(saved: SavedPlan, standing: Standing, store: Store) -> list[tuple[s
             held = sum(blocked.get(cell.key) == key for cell in saved.cells)
             log = _log(saved.plan, store, standing, key)
             sentence = f"{state.name}: {saved.plan.stages[key].label}: {state.detail}"
-            found.append((sentence, held, str(store.root / log) if log else ""))
+            found.append((key, sentence, held, str(store.root / log) if log else ""))
     return found

@@ -52,6 +52,10 @@ class Watcher(Protocol):
         """See a step done; `due` brings the position up to date before it is saved."""
         return
 
+    def alive(self) -> None:
+        """See that work goes on where no step is done, as while a network is evaluated."""
+        return
+
     def after_epoch(self, training: Training) -> None:
         """See an epoch done, its row the last in the position."""
         return
@@ -86,7 +90,7 @@ def train(run: Training, watch: Watcher) -> None:
         run.go_to(run.done)
         run.group.agree(run.model)
         run.group.check(run.model)
-        at.rows.append(_row(run))
+        at.rows.append(_row(run, watch.alive))
         at.epoch, at.step, at.loss_sum, at.correct, at.seen = at.epoch + 1, 0, 0.0, 0, 0
         watch.after_epoch(run)
 
@@ -117,7 +121,7 @@ def _once(group: Group, count: int) -> float:
     return 1.0 if group.shares(count) else group.weight(count)
 
 
-def _row(run: Training) -> dict[str, Any]:
+def _row(run: Training, alive: Callable[[], None]) -> dict[str, Any]:
     """Evaluate after an epoch: dev always; test only where dev is at its best so far, or training ends.
 
     An epoch in which ghosts still live, or masks still tighten, can be no best one: that network is not the one that
@@ -134,14 +138,14 @@ def _row(run: Training) -> dict[str, Any]:
     if run.flops is not None:
         row["flops"] = run.flops(run.masks(run.done))
     if len(run.images.dev):
-        row["dev_loss"], row["dev_accuracy"] = evaluate(run, run.images.dev)
+        row["dev_loss"], row["dev_accuracy"] = evaluate(run, run.images.dev, alive)
         best = max((r["dev_accuracy"] for r in at.rows if r["best"]), default=-1.0)
         lasting = run.done >= run.settled and not any(part.ghosts and not part.stays for part in run.parts)
         row["best"] = row["dev_accuracy"] > best and lasting
     else:
         row["best"] = False
     if not run.blind and (row["best"] or at.epoch + 1 == run.until):
-        row["test_loss"], row["test_accuracy"] = evaluate(run, run.images.test)
+        row["test_loss"], row["test_accuracy"] = evaluate(run, run.images.test, alive)
     for name, value in row.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise Diverged(at.epoch, run.steps - 1, name.replace("_", " "))
@@ -149,8 +153,11 @@ def _row(run: Training) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def evaluate(run: Training, split: Split) -> tuple[float, float]:
-    """Return the mean plain cross-entropy and the accuracy in percent on a split, batch norm in eval mode."""
+def evaluate(run: Training, split: Split, alive: Callable[[], None] = lambda: None) -> tuple[float, float]:
+    """Return the mean plain cross-entropy and the accuracy in percent on a split, batch norm in eval mode.
+
+    `alive` is called after every batch.
+    """
     run.model.eval()
     rank, world = run.group.rank, run.group.world
     sums = torch.zeros(2, -(-len(split) // EVAL_BATCH), dtype=torch.float64, device=run.images.device)
@@ -159,5 +166,6 @@ def evaluate(run: Training, split: Split) -> tuple[float, float]:
             logits = run.logits(images)
         sums[0, number * world + rank] = F.cross_entropy(logits.float(), labels, reduction="sum")
         sums[1, number * world + rank] = (logits.argmax(1) == labels).sum()
+        alive()
     losses, hits = run.group.total(sums).tolist()
     return sum(losses) / len(split), 100 * round(sum(hits)) / len(split)

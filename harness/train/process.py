@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import faulthandler
 import json
 import os
 import platform
@@ -32,7 +33,7 @@ from harness.train.loop import Diverged
 from harness.train.order import Corrupt, Order
 from harness.train.stages import run_stage
 from harness.train.watch import Desk, Stopped, Watch
-from harness.trainer_signals import HEEDED
+from harness.trainer_signals import DUMP, HEEDED
 
 TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EROFS})
 """Errors of the file system, which say nothing about the stage."""
@@ -49,6 +50,10 @@ OF_THE_CODE = re.compile(
     r"device-side assert|illegal (instruction|memory access)|misaligned address|invalid (argument|configuration)"
 )
 """Errors that an accelerator reports and that a kernel given wrong numbers makes."""
+
+
+STDERR = 2
+"""The file that native code complains on, whatever `sys.stderr` is."""
 
 
 class Control(Desk):
@@ -94,6 +99,7 @@ def serve(pipe: Connection, device: str) -> None:
     for number in HEEDED:
         signal.signal(number, lambda *_: control.stop.set())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)
+    faulthandler.register(DUMP, file=STDERR, all_threads=True, chain=True)  # chain: and then the process ends
     threading.Thread(target=control.listen, daemon=True).start()
     prepare_process()
     if said := unfit(device):
@@ -121,6 +127,9 @@ def unfit(device: str) -> str:
 def prepare_process() -> None:
     """Set torch to what every stage relies on."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA
+    if not faulthandler.is_enabled():
+        faulthandler.enable(file=STDERR)  # where a kernel crashes, Python's stacks are told; a stage's go to its log
+    os.environ.setdefault("LIBC_FATAL_STDERR_", "1")  # older C libraries tell of a broken heap on the terminal alone
     set_mode(fast=False)
     # Else deterministic algorithms fill all new memory with NaN first: up to 29 % of a step's time on an H100.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # set by its own setter
@@ -273,7 +282,7 @@ def _log(path: Path) -> Iterator[None]:
     try:
         with path.open("ab") as file:
             os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+            os.dup2(file.fileno(), STDERR)
         yield
     finally:
         sys.stdout.flush()

@@ -101,6 +101,13 @@ class Watch:
             self.control.tell(at="step", unit="iteration", epoch=done + 1, epochs=of, loss=None, speed=None, left=left)
             self.next_tell = now + TELL_EVERY
 
+    def alive(self) -> None:
+        """See that work goes on where no step is done: silence would be taken for a stall."""
+        now = time.monotonic()
+        if self.order.rank == 0 and now >= self.next_tell:
+            self.control.tell(at="alive")
+            self.next_tell = now + TELL_EVERY
+
     def after_epoch(self, training: Training) -> None:
         """See an epoch done: add its row to the metrics."""
         if self.order.rank:

@@ -179,6 +179,22 @@ def test_a_stage_is_given_up_after_fruitless_deaths_in_a_row(explained: bool, li
     assert state_of(folder(store), Observer()).name == "failed"
 
 
+def test_a_stall_counts_as_a_death_and_is_told_while_the_stage_runs_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for generation, cause in enumerate(("died", "stalled", "stalled")):
+        claim = take(folder(store), generation, Owner.me())
+        assert claim is not None
+        claim.end("died", message=f"the trainer {cause}", **({"cause": cause} if cause == "stalled" else {}))
+        state = state_of(folder(store), Observer())
+        assert (state.name, state.cause) == ("failed" if generation == 2 else "stopped", cause)
+    claim = take(folder(store), 3, Owner.me())
+    assert claim is not None
+    state = state_of(folder(store), Observer())
+    assert (state.name, state.cause, state.detail) == ("running", "stalled", "the trainer stalled")
+    claim.end("stopped", released=True)
+    assert state_of(folder(store), Observer()).cause == "", "it was asked for, and has not died since"
+
+
 def test_a_machine_that_is_switched_off_says_nothing_about_a_crash(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for generation in range(GIVE_UP_AFTER + 3):

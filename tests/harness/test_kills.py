@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from tests.conftest import claims, descendants, hashes, kill_tree, results, send, until
+from harness.claims import Observer, take
+from harness.failures import look_at
+from harness.frontier import Frontier
+from harness.plan import Stage
+from harness.planfile import find_plan, read_plan
+from harness.states import GIVE_UP_AFTER
+from harness.status import as_json, gather, render
+from harness.store import Store
+from harness.supervisor import Setup, Supervisor
+from tests.conftest import claims, descendants, hashes, kill_tree, results, save_whole_plan, send, until
 
 Start = Callable[..., subprocess.Popen[bytes]]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -121,6 +133,75 @@ def test_a_stage_that_kills_every_trainer_is_given_up(project: Path, sweep: Run)
     assert done.returncode == 1
     assert "(3 times in a row); 2 cells held back" in done.stderr
     assert "3 of 5 cells done" in done.stderr
+
+
+BAD = """
+import ctypes
+import os
+
+
+def segfault(model):
+    ctypes.string_at(0)
+
+
+def abort(model):
+    os.write(2, b"corrupted double-linked list\\n")
+    os.abort()
+
+
+def spin(model):
+    return any(iter(int, 1))
+"""
+"""Native code that crashes, that finds its heap broken, as the C library says it, and that gives Python no turn."""
+
+
+def test_what_crashes_or_hangs_in_native_code_leaves_its_stack_and_what_to_do(project: Path) -> None:
+    (project / "bad.py").write_text(BAD)
+    text = (project / "tiny.yaml").read_text().replace("mask: [random, lth]", "mask: [segfault, abort, spin]")
+    own = ", ".join(f'{name}: "./bad.py:{name}"' for name in ("segfault", "abort", "spin"))
+    (project / "tiny.yaml").write_text(text.replace("use: {", f"use: {{{own}, ").replace("seed: 0..1", "seed: 0"))
+    save_whole_plan(project)
+    store = Store(project / "runs")
+    saved = read_plan(find_plan(store, "tiny"))
+    stages = {stage.label.split()[3]: stage for stage in saved.plan.stages.values() if stage.kind == "mask"}
+    frontier = Frontier(saved.plan, store, Observer())
+    said: list[dict[str, object]] = []
+    with contextlib.closing(Supervisor(frontier, Setup(), lambda **event: said.append(event), lambda: False)) as runs:
+
+        def run(stage: Stage) -> dict[str, object]:
+            folder = store.folder(stage.kind, stage.key)
+            claim = take(folder, folder.generation, runs.owner())
+            assert claim is not None
+            runs.run(stage, claim)
+            end = json.loads((claim.attempt / "end.json").read_text())
+            return {**end, "log": (claim.attempt / "log").read_text() if (claim.attempt / "log").exists() else ""}
+
+        (data,) = (stage for stage in saved.plan.stages.values() if stage.kind == "data")
+        assert run(data)["outcome"] == "published"
+        runs.setup = replace(runs.setup, stall=0.02)  # a method of one's own may be silent 144 times as long
+        stalled = run(stages["spin"])
+        ends = [run(stages[name]) for name in ("segfault", *["abort"] * GIVE_UP_AFTER)]
+    assert (stalled["outcome"], stalled["cause"]) == ("died", "stalled")
+    assert "the trainer stalled: no progress for" in str(stalled["message"])
+    assert "in spin" in str(stalled["log"])
+    assert [end.get("signal") for end in ends] == ["SIGSEGV", "SIGABRT", "SIGABRT", "SIGABRT"]
+    assert "Fatal Python error: Segmentation fault" in str(ends[0]["log"])
+    assert "in segfault" in str(ends[0]["log"])
+
+    status = gather(saved, store, Observer(), rebuild=True)
+    assert {(item["cause"], item["attempt"]) for item in as_json(status)["again"]} == {("stalled", 1), ("died", 1)}
+    shown = Console(width=200)
+    with shown.capture() as status_text:
+        shown.print(render(status))
+    state = status.standing.states[stages["abort"].key]
+    lines = "\n".join(look_at(stages["abort"], state, store, "tiny"))  # as where the sweep command ends, and --why
+    for text in (status_text.get(), lines):
+        assert "| corrupted double-linked list" in text
+        assert "in abort" in text
+        assert f"harness debug tiny --like {stages['abort'].key[:8]}" in text
+        assert "harness doctor" in text
+    assert "the trainer was ended by SIGABRT (3 times in a row)" in status_text.get()
+    assert f"again, after attempt 1: {stages['spin'].label}: the trainer stalled" in status_text.get()
 
 
 def test_sigusr1_to_a_trainer_saves_and_lets_the_stage_go_on(long: Path, start: Start) -> None:

@@ -380,6 +380,9 @@ class Member:
     def hear(self, timeout: float) -> dict[str, object] | None:
         return self.said.pop(0) if self.said and (self.said[0]["at"] == "ready" or self.orders) else None
 
+    def dump(self) -> None:
+        self.orders.append({"dump": True})
+
     def kill(self) -> None:
         self.alive = False
 
@@ -407,6 +410,14 @@ def test_the_first_cause_is_told_not_its_consequences(tmp_path: Path) -> None:
     lost = {"outcome": "died", "peer": True, "message": "connection closed by peer"}
     end = team(tmp_path, lost, lost, {"outcome": "failed", "cause": "oom", "message": "out of memory"}).hear(1)
     assert (end["outcome"], end["cause"], end["message"]) == ("failed", "oom", "rank 2 of 3 on h: out of memory")
+
+
+def test_all_of_a_team_that_stalled_tell_where_they_are_and_the_rank_at_fault_is_named(tmp_path: Path) -> None:
+    whole = team(tmp_path, {"outcome": "made"}, {"outcome": "died", "signal": "SIGSEGV", "message": "crashed"})
+    end = whole.hear(1)
+    assert (end["rank"], end["signal"], end["message"]) == (1, "SIGSEGV", "rank 1 of 2 on h: crashed")
+    whole.dump()
+    assert all(member.orders[-1] == {"dump": True} for member in whole.members)
 
 
 def test_masks_are_the_work_of_one(tmp_path: Path) -> None:

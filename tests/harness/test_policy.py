@@ -18,11 +18,13 @@ import torch
 from harness import memory, provenance
 from harness.check import load_sweep
 from harness.claims import Owner
+from harness.failures import last_lines
 from harness.launch.local import this_machine
 from harness.planfile import save_plan
 from harness.planner import make_plan
 from harness.presence import Presence, crowded, present
 from harness.sealed import seal, unseal
+from harness.silence import FIRST, LONGEST, STALL, WHOLE, Silence
 from harness.store import Store
 from harness.train.checkpoint import Checkpoints, Position, load_checkpoint, pack
 from harness.train.process import failure
@@ -129,6 +131,63 @@ def test_with_one_worker_there_is_no_larger_class(project: Path, sweep: Run) -> 
     assert "ran out of memory: once more" not in done.stderr
     assert "out of memory: 64 GB" in done.stderr
     assert "1 failed stage released" in sweep(*chosen, "--retry", "oom").stderr
+
+
+@pytest.mark.parametrize(
+    ("first", "silences", "allowed"),
+    [
+        (FIRST, [], 3600),  # loading, compiling
+        (FIRST, [0.5, 0.5, 0.5], 600),
+        (FIRST, [20, 60, 5], 1200),  # steps of a minute
+        (FIRST, [3000, 5], 60_000),  # what began so slowly may stand as long again
+        (FIRST, [10_000], 86_400),
+        (WHOLE, [], 21_600),
+        (LONGEST, [], 86_400),
+    ],
+)
+def test_a_trainer_may_be_silent_for_a_multiple_of_its_usual_time(
+    first: int, silences: list[int], allowed: float
+) -> None:
+    silence = Silence(STALL, first)
+    for seconds in silences:
+        for _ in range(int(seconds)):
+            silence.last(1.0)
+        silence.last(seconds % 1)
+        silence.end()
+    assert silence.allowed == pytest.approx(allowed)
+    for _ in range(int(allowed)):
+        silence.last(1.0)
+    assert not silence.stalled
+    silence.last(1.0)
+    assert silence.stalled
+
+
+def test_a_supervisor_that_was_itself_suspended_accuses_nobody() -> None:
+    silence = Silence(STALL)
+    silence.end()
+    for _ in range(100):
+        silence.last(1e6)  # a laptop that was closed, a job that its scheduler suspended, a store that hung
+    assert not silence.stalled
+
+
+def test_the_end_of_a_log_tells_what_died_and_where(tmp_path: Path) -> None:
+    calls = "".join(f'  File "layer.py", line {line} in f{line}\n' for line in range(9))
+    waits = '  File "connection.py", line 395 in _recv\n'
+    for here, other in (
+        ("Current thread", "Thread"),
+        ("Thread", "Thread"),
+    ):  # a kernel's own thread is none of Python's
+        (tmp_path / "log").write_text(
+            "epoch 1\n" * 20 + "corrupted double-linked list\nFatal Python error: Aborted\n\n"
+            f"{other} 0x00007f01 (most recent call first):\n{waits}\n"
+            f"{here} 0x00007f02 (most recent call first):\n{calls}\nExtension modules: numpy, torch (total: 2)\n"
+        )
+        told = last_lines(tmp_path / "log")
+        assert told[:4] == ["epoch 1", "epoch 1", "corrupted double-linked list", "Fatal Python error: Aborted"]
+        assert told[4:] == calls.splitlines()[:4]
+    (tmp_path / "log").write_text("\n".join(map(str, range(99))))
+    assert last_lines(tmp_path / "log") == [str(number) for number in range(91, 99)]
+    assert last_lines(tmp_path / "none") == []
 
 
 def test_the_kernels_kills_for_memory_are_counted_and_peaks_measured() -> None:
