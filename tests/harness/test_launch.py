@@ -413,7 +413,8 @@ def test_the_first_cause_is_told_not_its_consequences(tmp_path: Path) -> None:
 
 
 def test_all_of_a_team_that_stalled_tell_where_they_are_and_the_rank_at_fault_is_named(tmp_path: Path) -> None:
-    whole = team(tmp_path, {"outcome": "made"}, {"outcome": "died", "signal": "SIGSEGV", "message": "crashed"})
+    lost = {"outcome": "died", "peer": True, "message": "connection closed by peer"}
+    whole = team(tmp_path, lost, {"outcome": "died", "signal": "SIGSEGV", "message": "crashed"})
     end = whole.hear(1)
     assert (end["rank"], end["signal"], end["message"]) == (1, "SIGSEGV", "rank 1 of 2 on h: crashed")
     whole.dump()
