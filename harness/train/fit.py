@@ -30,9 +30,9 @@ def complaint(question: dict[str, Any]) -> str:
         if PARTS[part].stage or "window" not in PARTS[part].knobs:
             continue
         make = resolve(PARTS[part].path)
-        made = make(
-            **{**knobs, "window": (0.25, 0.5)}, **asked_for(make, {"shape": (3, size, size)}, PARTS[part].knobs)
-        )
+        shape = (3, size, size)
+        offered = asked_for(make, {"shape": shape, "image": shape}, PARTS[part].knobs)
+        made = make(**{**knobs, "window": (0.25, 0.5)}, **offered)
         try:
             made.attach(net)
         except ValueError as error:

@@ -192,8 +192,11 @@ def load_parts(
     for spec in recipe:
         make = load_method(order, PARTS, spec)
         knobs = {} if "name" in spec and PARTS[spec["name"]].stage else spec.get("args", {})
-        known = PARTS[spec["name"]].knobs if "name" in spec else ()
-        parts.append(make(**knobs, **asked_for(make, offered, known)))
+        if "name" in spec:
+            own = asked_for(make, {**offered, "image": images.shape}, PARTS[spec["name"]].knobs)
+        else:
+            own = asked_for(make, offered)
+        parts.append(make(**knobs, **own))
     return parts
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,6 +34,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "lrsi": [{}],
     "ls": [{}, {"convention": "torch"}],
 }
+SKIPS = [str(knobs["variant"]) for knobs in VARIANTS["gsk"]]
 CASES = [(name, knobs) for name in PARTS for knobs in VARIANTS[name]]
 
 
@@ -57,6 +60,7 @@ def test_a_part_stepped_through_its_window_and_detached_leaves_a_plain_network(
     plain, x = copy.deepcopy(net), torch.randn(4, 3, SIZE, SIZE)
     part = make(name, net, knobs)
     part.attach(net)
+    assert part.reach is None if name in ("lrsi", "ls") else part.reach and not part.reach.partial
     criterion = part.criterion(F.cross_entropy)
     for progress in (0.0, 0.3, 0.49):
         part.step(progress)
@@ -152,7 +156,9 @@ def test_parts_fit_torchvisions_networks(name: str) -> None:
     net = torchvision_network(5, 3, name, "small").eval()
     plain, x = copy.deepcopy(net), torch.randn(2, 3, 32, 32)
     for part in (SoftActivation(WINDOW), GhostSkips(WINDOW)):
-        part.attach(net)
+        functional = name == "densenet121" and isinstance(part, SoftActivation)  # its last ReLU is a call
+        with pytest.warns(UserWarning, match="reach 120 of 121 ReLUs") if functional else nullcontext():
+            part.attach(net)
         part.step(0.0)
         assert not torch.allclose(net(x), plain(x))
         part.step(0.5)
@@ -235,6 +241,58 @@ def test_one_activation_under_two_names_is_replaced_under_both() -> None:
     assert net.first is net.second
 
 
+class Calls(nn.Module):
+    """A network with some activations as modules and some as calls."""
+
+    def __init__(self, *activations: Any) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True)
+        self.others = nn.ModuleList(a for a in activations if isinstance(a, nn.Module))
+        self.activations = activations
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.relu(self.conv(x))
+        for activation in self.activations:
+            out = activation(out - 0.1)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("calls", "reach"),
+    [((F.relu, partial(F.relu, inplace=True)), "1 of 3"), ((torch.relu, Tensor.relu, Tensor.relu_, F.relu6), "1 of 5"),
+     ((nn.Hardtanh(0, 6), nn.ReLU()), "1 of 3"), ((torch.tanh, F.gelu, F.hardtanh), "1 of 1")],
+)  # fmt: skip
+def test_relus_that_are_calls_are_counted_and_told(calls: tuple[Any, ...], reach: str) -> None:
+    part, reached = SoftActivation(WINDOW), reach.split()
+    told = f"soft neurons reach {reach} ReLUs of Calls: the others are calls of functions"
+    with pytest.warns(UserWarning, match=told) if reached[0] != reached[2] else nullcontext():
+        part.attach(Calls(*calls))
+    assert str(part.reach) == reach
+
+
+def test_one_relu_for_every_place_is_soft_at_all_of_them() -> None:
+    class One(Calls):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.relu(self.relu(self.relu(self.conv(x)) - 0.1) - 0.1)
+            return out
+
+    net = One()
+    part, x = SoftActivation(WINDOW), torch.randn(2, 3, 4, 4)
+    part.attach(net)
+    assert str(part.reach) == "3 of 3"
+    assert_close(net(x), F.silu(F.silu(F.silu(net.conv(x)) - 0.1) - 0.1))
+    part.step(0.5)
+    assert_close(net(x), F.relu(F.relu(F.relu(net.conv(x)) - 0.1) - 0.1))
+
+
+def test_a_network_whose_relu_modules_are_never_used_is_refused() -> None:
+    net = Calls(F.relu)
+    net.forward = lambda x: F.relu(net.conv(x))  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="soft neurons reach 0 of 1 ReLUs of Calls"):
+        SoftActivation(WINDOW).attach(net)
+    assert type(net.relu) is nn.ReLU
+
+
 # Ghost skips ----------------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +351,124 @@ def test_the_batch_norm_of_a_site_is_the_one_that_takes_its_output_not_the_one_r
     assert (site.name, site.norm) == ("conv", "")
 
 
+BEHIND: dict[str, tuple[list[nn.Module], str]] = {
+    "batch norm": ([nn.BatchNorm2d(4)], "4"),
+    "relu, batch norm": ([nn.ReLU(), nn.BatchNorm2d(4)], ""),
+    "relu in place, batch norm": ([nn.ReLU(inplace=True), nn.BatchNorm2d(4)], ""),
+    "dropout in place, batch norm": ([nn.Dropout(0.0, inplace=True), nn.ReLU(), nn.BatchNorm2d(4)], ""),
+    "nothing": ([], ""),
+}
+
+
+@pytest.mark.parametrize("variant", SKIPS)
+@pytest.mark.parametrize("behind", BEHIND)
+def test_a_skip_takes_the_batch_norm_that_follows_and_carries_nothing_from_batch_to_batch(
+    behind: str, variant: str
+) -> None:
+    torch.manual_seed(0)
+    first = [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(4)]  # its input is freed: addresses come again
+    modules, norm = BEHIND[behind]
+    net = nn.Sequential(*first, nn.Conv2d(4, 4, 3, padding=1), *copy.deepcopy(modules), nn.Softplus())
+    assert [(site.name, site.norm) for site in skip_sites(net, (3, 8, 8))] == [("3", norm)]
+    part, x = GhostSkips(WINDOW, variant, (3, 8, 8)), torch.randn(4, 3, 8, 8)
+    part.attach(net)
+    part.step(0.0)
+    for _ in range(2):
+        net(x).sum().backward()
+    net.eval()
+    with torch.no_grad():
+        alone = net(x)
+        net(-x)
+        assert torch.equal(net(x), alone)
+        net[int(norm or 3)](torch.randn(4, 4, 8, 8))  # the module by itself
+        assert torch.equal(net(x), alone)
+
+
+class Twice(nn.Module):
+    """A convolution used twice, and what was given to it and came out of it and its batch norms."""
+
+    def __init__(self, norms: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.conv, self.norms = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), norms
+        self.first = nn.Sequential() if norms == "none" else nn.BatchNorm2d(4)
+        self.second = self.first if norms in ("shared", "late") else nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        if self.norms == "late":  # both are made before the first is taken
+            a, b = self.conv(h), self.conv(-h)
+            self.seen = [(h, self.first(a)), (-h, self.first(b))]
+        else:
+            a = self.first(self.conv(h))
+            self.seen = [(h, a), (a, self.second(self.conv(a)))]
+        out: Tensor = self.seen[1][1].mean((2, 3))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("norms", "place"), [("none", ""), ("shared", "first"), ("each its own", ""), ("late", ""), ("one", "")]
+)
+def test_a_convolution_used_twice_gets_its_skip_once_at_each_use(norms: str, place: str) -> None:
+    net = Twice(norms).eval()
+    assert [(site.name, site.norm) for site in skip_sites(net)] == [("conv", place)]
+    part, x = GhostSkips(WINDOW, "sum", (3, 8, 8)), torch.randn(2, 3, 8, 8)
+    part.attach(net)
+    part.step(0.0)
+    assert str(part.reach) == "2 of 2"
+    net(x)
+    for given, out in net.seen:
+        norm = net.second if given is net.seen[1][0] else net.first
+        made = F.conv2d(given, net.conv.weight, net.conv.bias)
+        assert_close(out, norm(made) + given if place else norm(made + given))
+
+
+def test_parts_change_a_compiled_network_that_has_already_run() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    plain = compiled(x)
+    for part in (*(GhostSkips(WINDOW, variant) for variant in SKIPS), SoftActivation(WINDOW)):
+        part.attach(compiled)
+        part.step(0.0)
+        assert_close(compiled(x), net(x))
+        assert not torch.allclose(compiled(x), plain)
+        part.step(0.5)
+        part.detach()
+        assert_close(compiled(x), plain)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("name", "knobs"), [c for c in CASES if c[0] in ("gsw", "gsk")], ids=str)
+def test_parts_work_in_the_networks_own_precision(name: str, knobs: dict[str, Any], dtype: torch.dtype) -> None:
+    net, x = small_net().to(dtype), torch.randn(4, 3, 8, 8, dtype=dtype)
+    part = make(name, net, knobs)
+    part.attach(net)
+    part.step(0.0)
+    assert part.reach is not None
+    out = net(x)
+    out.sum().backward()
+    assert out.dtype == dtype
+    assert all(p.dtype == dtype and p.grad is not None for p in net.parameters())
+
+
+def test_convolutions_that_are_calls_are_counted_and_told() -> None:
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+            self.weight = nn.Parameter(torch.ones(4, 4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = F.conv2d(self.conv(self.stem(x)), self.weight)
+            return F.conv_transpose2d(out, self.weight)
+
+    part = GhostSkips(WINDOW)
+    with pytest.warns(UserWarning, match="ghost skips reach 1 of 2 convolutions of Called beyond the first"):
+        part.attach(Called())
+
+
 def test_the_authors_branches_are_the_measured_size_and_begin_as_theirs() -> None:
     net = resnet18(100)
     GhostSkips(WINDOW, "authors").attach(net)
@@ -345,6 +521,36 @@ def test_label_smoothing_is_the_authors_and_equals_torchs_with_the_converted_con
 def test_too_much_smoothing_for_the_classes_is_refused() -> None:
     with pytest.raises(ValueError, match="too large for 2 classes"):
         LabelSmoothing(0.8).criterion(F.cross_entropy)(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_smoothing_keeps_what_the_loss_was_told(reduction: str) -> None:
+    weight, classes = torch.tensor([1.0, 9.0, 1.0, 2.0, 1.0], dtype=torch.float64), 5
+    logits, labels = torch.randn(6, classes).double(), torch.tensor([0, 1, 4, 2, 1, 3])
+    told: dict[str, Any] = {"weight": weight, "ignore_index": 4, "reduction": reduction}
+    counted = labels != 4
+    targets = torch.full((6, classes), 0.1 / 4).double()
+    targets[torch.arange(6), labels] = 0.9
+    each = -(targets * weight * logits.log_softmax(1)).sum(1) * counted
+    by_hand = {"none": each, "sum": each.sum(), "mean": each.sum() / (weight[labels] * counted).sum()}[reduction]
+    for loss in (nn.CrossEntropyLoss(**told), partial(F.cross_entropy, **told)):
+        assert_close(LabelSmoothing(0.1).criterion(loss)(logits, labels), by_hand)
+        assert LabelSmoothing(0.0).criterion(loss) is loss
+
+
+def test_a_loss_that_cannot_be_smoothed_is_refused_and_not_dropped() -> None:
+    class Own(nn.CrossEntropyLoss):
+        pass
+
+    for loss in (nn.MSELoss(), Own(), F.mse_loss, LabelSmoothing(0.1).criterion(F.cross_entropy)):
+        with pytest.raises(ValueError, match=r"cannot soften the targets of .*; give it cross-entropy"):
+            LabelSmoothing(0.1).criterion(loss)
+        assert LabelSmoothing(0.0).criterion(loss) is loss
+    with pytest.raises(ValueError, match="smooths its labels already"):
+        LabelSmoothing(0.1).criterion(nn.CrossEntropyLoss(label_smoothing=0.1))
+    for alpha in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match=r"alpha: .* lies outside 0 \.\. 1"):
+            LabelSmoothing(alpha)
 
 
 def test_scales_that_fit_no_parameter_are_refused() -> None:

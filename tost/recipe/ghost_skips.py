@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,8 @@ from torch.utils.hooks import RemovableHandle
 
 from tost.catalog import SKIP_VARIANTS, check_choice
 from tost.masks.apply import GHOSTS
-from tost.recipe.part import Part, check_window, device_of, window_share
+from tost.recipe.part import Part, Reach, check_window, device_of, unwrapped, window_share
+from tost.recipe.reach import Calls, Probe
 
 ALPHA = f"{GHOSTS}skip_alpha"
 BRANCH = f"{GHOSTS}skip"
@@ -28,7 +30,11 @@ SHORTCUT = re.compile(r"(^|\.)(downsample|shortcut|skip|identity)(\.|$)")
 
 @dataclass(frozen=True)
 class Site:
-    """A convolution with a ghost skip, the batch norm that takes its output, and the shapes [C, H, W] on both sides."""
+    """A convolution with a ghost skip, the batch norm that takes its output, and the shapes [C, H, W] on both sides.
+
+    `norm`: empty where none takes it as it is, or not every time that the convolution is used; the skip is then added
+    to the convolution's own output. `inputs`, `outputs`: of the first time.
+    """
 
     name: str
     norm: str
@@ -62,19 +68,28 @@ class GhostSkips(Part):
         self.handles: list[RemovableHandle] = []
 
     def attach(self, model: nn.Module) -> None:
-        """Hook every site. Raises ValueError where the model has none, or one that the variant does not fit."""
-        sites = skip_sites(model, self.shape)
+        """Hook every site. Raises ValueError where the model has none, or one that the variant does not fit.
+
+        Of what torch.compile returns, the network inside is hooked. Warns where convolutions are calls of functions,
+        which nothing can be added to.
+        """
+        model = unwrapped(model)
+        sites, self.reach = _found(model, self.shape)
         if not sites:
             raise ValueError(f"ghost skips need convolutions beyond the first; {type(model).__name__} has none")
-        device = device_of(model)
-        branches = [(site, _branch(site).to(device)) for site in sites if self.variant == "authors"]
-        for site, branch in branches:
-            model.get_submodule(site.name).add_module(BRANCH, branch)  # a convolution's forward looks at no child
-        model.register_buffer(ALPHA, torch.ones((), device=device), persistent=False)
-        for site in sites:
-            skip = _Skip(model, site, self.variant)
-            self.handles.append(model.get_submodule(site.name).register_forward_pre_hook(skip.keep))
-            self.handles.append(model.get_submodule(site.norm or site.name).register_forward_hook(skip.add))
+        if self.reach.partial:
+            warnings.warn(
+                f"ghost skips reach {self.reach} convolutions of {type(model).__name__} beyond the first: the others "
+                "are calls of functions; make them nn.Conv2d modules",
+                stacklevel=2,
+            )
+        if self.variant == "authors":
+            convolutions = [cast(nn.Conv2d, model.get_submodule(site.name)) for site in sites]
+            branches = [_branch(site, conv) for site, conv in zip(sites, convolutions, strict=True)]
+            for conv, branch in zip(convolutions, branches, strict=True):
+                conv.add_module(BRANCH, branch)  # a convolution's forward looks at no child
+        model.register_buffer(ALPHA, torch.ones((), device=device_of(model)), persistent=False)
+        self.handles = [handle for site in sites for handle in _Skip(model, site, self.variant).hook()]
         self.model, self.ghosts = model, True
 
     def step(self, progress: float) -> None:
@@ -99,65 +114,114 @@ class GhostSkips(Part):
 
 
 def skip_sites(model: nn.Module, shape: Sequence[int] | None = None) -> list[Site]:
-    """Return the sites of a model in the order in which they run, found by running a copy on one empty image.
+    """Return the sites of a model in the order in which they first run, found by running a copy on one empty image.
 
     Without a shape the image has the first convolution's channels and 32x32 pixels.
     Raises ValueError where the model cannot be run so.
     """
-    probe = copy.deepcopy(model).eval()
-    convolutions = [(n, m) for n, m in probe.named_modules() if isinstance(m, nn.Conv2d)]
-    if not convolutions:
-        return []
-    shape = shape or (convolutions[0][1].in_channels, 32, 32)
-    made: list[tuple[str, nn.Conv2d, Tensor, Tensor]] = []
-    norms: dict[int, str] = {}
+    return _found(unwrapped(model), shape)[0]
+
+
+@dataclass
+class _Call:
+    """One call of a convolution, and the batch norms that took what came out of it as it was."""
+
+    inputs: Tensor
+    output: Tensor
+    version: int
+    norms: list[str] = field(default_factory=list)
+
+
+def _found(model: nn.Module, shape: Sequence[int] | None) -> tuple[list[Site], Reach]:
+    """Return a model's sites, and how many calls of convolutions they are of all but the stem's and shortcuts'."""
+    probe = Probe(model, shape)
+    calls: dict[str, list[_Call]] = {}
 
     def convolved(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str) -> None:
-        assert isinstance(module, nn.Conv2d)  # hooked below # noqa: S101
-        made.append((name, module, inputs[0], output))
+        calls.setdefault(name, []).append(_Call(inputs[0], output, output._version))
 
     def normed(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str) -> None:
-        norms[id(inputs[0])] = name
+        for *_, last in calls.values():  # an output that is held: no other tensor can be taken for it
+            if last.output is inputs[0] and last.version == inputs[0]._version:  # nor one changed in place, as by ReLU
+                last.norms.append(name)
 
-    for name, module in probe.named_modules():
-        if isinstance(module, nn.Conv2d):
+    convolutions = {n: m for n, m in probe.model.named_modules() if isinstance(m, nn.Conv2d)}
+    if not convolutions:
+        return [], Reach(0, 0)
+    for name, module in probe.model.named_modules():
+        if name in convolutions:
             module.register_forward_hook(partial(convolved, name=name))
         elif type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm):  # a subclass may hold an activation of its own
             module.register_forward_hook(partial(normed, name=name))
+    functions = Calls(convolutions.values(), _is_convolution)
     try:
-        with torch.no_grad():
-            probe(torch.zeros(1, *shape, device=device_of(model)))
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        raise ValueError(
-            f"ghost skips: {type(model).__name__} cannot take an image of {list(shape)}; give its shape: {error}"
-        ) from error
-    return [
-        Site(name, norms.get(id(y), ""), tuple(x.shape[1:]), tuple(y.shape[1:]), conv.stride)
-        for name, conv, x, y in made[1:]
+        probe.run(functions)
+    except ValueError as error:
+        raise ValueError(f"ghost skips: {error}") from error
+    sites = [
+        Site(
+            name,
+            _norm(found),
+            tuple(found[0].inputs.shape[1:]),
+            tuple(found[0].output.shape[1:]),
+            convolutions[name].stride,
+        )
+        for name, found in list(calls.items())[1:]
         if not SHORTCUT.search(name)
     ]
+    reached = sum(len(calls[site.name]) for site in sites)
+    return sites, Reach(reached, reached + functions.outside)
+
+
+def _norm(calls: Sequence[_Call]) -> str:
+    """Return the batch norm that alone takes what a convolution gives, every time; else nothing."""
+    first = calls[0].norms
+    return first[0] if len(first) == 1 and all(call.norms == first for call in calls) else ""
+
+
+def _is_convolution(operation: Any, args: Sequence[Any]) -> bool:
+    """Tell a convolution of images from what else runs; a transposed one is none."""
+    return operation is torch.ops.aten.convolution.default and args[1].ndim == 4 and not args[6]
 
 
 class _Skip:
-    """A skip's two hooks: the convolution's input is kept until the output of its batch norm is there."""
+    """A skip around a convolution, added behind the batch norm that takes its output, or right behind it."""
 
     def __init__(self, model: nn.Module, site: Site, variant: str) -> None:
         self.model, self.site, self.variant = model, site, variant
-        self.x: Tensor | None = None
+        self.kept: tuple[Tensor, Tensor] | None = None
+        """What the convolution was given, and what it made of it, until the batch norm takes that."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Skip:
         return _Skip(copy.deepcopy(self.model, memo), self.site, self.variant)
 
-    def keep(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.x = inputs[0]
+    def hook(self) -> list[RemovableHandle]:
+        """Hook the modules."""
+        convolution = self.model.get_submodule(self.site.name)
+        if not self.site.norm:
+            return [convolution.register_forward_hook(self.behind_convolution)]
+        norm = self.model.get_submodule(self.site.norm)
+        return [convolution.register_forward_hook(self.keep), norm.register_forward_hook(self.behind_norm)]
 
-    def add(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x, self.x = self.x, None
-        if x is None:  # the batch norm was called by itself
+    def keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.kept = inputs[0], output
+
+    def behind_norm(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if self.kept is None or self.kept[1] is not inputs[0]:  # the batch norm was called for something else
             return output
+        (x, _), self.kept = self.kept, None
+        return self.added(x, output)
+
+    def behind_convolution(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return self.added(inputs[0], output)
+
+    def added(self, x: Tensor, output: Tensor) -> Tensor:
+        """Return an output with the skip of x."""
         if self.variant == "authors":
-            added: Tensor = self.model.get_submodule(f"{self.site.name}.{BRANCH}")(x)
-            return output + added
+            branch: Tensor = self.model.get_submodule(f"{self.site.name}.{BRANCH}")(x)
+            if branch.shape != output.shape:
+                raise ValueError(_other_map(self.site, x.shape[1:], output.shape[1:]))
+            return output + branch
         alpha = self.model.get_buffer(ALPHA).to(output.dtype)
         skip = fitted(x, self.site.stride, output.shape[1:])
         if self.variant == "parameter-free":
@@ -178,13 +242,18 @@ def fitted(x: Tensor, stride: tuple[int, ...], shape: Sequence[int]) -> Tensor:
     return F.pad(x, (wide // 2, wide - wide // 2, tall // 2, tall - tall // 2, 0, shape[0] - x.shape[1]))
 
 
-def _branch(site: Site) -> nn.Sequential:
+def _branch(site: Site, convolution: nn.Conv2d) -> nn.Sequential:
     inputs, outputs = site.inputs, site.outputs
     if any(-(-size // step) != out for size, step, out in zip(inputs[1:], site.stride, outputs[1:], strict=True)):
-        raise ValueError(
-            f"ghost skips: the authors' 1x1 convolution gives another map than {site.name} "
-            f"({list(inputs)} to {list(outputs)}, stride {list(site.stride)}); use variant: parameter-free"
-        )
+        raise ValueError(_other_map(site, inputs, outputs))
     conv = nn.Conv2d(inputs[0], outputs[0], 1, (site.stride[0], site.stride[1]), bias=False)
     nn.init.constant_(conv.weight, FILL)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs[0]))
+    branch = nn.Sequential(conv, nn.BatchNorm2d(outputs[0])).train(convolution.training)
+    return branch.to(convolution.weight.device, convolution.weight.dtype)
+
+
+def _other_map(site: Site, inputs: Sequence[int], outputs: Sequence[int]) -> str:
+    return (
+        f"ghost skips: the authors' 1x1 convolution gives another map than {site.name} "
+        f"({list(inputs)} to {list(outputs)}, stride {list(site.stride)}); use variant: parameter-free"
+    )

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 """A loss: (logits [N, C], labels [N]) -> scalar."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Of the operations that a part is meant for, in one forward pass: how many it changes, and how many there are."""
+
+    reached: int
+    total: int
+
+    @property
+    def partial(self) -> bool:
+        """Tell whether some are left as they are."""
+        return self.reached < self.total
+
+    def __str__(self) -> str:
+        """Return `1 of 3`."""
+        return f"{self.reached} of {self.total}"
 
 
 class Part:
@@ -23,6 +41,8 @@ class Part:
     """True while the network holds something that the plain one does not."""
     stays: bool = False
     """True where the ghosts are kept to the end of training, and are part of the network that remains."""
+    reach: Reach | None = None
+    """Once attached: how many of the network's operations are changed, where that was found out."""
 
     def attach(self, model: nn.Module) -> None:
         """Change the model before the optimizer is built. Raises ValueError for a model it cannot work with."""
@@ -55,6 +75,18 @@ def check_window(window: object) -> None:
             raise ValueError(
                 f"window: {window!r} is not allowed; give (T0, T1) in progress, 0 <= T0 <= T1 (T1 above 1: to the end)"
             )
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network that torch.compile has wrapped, its compiled code thrown away, or the model itself.
+
+    Compiled code does not look for hooks that come later.
+    """
+    inner = getattr(model, "_orig_mod", None)  # torch has no other name for it
+    if not isinstance(inner, nn.Module):
+        return model
+    torch.compiler.reset()
+    return inner
 
 
 def device_of(model: nn.Module) -> torch.device:

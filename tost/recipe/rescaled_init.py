@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tost.catalog import INIT_VARIANTS, check_choice
 from tost.masks.apply import Masks, check_masks
 from tost.masks.scores import differentiable
-from tost.recipe.part import Part
+from tost.recipe.part import Part, unwrapped
 
 Batch = tuple[Tensor, Tensor]
 Tensors = Mapping[str, Tensor]
@@ -81,6 +81,7 @@ def find_scales(
     that does not exist.
     """
     check_choice("variant", variant, INIT_VARIANTS)
+    model = unwrapped(model)
     check_masks(model, masks)
     problem = _Problem(model, {} if variant == "authors-dense" else masks, through=variant == "default")
     scales = {n: Scale(0.0 if n.endswith("bias") else floor) for n in problem.start}
@@ -181,7 +182,7 @@ class RescaledInit(Part):
     @torch.no_grad()
     def attach(self, model: nn.Module) -> None:
         """Scale in place. Raises ValueError for a scale that belongs to no parameter."""
-        parameters = dict(model.named_parameters())
+        parameters = dict(unwrapped(model).named_parameters())
         for name, scale in self.scales.items():
             if name not in parameters:
                 raise ValueError(f"scale {name!r} belongs to no parameter of {type(model).__name__}")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tost.catalog import SOFT_SHAPES, check_choice
-from tost.recipe.part import Part, check_window, device_of, window_share
+from tost.recipe.part import Part, Reach, check_window, device_of, unwrapped, window_share
+from tost.recipe.reach import Calls, Probe
 
 CLIP = 6.0
 """The upper bound of ReLU6."""
+REPLACED = (nn.ReLU, nn.ReLU6)
 
 
 class Soft(nn.Module):
@@ -52,32 +56,45 @@ class SoftActivation(Part):
     One of the parts of ToST (Jaiswal et al., 2022). `window` = (T0, T1) in progress. `swish`, `mish`: b = b0 until T0,
     then log-linear to b1 at T1, where each site becomes what it was. `blend`: the share of Mish goes from 1 at T0
     linearly to 0 at T1. `hard`: Swish of b0 until T1. `authors`: Swish of b0 for good, as the ToST authors' code has
-    it. T1 above 1 keeps any of them to the end.
+    it. T1 above 1 keeps any of them to the end. `image`: the shape of one image, [C, H, W], to count with how many
+    ReLUs are reached; without one it has the first convolution's channels and 32x32 pixels.
     """
 
-    def __init__(self, window: tuple[float, float], shape: str = "swish", b0: float = 1.0, b1: float = 100.0) -> None:
+    def __init__(
+        self,
+        window: tuple[float, float],
+        shape: str = "swish",
+        b0: float = 1.0,
+        b1: float = 100.0,
+        image: Sequence[int] | None = None,
+    ) -> None:
         check_choice("shape", shape, SOFT_SHAPES)
         check_window(window)
         if not (0 < b0 < math.inf and 0 < b1 < math.inf):
             raise ValueError(f"b0 = {b0!r} and b1 = {b1!r}: both must be positive numbers")
-        self.window, self.shape, self.b0, self.b1 = window, shape, b0, b1
+        self.window, self.shape, self.b0, self.b1, self.image = window, shape, b0, b1, image
         self.stays = window[1] > 1 or shape == "authors"
         self.sites: list[tuple[nn.Module, str, nn.Module]] = []
         self.softs: list[Soft] = []
 
     def attach(self, model: nn.Module) -> None:
-        """Replace every nn.ReLU and nn.ReLU6 of the model. Raises ValueError where there is none."""
-        for parent in model.modules():
-            for name, child in parent._modules.items():  # named_children skips a second name of the same module
-                if type(child) in (nn.ReLU, nn.ReLU6):
-                    self.sites.append((parent, name, cast(nn.Module, child)))
+        """Replace every nn.ReLU and nn.ReLU6 of the model. Raises ValueError where there is none, or none is used.
+
+        Warns where some ReLUs are calls of functions (F.relu, torch.relu), which cannot be replaced.
+        """
+        model = unwrapped(model)
+        self.sites = _sites(model)
         if not self.sites:
             raise ValueError(f"soft neurons need nn.ReLU modules to replace; {type(model).__name__} has none")
-        device = device_of(model)
-        for parent, name, child in self.sites:
-            soft = Soft(self.shape, torch.tensor(self.strength(0.0), device=device), isinstance(child, nn.ReLU6))
-            setattr(parent, name, soft)
-            self.softs.append(soft)
+        self.reach = _reach(model, self.image)
+        if self.reach and self.reach.partial:
+            said = f"soft neurons reach {self.reach} ReLUs of {type(model).__name__}"
+            hint = "the others are calls of functions (F.relu, torch.relu); make them nn.ReLU modules"
+            if not self.reach.reached:
+                self.sites = []
+                raise ValueError(f"{said}: {hint}")
+            warnings.warn(f"{said}: {hint}", stacklevel=2)
+        self.softs = _soften(model, self.sites, self.shape, self.strength(0.0))
         self.ghosts = True
 
     def strength(self, progress: float) -> float:
@@ -105,3 +122,42 @@ class SoftActivation(Part):
         for parent, name, child in self.sites:
             setattr(parent, name, child)
         self.sites, self.softs, self.ghosts = [], [], False
+
+
+def _sites(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Return every ReLU module with its parent and its name there: two names of one module are two sites."""
+    return [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent._modules.items()  # named_children skips a second name
+        if child is not None and type(child) in REPLACED
+    ]
+
+
+def _soften(model: nn.Module, sites: Sequence[tuple[nn.Module, str, nn.Module]], shape: str, b: float) -> list[Soft]:
+    """Put soft activations in place of a model's ReLUs, and return them."""
+    softs = []
+    for parent, name, child in sites:
+        soft = Soft(shape, torch.tensor(b, device=device_of(model)), isinstance(child, nn.ReLU6))
+        setattr(parent, name, soft)
+        softs.append(soft)
+    return softs
+
+
+def _reach(model: nn.Module, image: Sequence[int] | None) -> Reach | None:
+    """Return how many ReLUs of one forward pass are soft, of all; None where it cannot be run."""
+    probe = Probe(model, image)
+    calls = Calls(_soften(probe.model, _sites(probe.model), "swish", 1.0), _is_relu)
+    try:
+        probe.run(calls)
+    except ValueError:  # an image of another shape than the network's, or no image at all
+        return None
+    return Reach(calls.calls, calls.calls + calls.outside)
+
+
+def _is_relu(operation: Any, args: Sequence[Any]) -> bool:
+    """Tell ReLU and ReLU6 from what else runs."""
+    aten = torch.ops.aten
+    if operation in (aten.hardtanh.default, aten.hardtanh_.default):
+        return tuple(args[1:]) == (0, CLIP)
+    return operation in (aten.relu.default, aten.relu_.default)
