@@ -154,8 +154,8 @@ MEANINGS: Mapping[str, str] = {
     "prunable": "weights that the mask speaks of",
     "density": "weights kept, of all convolutional and linear ones, ghosts left out",
     "density_with_ghosts": "the same, the weights of ghosts that stay added to those kept",
-    "inference_flops": "operations for one image, zeros left out: two for every multiply-add of a convolution or a "
-    "linear layer, ghosts that stay among them",
+    "inference_flops": "operations for one image, zeros left out: two for every multiply-add with a weight of any "
+    "layer, ghosts that stay among them",
     "inference_flops_dense": "the same, zeros counted",
     "training_flops": "operations of all epochs of this training, zeros left out, a backward pass counted as two "
     "forward passes; what its ticket took is not counted",

@@ -66,8 +66,8 @@ class Protocol(BaseModel):
     """What the best epoch is chosen by."""
     report: Literal["test@last", "test@best-dev"] = "test@last"
     """The column that tables show as `accuracy`; both are measured."""
-    prunable: Literal["conv+linear", "conv"] = "conv+linear"
-    """The weights that masks speak of; `conv` leaves the classifier dense."""
+    prunable: Literal["conv+linear", "conv", "conv+linear+frozen", "conv+frozen"] = "conv+linear"
+    """The weights that masks speak of; `conv` leaves the classifier dense, `+frozen` adds those not trained."""
     resize: int = Field(0, ge=0, le=1024)
     """The side that images are resized to; 0: as they are."""
     on_collapse: Literal["allow", "error", "keep_one"] = "allow"

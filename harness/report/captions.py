@@ -12,7 +12,7 @@ from harness.report.grids import ALL, Grid
 from harness.report.guard import told
 from harness.report.metrics import metric
 from harness.report.pairing import ORDER, REBUILT, Pair
-from harness.report.remarks import MOST, devices, origins, several, some, tuned, warnings
+from harness.report.remarks import MOST, beyond, devices, origins, several, some, tuned, warnings
 from harness.words import count
 
 UNITS = (
@@ -134,10 +134,13 @@ def _epochs(line: Line) -> str:
 def _kept(lines: Sequence[Line]) -> Iterator[str]:
     """Say how many weights are kept, of how many."""
     found: dict[str, dict[str, dict[int, None]]] = defaultdict(lambda: defaultdict(dict))
+    others = dict[str, None]()
     for line in lines:
         kept, total = line.metrics.get("kept"), line.metrics.get("prunable")
         if kept is not None and total:
             found[f"{line.axis('arch')}, {total:,} prunable"][line.axis("sparsity")][int(kept)] = None
+            if rest := line.metrics.get("left_out"):
+                others[f"{line.axis('arch')}: {beyond(total, rest)}"] = None
     shown = [
         f"{network}: " + ", ".join(f"{'/'.join(f'{k:,}' for k in kept)} at {sparsity}" for sparsity, kept in by.items())
         for network, by in found.items()
@@ -145,6 +148,8 @@ def _kept(lines: Sequence[Line]) -> Iterator[str]:
     if shown:
         more = f"; and {len(shown) - MOST} more" if len(shown) > MOST else ""
         yield f"Weights kept: {'; '.join(shown[:MOST])}{more}."
+    if others:
+        yield f"Not of all weights: {some(others)}."
 
 
 def _pairs(grid: Grid) -> Iterator[str]:

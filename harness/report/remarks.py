@@ -11,6 +11,8 @@ from harness.report.metrics import count
 
 UNLIKE = 0.05
 """How far the size of a small dense network may lie from the sparse one's without a word."""
+LARGEST = 3
+"""Weights that are named of those which no mask speaks of."""
 MOST = 6
 """Items of a list that are shown."""
 
@@ -60,6 +62,14 @@ def warnings(lines: Sequence[Line]) -> list[str]:
     if guessing := {line.short for line in lines if line.at_chance}:
         said.append(f"No better than guessing (95 % interval): {some(guessing)}.")
     return said
+
+
+def beyond(prunable: int, left_out: Mapping[str, int]) -> str:
+    """Say of which share of a network's weights a sparsity is, and which the largest others are."""
+    names = sorted(left_out, key=lambda name: (-left_out[name], name))
+    more = f" and {len(names) - LARGEST} more" if len(names) > LARGEST else ""
+    share = prunable / (prunable + sum(left_out.values()))
+    return f"sparsities are of {100 * share:.3g} % of its weights, dense are {', '.join(names[:LARGEST])}{more}"
 
 
 def some(texts: Iterable[str]) -> str:

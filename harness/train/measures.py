@@ -12,7 +12,7 @@ from harness.train.images import Split
 from harness.train.run import Training
 from tost.accounting import TRAINING_FACTOR, Layer, ghost_parameters, layers
 from tost.masks import Masks
-from tost.masks.apply import dead_filters, empty_layers, is_ghost
+from tost.masks.apply import EVERY, dead_filters, empty_layers, is_ghost, left_out, prunable
 from tost.recipe.soft_activation import Soft
 
 NEAR_ZERO = 1e-3
@@ -42,25 +42,27 @@ def account(run: Training, masks: Masks) -> dict[str, Any]:
     """Return sizes and operations; zeros count in the figures that end in `_dense` only.
 
     `inference_flops` are of one image, `training_flops` of all epochs trained here, a backward pass counted as two
-    forward passes; both count multiply-adds of convolutions and linear layers twice, those of ghosts that stay among
-    them. What ghosts that do not stay add is `ghost_operations`.
+    forward passes; both count multiply-adds of convolutions and linear layers twice, those of other layers' weights and
+    of ghosts that stay among them. What ghosts that do not stay add is `ghost_operations`. `left_out`: weights that the
+    masks do not speak of, by name, and their sizes.
     """
     table = layers(run.model, run.images.shape, masks)
-    own = {name: layer for name, layer in table.items() if not is_ghost(name)}
+    own = {name: table[name] for name in prunable(run.model, EVERY)}
     added = {name: layer for name, layer in table.items() if is_ghost(name)}
     parameters, ghosts = sum(p.numel() for p in run.model.parameters()), ghost_parameters(run.model)
-    prunable, kept = sum(layer.size for layer in own.values()), sum(layer.kept for layer in own.values())
+    total, kept = sum(layer.size for layer in own.values()), sum(layer.kept for layer in own.values())
     ghost_weights = sum(layer.size for layer in added.values())
     dense, sparse = sum(layer.dense_flops for layer in table.values()), sparse_flops(table)
     seen = TRAINING_FACTOR * len(run.images.train)
     rows = run.position.rows
     return {
         "parameters": parameters,
-        "parameters_kept": parameters - (prunable - kept),
+        "parameters_kept": parameters - (total - kept),
         "kept": sum(int(mask.sum()) for mask in masks.values()) if masks else None,
         "prunable": sum(mask.numel() for mask in masks.values()) if masks else None,
-        "density": kept / prunable,
-        "density_with_ghosts": (kept + ghost_weights) / prunable,
+        "left_out": unmasked(run.model, masks) if masks else {},
+        "density": kept / total if total else 1.0,
+        "density_with_ghosts": (kept + ghost_weights) / total if total else 1.0,
         "layers": {
             n: [layer.size, layer.kept, dead_filters(masks[n]) if n in masks else 0] for n, layer in table.items()
         },
@@ -72,6 +74,13 @@ def account(run: Training, masks: Masks) -> dict[str, Any]:
         "training_flops_dense": seen * len(rows) * dense,
         "ghost_parameters": ghosts,
     }
+
+
+def unmasked(model: nn.Module, masks: Masks) -> dict[str, int]:
+    """Return the weights of a network that masks do not speak of, by name, and their sizes; frozen ones are marked."""
+    others = ((name, p) for name, p in left_out(model, EVERY).items() if name not in masks)
+    dense = ((name, p) for name, p in prunable(model, EVERY).items() if name not in masks)
+    return {name if p.requires_grad else f"{name} (frozen)": p.numel() for name, p in (*others, *dense)}
 
 
 def sparse_flops(table: dict[str, Layer]) -> int:

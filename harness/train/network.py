@@ -22,8 +22,10 @@ from harness.train.images import Images
 from harness.train.layout import Convolutions
 from harness.train.order import Order
 from harness.train.remembered import remembered
+from tost.accounting import layers
 from tost.catalog import LIBRARIES, MODELS, resolve
-from tost.masks import imp_count, keep_count, prunable
+from tost.masks import MaskError, imp_count, keep_count, prunable
+from tost.masks.apply import EVERY
 from tost.masks.io import split_masks
 from tost.models.slim import slim_width
 
@@ -73,7 +75,11 @@ def build(order: Order, images: Images, least: int = 2) -> nn.Module:
         raise UserError(f"the architecture returned {type(model).__name__}; it must return a torch.nn.Module")
     model.to(memory_format=torch.contiguous_format)  # how its tensors lie is chosen for each stage (layout.py)
     made_of = [spec["arch"], spec.get("small"), images.shape, images.classes, least]
-    remembered("outputs", made_of, partial(_check_outputs, model, images, least))
+    try:
+        prunable(model, EVERY)
+        remembered("outputs", made_of, partial(_check_outputs, model, images, least))
+    except MaskError as error:
+        raise UserError(str(error)) from error
     if "start" in order.parents:
         model.load_state_dict(load_weights(order.parent("start"))[0])
     return model.to(images.device)
@@ -93,8 +99,8 @@ def kept_weights(model: nn.Module, spec: Mapping[str, Any]) -> int:
     total = sum(weight.numel() for weight in prunable(model, spec["prunable"]).values())
     if not total:
         raise UserError(
-            f"the network has no weight to prune: no Conv2d or Linear layer in the set {spec['prunable']}; "
-            "write mask: dense"
+            f"the network has no weight to prune: no Conv2d or Linear layer that training changes in the set "
+            f"{spec['prunable']}; write mask: dense"
         )
     level = spec["sparsity"].get("imp")
     return imp_count(total, level) if level else keep_count(total, Fraction(spec["sparsity"]["density"]))
@@ -119,7 +125,10 @@ def wanted_size(order: Order) -> int:
 
 
 def _check_outputs(model: nn.Module, images: Images, least: int) -> None:
-    """Raise UserError where a network does not map images to logits: torch would say so late, or not at all."""
+    """Raise UserError where a network does not map images to logits: torch would say so late, or not at all.
+
+    Raises MaskError where a weight is not multiplied as it is: pruned, it would be dense all the same.
+    """
     shape = list(images.shape)
     for training, count in ((False, 2), (True, least)):
         try:
@@ -141,3 +150,7 @@ def _check_outputs(model: nn.Module, images: Images, least: int) -> None:
             raise UserError(
                 f"the network returns {got} for {count} images; it must return logits [{count}, {images.classes}]"
             )
+    try:
+        layers(model, shape)
+    except (RuntimeError, TypeError, IndexError, AssertionError) as error:
+        raise UserError(f"the network cannot take a single image of shape {shape}: {error}") from error

@@ -21,6 +21,7 @@ from harness.report.frame import Frame, Line
 from harness.report.grids import Entry, Grid
 from harness.report.measured import Measured
 from harness.report.pairing import pairs
+from harness.report.remarks import beyond
 from harness.report.stats import paired_p
 from harness.report.tables import build
 from harness.report.writers import on_terminal
@@ -425,6 +426,21 @@ def test_nonzeros_are_told_by_number(frame: Frame) -> None:
         for one in frame.lines
     ]
     assert "resnet20, 56,789 prunable: 1,234 at 90%, 1,234 at 98%" in grid(Frame.of(lines)).caption
+
+
+def test_a_caption_says_of_which_share_of_the_weights_a_sparsity_is(frame: Frame) -> None:
+    assert beyond(900, {"b.weight": 30, "a.weight": 30, "c.weight": 40}) == (
+        "sparsities are of 90 % of its weights, dense are c.weight, a.weight, b.weight"
+    )
+    more = {f"blocks.{n}.in_proj_weight": 25 for n in range(5)}
+    one = next(line for line in frame.lines if line.measured)
+    assert one.measured is not None
+    metrics = {**one.metrics, "kept": 10, "prunable": 375, "left_out": more}
+    caption = grid(Frame.of([replace(one, measured=replace(one.measured, metrics=metrics))])).caption
+    assert (
+        "Not of all weights: resnet20: sparsities are of 75 % of its weights, dense are blocks.0.in_proj_weight, "
+        "blocks.1.in_proj_weight, blocks.2.in_proj_weight and 2 more."
+    ) in caption
 
 
 def test_settings_that_differ_beside_what_is_compared_are_named(frame: Frame) -> None:

@@ -633,3 +633,87 @@ def test_a_network_that_cannot_train_on_an_epochs_last_single_image_is_refused(
     )
     with pytest.raises(UserError, match=r"batch of 1 image .* choose a batch size that leaves no single image"):
         prepare(orders(", batch: 647")["train"])  # 1,295 training images
+
+
+def own_net(project: Path, body: str) -> None:
+    """Write a network of the user's own in place of the thin one, `net` and what it is made of."""
+    (project / "thin.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef build(classes, channels, width=6):\n"
+        + "".join(f"    {line}\n" for line in body.splitlines())
+        + "    return net\n"
+    )
+
+
+@pytest.mark.parametrize("mask", ["dense", "snip"])
+@pytest.mark.parametrize("wrap", ["nn.utils.parametrizations.weight_norm", "nn.utils.spectral_norm"])
+def test_a_network_whose_weights_are_reparametrised_is_refused_before_anything_trains(
+    mask: str, wrap: str, orders: Callable[..., dict[str, Order]], project: Path
+) -> None:
+    own_net(project, f"net = nn.Sequential(nn.Flatten(), {wrap}(nn.Linear(64 * channels, classes)))")
+    with pytest.raises(UserError, match=r"the weight of '1' is re-parametrised .* use a network with plain layers"):
+        prepare(orders(mask=mask)["train"])
+
+
+STANDARDISED = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(channels, width, 3), nn.Linear(width, classes)
+
+    def forward(self, x):
+        weight = self.conv.weight
+        x = nn.functional.conv2d(x, weight - weight.mean((1, 2, 3), keepdim=True))
+        return self.head(x.relu().mean((2, 3)))
+net = Net()"""
+
+
+@pytest.mark.parametrize("mask", ["dense", "snip"])
+def test_a_network_that_standardises_its_weights_is_refused_before_anything_trains(
+    mask: str, orders: Callable[..., dict[str, Order]], project: Path
+) -> None:
+    own_net(project, STANDARDISED)
+    with pytest.raises(UserError, match=r"the weight of 'conv' is not multiplied as it is"):
+        prepare(orders(mask=mask)["train"])
+
+
+def test_a_network_without_prunable_weights_trains_dense_and_is_refused_a_mask(
+    orders: Callable[..., dict[str, Order]], project: Path
+) -> None:
+    own_net(project, "net = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (64 * channels, 1)), nn.ConvTranspose1d("
+                     "64 * channels, classes, 1), nn.Flatten())")  # fmt: skip
+    metrics = run_stage(orders(mask="dense")["train"], Watcher()).metrics
+    assert metrics["inference_flops"] == metrics["inference_flops_dense"] == 2 * 64 * 10
+    assert metrics["density"] == 1
+    with pytest.raises(UserError, match="the network has no weight to prune: no Conv2d or Linear layer"):
+        orders(mask="snip")
+
+
+def test_weights_that_no_mask_speaks_of_are_counted_and_named(
+    orders: Callable[..., dict[str, Order]], project: Path
+) -> None:
+    own_net(project, "net = nn.Sequential(nn.Flatten(2), nn.Conv1d(channels, width, 1), nn.ReLU(), nn.Flatten(),\n"
+                     "                    nn.Linear(64 * width, classes))")  # fmt: skip
+    metrics = run_stage(orders(mask="snip")["train"], Watcher()).metrics
+    assert metrics["left_out"] == {"1.weight": 6}
+    assert metrics["prunable"] == 3840
+    assert metrics["inference_flops_dense"] == 2 * (64 * 6 + 3840)
+    assert metrics["inference_flops"] == 2 * (64 * 6 + metrics["kept"])
+
+
+@pytest.mark.parametrize("extra", ["", ", prunable: conv+linear+frozen"])
+def test_frozen_weights_stay_as_they_are_and_are_pruned_only_where_they_are_asked_for(
+    extra: str, orders: Callable[..., dict[str, Order]], project: Path
+) -> None:
+    thin = (project / "thin.py").read_text()
+    (project / "thin.py").write_text(
+        thin.replace("    return nn.Sequential(", "    net = nn.Sequential(")
+        + "    net[0].weight.requires_grad_(False)\n    return net\n"
+    )
+    order = orders(extra, mask="snip", epochs="2")["train"]
+    masks = load_masks(order.parent("mask"))
+    assert ("0.weight" in masks) == bool(extra)
+    first = build(order, open_images(order)).state_dict()["0.weight"].clone()
+    outcome = run_stage(order, Watcher())
+    last = load_weights(outcome.draft)[0]["0.weight"]
+    assert torch.equal(last, first.masked_fill(~masks["0.weight"], 0) if extra else first)
+    assert outcome.metrics["left_out"] == ({} if extra else {"0.weight (frozen)": first.numel()})

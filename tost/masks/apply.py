@@ -86,9 +86,9 @@ def _check_plain(name: str, module: nn.Module) -> None:
     """
     if "weight" not in module._parameters:
         raise MaskError(
-            f"the weight of {name!r} is re-parametrised (by prune, weight_norm, spectral_norm or parametrize), so that "
-            "pruned weights would not stay 0; make it plain first (prune.remove, remove_parametrizations, "
-            "remove_weight_norm), or use a network with plain layers"
+            f"the weight of {name!r} is re-parametrised (weight_norm, spectral_norm, prune), so that pruned weights "
+            "would not stay 0; make it plain first (remove_weight_norm, remove_parametrizations, prune.remove), or use "
+            "a network with plain layers"
         )
     if any(getattr(type(module), call, None) is not getattr(_plain(module), call, None) for call in FORWARDS):
         weight = module._parameters["weight"]
