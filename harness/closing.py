@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import typer
@@ -9,15 +10,16 @@ import typer
 from harness.claims import Observer
 from harness.clean import find_waste, remove
 from harness.errors import UserError, printable
-from harness.failures import look_at
+from harness.failures import look_at, remedies
 from harness.plan import Plan
 from harness.planfile import SavedPlan
 from harness.presence import present
 from harness.report.assemble import make_report, write_report
-from harness.report.command import print_tables, short_path
+from harness.report.command import print_tables
 from harness.report.frame import failures
+from harness.states import FAILED
 from harness.store import Store
-from harness.terminal import note, tell
+from harness.terminal import note, short_path, tell
 from harness.words import count, size
 
 
@@ -40,8 +42,8 @@ def close(saved: SavedPlan, store: Store, part: bool, interrupted: bool) -> int:
             typer.echo(f"  log: {short_path(Path(log))}", err=True)
         for line in look_at(saved.plan.stages[key], standing.states[key], store, saved.plan.name):
             typer.echo(f"  {printable(line)}", err=True)
-    if failed:
-        typer.echo(f"{count(len(failed), 'stage')} failed; --retry all runs them once more", err=True)
+    for sentence in remedies(Counter(s.cause or s.name for s in standing.states.values() if s.name in FAILED)):
+        note(sentence)
     typer.echo(f"{made.done} of {count(len(made.frame.lines), 'cell')} done; {where}", err=True)
     if interrupted:
         typer.echo("stopped; the same command goes on from here", err=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from harness.catalog import HERE
+from harness.terminal import STORE
 
 
 def sweeps_here(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -15,7 +16,7 @@ def sweeps_here(ctx: typer.Context, incomplete: str) -> list[str]:
     from harness.planfile import sweep_names  # which takes longer to load than a help text to print
     from harness.store import Store
 
-    names = sweep_names(Store(Path(ctx.params.get("store") or "runs")))
+    names = sweep_names(Store(Path(ctx.params.get("store") or STORE)))
     return beginning([*names, *files_here("")], incomplete)
 
 

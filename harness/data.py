@@ -11,7 +11,7 @@ import typer
 
 from harness.catalog import DATASETS
 from harness.errors import UserError
-from harness.terminal import answered, examples, note, tell
+from harness.terminal import STORE, answered, examples, note, tell
 from harness.words import count
 from tost.catalog import nearest, resolve
 
@@ -72,7 +72,7 @@ def _fetch(name: str, data: Path) -> None:
 )
 def stage(
     file: Annotated[Path, typer.Argument(help="A sweep file.")],
-    store: Annotated[Path, typer.Option(help="The store's folder.")] = Path("runs"),
+    store: Annotated[Path, typer.Option(help="The store's folder.")] = STORE,
     data: Annotated[Path | None, typer.Option(help="The folder of data sets.")] = None,
     to: Annotated[Path | None, typer.Option(help="Copy the data sets' files to this folder instead.")] = None,
     via: Annotated[str, typer.Option(help="A cluster profile, whose `stage:` is copied too.")] = "",
@@ -108,7 +108,7 @@ def stage(
 @app.command("merge", epilog=examples("harness data merge other/runs", "harness data merge other/runs --store runs"))
 def merge(
     other: Annotated[Path, typer.Argument(help="Another store's folder.")],
-    store: Annotated[Path, typer.Option(help="The store to add to.")] = Path("runs"),
+    store: Annotated[Path, typer.Option(help="The store to add to.")] = STORE,
 ) -> None:
     """Take over another store's finished stages. Nothing of it is changed, and nothing that is finished here.
 

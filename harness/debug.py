@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.debugging import Case, check_step, open_case
+from harness.debugging import Case, check_step, open_case, own_store
 from harness.errors import UserError
 from harness.launch.local import this_machine
 from harness.launching import DEBUG_LEASE
 from harness.store import Store
 from harness.supervisor import Setup
-from harness.terminal import answered, enter, examples, note, tell, tell_json
+from harness.terminal import STORE, answered, enter, examples, note, tell, tell_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -81,12 +81,13 @@ def main(
     anomaly: Annotated[
         bool, typer.Option("--anomaly", help="Let autograd name the operation whose gradient is not a number.")
     ] = False,
-    source: Annotated[
-        Path | None,
-        typer.Option("--from", help="The store that finished stages are taken from, else runs; it stays as it is."),
-    ] = None,
     store: Annotated[
-        Path | None, typer.Option(help="Run it in this store, as --via debug does, and publish its result.")
+        Path,
+        typer.Option("--store", "--from", help="The store that finished stages are taken from; it stays as it is."),
+    ] = STORE,
+    into: Annotated[
+        Path | None,
+        typer.Option(help="The folder that all is written to, else one beside the store; never a store of results."),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="The folder of data sets.")] = None,
     device: Annotated[str | None, typer.Option(help="A torch device: cpu, cuda, mps.")] = None,
@@ -95,9 +96,9 @@ def main(
     """Run one cell in this process: breakpoint() and print() work, and an exception shows its whole traceback.
 
     What the cell is made from (data set, masks, earlier rounds) is taken from the store where it is finished there, and
-    else made, in a folder beside the store (runs-debug), where the next call finds it. Exit codes: 0 it ran; 1 it
-    failed, or the batch was not learnt; 2 a mistake on the command line or in the file; 3 the store cannot be read or
-    written.
+    else made, in a folder beside the store (runs-debug), where the next call finds it; nothing is ever published into
+    the store. Exit codes: 0 it ran; 1 it failed, or the batch was not learnt; 2 a mistake on the command line or in the
+    file; 3 the store cannot be read or written.
     """
     wish = Wish(steps, overfit, profile, replay, halt, anomaly)
     with answered():
@@ -105,7 +106,7 @@ def main(
         named = [option for option, value in given.items() if value]
         if len(named) > 1:
             raise UserError(f"{' and '.join(named)} both say which stage: give one of them")
-        real, own = _stores(source, store, wish)
+        real, own = _stores(store, into)
         option = named[0] if named else "--cell"
         here = this_machine(1, threads, device)
         os.environ["OMP_NUM_THREADS"] = str(here.threads)
@@ -116,13 +117,7 @@ def main(
         _check_device(setup.device)
         if case.stage.world > 1:
             note(f"{case.stage.label} asks for {case.stage.world} processes; here one trains it, to rounding the same")
-        if case.own:
-            case.make_ready(setup)
-        elif (metrics := case.run(setup)) is not None:
-            tell_json(metrics)
-            return
-        else:
-            raise typer.Exit(1)
+        case.make_ready(setup)
     raise typer.Exit(_look(case, setup, wish))
 
 
@@ -133,18 +128,12 @@ def _check_device(device: str) -> None:
         raise UserError(f"--device {device} cannot be used here: {said}")
 
 
-def _stores(source: Path | None, store: Path | None, wish: Wish) -> tuple[Store, Store]:
+def _stores(store: Path, into: Path | None) -> tuple[Store, Store]:
     """Return the store that finished stages are taken from, and the one to run in."""
-    if store is None:
-        place = Path(os.path.abspath(source or "runs"))
-        if not place.name:
-            raise UserError(f"--from {source}: is no store; name its folder, such as runs")
-        return Store(place), Store(place.with_name(f"{place.name}-debug"))
-    if source is not None:
-        raise UserError("--from and --store do not go together: with --store, finished stages are those of that store")
-    if wish.way or wish.anomaly:
-        raise UserError(f"--store publishes a result; leave {wish.way or '--anomaly'} out, or --store")
-    return Store(store), Store(store)
+    place = Path(os.path.abspath(store))
+    if not place.name:
+        raise UserError(f"--store {store}: is no store; name its folder, such as runs")
+    return Store(place), own_store(into or place.with_name(f"{place.name}-debug"))
 
 
 def _look(case: Case, setup: Setup, wish: Wish) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,41 @@ from harness.orders import artifacts, order_for
 from harness.plan import Plan, Stage
 from harness.planfile import SavedPlan, find_plan, read_plan, save_plan
 from harness.retry import release
-from harness.store import Store
+from harness.store import DEBUGGING, Store, write_whole
 from harness.supervisor import Setup
+from harness.terminal import command
 
 STEP = re.compile(r"([0-9a-f]{4,32})(?:@(?:(\d+):)?(\d+))?")
+
+
+def own_store(root: Path) -> Store:
+    """Return a store to debug in. Raises UserError where results are kept there."""
+    store = Store(root)
+    if not store.for_debugging and any((store.root / part).exists() for part in ("stages", "sweeps")):
+        raise UserError(
+            f"{root}: is a store of results, which harness debug never writes into; name another folder with --into, "
+            "or remove this one if an older harness debug made it"
+        )
+    return store
+
+
+def _mark(store: Store) -> None:
+    """Mark a store as one to debug in."""
+    if not store.for_debugging:
+        store.root.mkdir(parents=True, exist_ok=True)
+        write_whole(store.root / DEBUGGING, b"Made by harness debug; it may be removed at any time.\n")
+
+
+def _drop_damaged(store: Store, real: Store) -> None:
+    """Remove copies of users' files that are not those of the real store, which are then taken anew."""
+    for copy in (store.root / "plugins").glob("*"):
+        theirs = real.root / "plugins" / copy.name
+        if theirs.is_dir() and _contents(copy) != _contents(theirs):
+            shutil.rmtree(copy)
+
+
+def _contents(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @dataclass(frozen=True)
@@ -36,11 +67,6 @@ class Case:
     store: Store
     real: Store
 
-    @property
-    def own(self) -> bool:
-        """Return whether it is run in a store beside the real one."""
-        return self.store.root != self.real.root
-
     def make_ready(self, setup: Setup) -> None:
         """Have everything the stage is made from: taken over where it is finished, else run.
 
@@ -49,24 +75,16 @@ class Case:
         before = [key for key in self.saved.plan.ancestors(self.stage.key) if key != self.stage.key]
         part = self.saved.plan.part(self.stage.key)
         part.beside, part.stages = before, {key: stage for key, stage in part.stages.items() if key in before}
-        if self.own:
-            merged = Merged()
-            take_beside(self.store, self.real)
-            for key, stage in part.stages.items():
-                own = self.store.folder(stage.kind, key)
-                if (result := own.result()) and not own.has(result.artifact):
-                    shutil.rmtree(own.path)  # a result without its file is enough for a table, but not to go on from
-                take_stage(self.store, stage.kind, self.real.folder(stage.kind, key), merged)
+        merged = Merged()
+        take_beside(self.store, self.real)
+        for key, stage in part.stages.items():
+            own = self.store.folder(stage.kind, key)
+            if (result := own.result()) and not own.has(result.artifact):
+                shutil.rmtree(own.path)  # a result without its file is enough for a table, but not to go on from
+            take_stage(self.store, stage.kind, self.real.folder(stage.kind, key), merged)
         self._run(part, setup)
 
-    def run(self, setup: Setup) -> Mapping[str, Any] | None:
-        """Run the stage, and what it is made from, as a worker does; return its metrics, None where it failed."""
-        part = self.saved.plan.part(self.stage.key)
-        self._run(part, setup, told=False)
-        result = Frontier(part, self.store, Observer()).result(self.stage.key, with_artifact=False)
-        return result.metrics if result else None
-
-    def _run(self, part: Plan, setup: Setup, told: bool = True) -> None:
+    def _run(self, part: Plan, setup: Setup) -> None:
         frontier = Frontier(part, self.store, Observer())
         if part.stages and frontier.survey().todo:
             release(frontier, "all")
@@ -74,7 +92,7 @@ class Case:
             with contextlib.redirect_stdout(sys.stderr):  # results alone go to stdout
                 run_in_this_process(saved, self.store, setup)
             frontier.forget()
-            if told and (left := frontier.survey().todo):
+            if left := frontier.survey().todo:
                 key, state = next((pair for pair in left.items() if pair[1].over), next(iter(left.items())))
                 raise UserError(
                     f"{part.stages[key].label} could not be made, and {self.stage.label} rests on it: {state.detail}; "
@@ -128,13 +146,17 @@ def open_case(
         loaded, plan = plan_file(sweep, store, data)
         if missing := plan.missing():
             raise UserError("\n".join(missing))
+        _mark(store)
         saved = read_plan(save_plan(plan, store, loaded, whole=True))
     else:
         saved = read_plan(find_plan(real, sweep))
+        _mark(store)
+        _drop_damaged(store, real)
     if not given and len(saved.plan.leaves) > 1:
+        shown = command("status", sweep, store=real.root)
         raise UserError(
             f"{sweep} has {len(saved.plan.leaves)} cells; say which: --cell {_example(saved)}, "
-            "or --like KEY with the first digits of a stage's key, as `harness status` shows them"
+            f"or --like KEY with the first digits of a stage's key, as `{shown}` shows them"
         )
     key = find_stage(saved, given, option) if given else saved.plan.leaves[0]
     say(f"{saved.plan.stages[key].label} ({saved.plan.stages[key].kind} {key[:8]})")

@@ -18,7 +18,7 @@ from harness.launch.slurm import Slurm
 from harness.meeting import meet
 from harness.soundness import Finding, look, together
 from harness.store import Store, read_json, write_whole
-from harness.terminal import answered, examples, note, tell, tell_json
+from harness.terminal import STORE, answered, command, examples, note, tell, tell_json
 
 NAME = "doctor"
 """The sweep that its jobs go by."""
@@ -35,7 +35,7 @@ EXAMPLES = examples(
 
 
 def main(
-    store: Annotated[Path, typer.Option(help="The store's folder.")] = Path("runs"),
+    store: Annotated[Path, typer.Option(help="The store's folder.")] = STORE,
     via: Annotated[
         str, typer.Option(help="A cluster profile: look from inside a job of it.", autocompletion=launchers_here)
     ] = "",
@@ -57,7 +57,7 @@ def main(
     """
     with answered(store):
         if meeting:
-            note(f"waiting for the same command on another host: harness doctor --store {store} --meet")
+            note(f"waiting for the same command on another host: {command('doctor', '--meet', store=store)}")
             findings = list(together(meet(store)))
         else:
             findings = _in_a_job(via, Store(store)) if via else list(look(store, scratch, device, data))

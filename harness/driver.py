@@ -45,7 +45,7 @@ from harness.search import refuse_for_search
 from harness.spec import MOST_CELLS, Sweep
 from harness.store import Store
 from harness.supervisor import Setup
-from harness.terminal import note
+from harness.terminal import command, note
 from harness.track.beside import mirrored
 from harness.words import count
 from tost.catalog import nearest
@@ -73,6 +73,10 @@ class Driver:
             if path.exists() and not path.is_dir():
                 raise UserError(f"--store {store}: {path} is a file; name a folder")
         self.file, self.data, self.options, self.yes, self.miniature = file, data, options, yes, miniature
+        if Store(store).for_debugging:
+            raise UserError(
+                f"--store {store}: is harness debug's, which may be removed at any time; name another folder"
+            )
         self.store, self.given_store = Store(own_store(store) if miniature else store), store
 
     def load(self, only: str = "", limit: int | None = None) -> None:
@@ -257,7 +261,8 @@ class Driver:
         left = run_elsewhere(as_saved(self.plan, self.sweep), self.store, launcher, self.observer, detach)
         if left or detach:
             follows = "" if self.options.via == "local" else "the same command follows them, "
-            said = f"the workers go on; `harness status {self.plan.name}` shows them, {follows}--cancel ends them"
+            shown = command("status", self.plan.name, store=self.store.root)
+            said = f"the workers go on; `{shown}` shows them, {follows}--cancel ends them"
             typer.echo(said, err=True)
             return 130 if left else 0
         return self._close(interrupted=False)

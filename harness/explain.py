@@ -25,6 +25,8 @@ from harness.report.tables import blocks_of
 from harness.reviewing import Remark, remarks
 from harness.spec import Sweep
 from harness.specs import Specs
+from harness.store import Store
+from harness.terminal import command
 from harness.words import count, listed
 
 FOUND = {
@@ -91,7 +93,7 @@ def explain(sweep: Sweep, saved: SavedPlan, survey: Survey, outlook: Outlook, wh
     return Explanation(
         sweep.name,
         [*_runs(sweep, saved, lines)],
-        [*_there(saved, survey)],
+        [*_there(saved, survey, outlook.frontier.store)],
         [*_costs(outlook)],
         [*_compared(saved, lines)],
         remarks(sweep, whole),
@@ -154,7 +156,7 @@ def _recipes(cells: Sequence[Cell]) -> Iterator[str]:
     yield f"Recipes: {listed(_labels(cells, 'recipe'))}" + (f"; {listed(known)}." if known else ".")
 
 
-def _there(saved: SavedPlan, survey: Survey) -> Iterator[str]:
+def _there(saved: SavedPlan, survey: Survey, store: Store) -> Iterator[str]:
     """Say what of it is finished, and what failed."""
     plan = saved.plan
     left = {key for key in survey.todo if plan.stages[key].kind == "train"}
@@ -166,7 +168,7 @@ def _there(saved: SavedPlan, survey: Survey) -> Iterator[str]:
     others = Counter(state.label for state in survey.todo.values() if state.name != "todo")
     if others:
         shown = ", ".join(f"{number:,} {name}" for name, number in sorted(others.items()))
-        yield f"Stages that were begun: {shown}; harness status {saved.plan.name} shows them."
+        yield f"Stages that were begun: {shown}; {command('status', saved.plan.name, store=store.root)} shows them."
 
 
 def _costs(outlook: Outlook) -> Iterator[str]:

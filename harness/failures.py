@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from harness.plan import Stage
 from harness.planfile import SavedPlan
 from harness.states import FAILED, State
 from harness.store import Folder, Store
+from harness.terminal import command
+from harness.words import count
 
 REMEDIES = {
     "oom": "it is tried again by a worker with more memory; or lower `workers`, then --retry oom",
@@ -25,6 +28,7 @@ REMEDIES = {
     "stalled": "its trainer hung: harness doctor tries out this machine; then --retry stalled",
     "code": "mend the code, then --retry code",
     "input": "mend what it names, then --retry input",
+    "cancelled": "it was cancelled by hand; to lift that: --retry cancelled",
     "diverged": "a loss or gradient became infinite: that is its result; another lr or warmup is another cell",
 }
 
@@ -37,6 +41,19 @@ SHOWN, FRAMES = 8, 4
 """Lines of a log's end that are shown, and how many of Python's stack among them."""
 THREAD = re.compile(r"(Current thread|Thread) 0x[0-9a-f]+ .*\(most recent call first\):")
 """What faulthandler writes above each thread's stack."""
+
+
+def remedies(causes: Mapping[str, int]) -> list[str]:
+    """Return what to do about failures, given how many stages failed of each cause, as the end of a sweep says it."""
+    again = {cause: number for cause, number in causes.items() if cause != "diverged"}
+    said = []
+    if again:
+        options = again if "diverged" in causes else ["all"]
+        words = " and then ".join(f"--retry {option}" for option in options)
+        said.append(f"{count(sum(again.values()), 'stage')} failed; the same command with {words} runs them once more")
+    if diverged := causes.get("diverged"):
+        said.append(f"{count(diverged, 'training')} diverged: {REMEDIES['diverged']}")
+    return said
 
 
 @dataclass
@@ -135,7 +152,7 @@ def look_at(stage: Stage, state: State, store: Store, sweep: str) -> list[str]:
     if state.cause not in CRASHED:
         return []
     log = log_of(store.folder(stage.kind, stage.key), state)
-    return [*quoted(log), f"look at it alone: {debugged(sweep, stage.key)}", REMEDIES[state.cause]]
+    return [*quoted(log), f"look at it alone: {debugged(sweep, stage.key, store)}", REMEDIES[state.cause]]
 
 
 def quoted(log: Path | None) -> list[str]:
@@ -143,6 +160,6 @@ def quoted(log: Path | None) -> list[str]:
     return [f"| {line}" for line in last_lines(log)] if log else []
 
 
-def debugged(sweep: str, key: str) -> str:
-    """Return the command that runs a stage alone, in its own process."""
-    return f"harness debug {sweep} --like {key[:8]}"
+def debugged(sweep: str, key: str, store: Store, *more: object) -> str:
+    """Return the command that runs a stage alone, in its own process; `more` are further options that it needs."""
+    return command("debug", sweep, "--like", key[:8], *more, store=store.root)

@@ -10,7 +10,7 @@ import typer
 
 from harness.errors import UserError, printable
 from harness.mask_files import mask_file, read_mask
-from harness.terminal import answered, examples, show_tables, tell, tell_json
+from harness.terminal import STORE, answered, examples, show_tables, tell, tell_json
 
 if TYPE_CHECKING:
     from tost.masks.controls import Overlap
@@ -31,7 +31,7 @@ SOURCE = "A file with masks in any known form, or the first digits of a stage's 
 def show(
     source: Annotated[str, typer.Argument(help=SOURCE)],
     entry: Entry = "auto",
-    store: Runs = Path("runs"),
+    store: Runs = STORE,
     as_text: Json = False,
 ) -> None:
     """Print density and dead filters by layer. Exit codes: 0 printed, 2 a mistake, 3 a file cannot be read."""
@@ -66,7 +66,7 @@ def _amounts(of: Mapping[str, Any]) -> list[str]:
 def compare(
     first: Annotated[str, typer.Argument(help=SOURCE)],
     second: Annotated[str, typer.Argument(help=SOURCE)],
-    store: Runs = Path("runs"),
+    store: Runs = STORE,
     as_text: Json = False,
 ) -> None:
     """Print by layer how alike two masks are: intersection over union, and the share of positions that differ.
@@ -117,7 +117,7 @@ def export(
         str, typer.Option(help="safetensors (ours), weight_mask (a state dict of masks), prune (torch), zeros.")
     ] = "safetensors",
     entry: Entry = "auto",
-    store: Runs = Path("runs"),
+    store: Runs = STORE,
 ) -> None:
     """Write a mask in a form that other codes read; prune and zeros need a training, whose weights go along.
 

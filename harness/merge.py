@@ -8,13 +8,10 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.bless import copy_artifact
+from harness.bless import bring_along, copy_artifact
 from harness.claims import Observer, Owner, take
 from harness.states import state_of
 from harness.store import KINDS, Folder, Result, Store, digest, publish, read_json, write_whole
-
-ALONG = ("metrics.jsonl", "log")
-"""Files of the attempt that made a result, which come along."""
 
 
 @dataclass
@@ -82,10 +79,7 @@ def take_stage(ours: Store, kind: str, other: Folder, merged: Merged) -> None:
         merged.busy += 1
         return
     write_whole(here.path / "spec.json", json.dumps(spec, indent=1, sort_keys=True).encode())
-    made = other.attempt(int(result.provenance.get("generation", 1)))
-    for name in ALONG:
-        if (made / name).is_file():
-            shutil.copyfile(made / name, claim.attempt / name)
+    bring_along(other.attempt(int(result.provenance.get("generation", 1))), claim.attempt)
     told = {**result.provenance, "merged_from": str(other.path.parents[3]), "generation": claim.generation}
     copy = Result(claim.base_edition + 1, result.artifact, result.parents, result.metrics, result.stamp, told)
     if publish(here.path / f"result-{claim.base_edition + 1:04d}.json", copy.dump()):

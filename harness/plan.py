@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,6 +27,11 @@ class Stage:
     """For a data stage, where its files lie: needed to run it, no part of its identity."""
     world: int = 1
     """For a training, how many processes it asks for: no part of its identity either."""
+
+    def dump(self) -> bytes:
+        """Return what its key is the digest of, as the bytes of `spec.json`."""
+        body = {"kind": self.kind, "parents": dict(self.parents), **self.spec}
+        return json.dumps(body, indent=1, sort_keys=True).encode()
 
 
 @dataclass

@@ -23,6 +23,7 @@ from harness.machine import machine
 from harness.meeting import NAMES, Met, judged
 from harness.semantics import ELSEWHERE, broken
 from harness.store import sync
+from harness.terminal import command
 from harness.words import size, span
 
 SKEW = 5.0
@@ -141,7 +142,9 @@ def _data(folder: Path) -> Finding:
     said = f"{folder}: {', '.join(there) or 'none of ' + ', '.join(wanted)}; digits comes with scikit-learn"
     if there:
         return Finding("data", said)
-    return Finding("data", said, "note", f"where there is network: harness data fetch NAME --data {folder}")
+    return Finding(
+        "data", said, "note", f"where there is network: {command('data', 'fetch', 'NAME', '--data', folder)}"
+    )
 
 
 def _folder(name: str, folder: Path) -> Iterator[Finding]:
@@ -208,14 +211,14 @@ def _scheduler() -> Iterator[Finding]:
         remedy = "nothing to do, unless this should be a login node: then load its module"
         yield Finding("Slurm", "not here; workers run on this machine, or with --via ray", "note", remedy)
         return
-    for command, what in ((["squeue", "--me"], "the queue"), (["sacct", "--noheader"], "accounting")):
+    for asked, what in ((["squeue", "--me"], "the queue"), (["sacct", "--noheader"], "accounting")):
         try:
-            shell(command, PATIENCE)
-            yield Finding("Slurm", f"{what} answers ({command[0]})")
+            shell(asked, PATIENCE)
+            yield Finding("Slurm", f"{what} answers ({asked[0]})")
         except (OSError, subprocess.SubprocessError) as error:
             told = str(getattr(error, "stderr", "") or error).strip().splitlines()
-            said = f"{what} does not answer ({command[0]}): {told[-1] if told else 'no word'}"
-            if command[0] == "sacct":
+            said = f"{what} does not answer ({asked[0]}): {told[-1] if told else 'no word'}"
+            if asked[0] == "sacct":
                 yield Finding("Slurm", said, "note", "nothing: the controller is asked instead of accounting")
             else:
                 yield Finding("Slurm", said, "bad", "ask whoever runs the cluster; workers at work go on meanwhile")

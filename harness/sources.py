@@ -13,6 +13,7 @@ from harness.catalog import DATASETS, Dataset
 from harness.names import Choice
 from harness.sealed import keep_note, read_note
 from harness.store import canonical
+from harness.terminal import command
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 
@@ -56,7 +57,7 @@ def _find(choice: Choice, entry: object, data: Path, cache: Path) -> Source:
     files = [_present(data / name) for name in entry.files]
     absent = [name for name, file in zip(entry.files, files, strict=True) if file is None]
     if absent:
-        fetch = f"; or, on a machine with network: harness data fetch {choice.name} --data {data}"
+        fetch = f"; or, on a machine with network: {command('data', 'fetch', choice.name, '--data', data)}"
         return Source(
             data,
             f"absent:{choice.name}",

@@ -8,14 +8,14 @@ import statistics
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.asked import plan_of
+from harness.asked import FILES, beside, plan_of, sweep_file
 from harness.claims import BEATS_PER_LEASE, LEASE, Observer
 from harness.completing import sweeps_here
 from harness.costs import units
@@ -27,7 +27,7 @@ from harness.planfile import SavedPlan
 from harness.presence import Present, present
 from harness.states import EARLY, FAILED, State
 from harness.store import KINDS, Store
-from harness.terminal import answered, examples, show_tables, tell_json
+from harness.terminal import STORE, answered, command, examples, note, show_tables, tell_json
 from harness.words import count, span
 
 if TYPE_CHECKING:
@@ -60,6 +60,16 @@ class Status:
     """Seconds of work left, None where nothing is known of some kind of stage."""
     slowest: list[tuple[str, float]]
     avoided: list[str]
+    store: Store
+    given: str
+    """The sweep's name or file, as it was asked for."""
+    more: tuple[object, ...]
+    """Options that every command about it needs."""
+
+    @property
+    def file(self) -> str:
+        """Return the sweep's file, as it is found from here."""
+        return self.given if self.given.endswith(FILES) else sweep_file(self.saved, self.store)
 
     @property
     def again(self) -> list[tuple[str, State, int]]:
@@ -77,8 +87,10 @@ class Status:
         return self.left / busy if self.left is not None and busy else None
 
 
-def gather(saved: SavedPlan, store: Store, observer: Observer, rebuild: bool) -> Status:
-    """Look at a sweep."""
+def gather(
+    saved: SavedPlan, store: Store, observer: Observer, rebuild: bool, given: str = "", more: tuple[object, ...] = ()
+) -> Status:
+    """Look at a sweep; `given`: the name or file that it was asked for by, `more`: what commands about it need too."""
     plan = saved.plan
     standing = stand(plan, store, observer, rebuild)
     ago = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - HOUR))
@@ -95,6 +107,9 @@ def gather(saved: SavedPlan, store: Store, observer: Observer, rebuild: bool) ->
         _left(saved, standing),
         [(plan.stages[key].label, seconds) for seconds, key in long],
         avoided(store),
+        store,
+        given or plan.name,
+        more,
     )
 
 
@@ -179,8 +194,8 @@ def as_json(status: Status) -> dict[str, Any]:
     }
 
 
-def render(status: Status) -> Renderable:
-    """Return the status for a terminal."""
+def render(status: Status, wrapped: bool = False) -> Renderable:
+    """Return the status for a terminal; commands are `wrapped` only where they cannot be copied anyway."""
     from rich.console import Group as Lines
     from rich.table import Table
     from rich.text import Text
@@ -199,7 +214,8 @@ def render(status: Status) -> Renderable:
     if status.slowest:
         lines.append(Text("slowest: " + "; ".join(f"{label} {span(seconds)}" for label, seconds in status.slowest)))
     lines += [Text(printable(text)) for text in _again(status)]
-    lines += [Text(text) for group in status.groups for text in _told(group, status.saved.plan.name)]
+    told = [text for group in status.groups for text in _told(group, status)]
+    lines += [Text(text, no_wrap=not wrapped, overflow="fold" if wrapped else "ignore") for text in told]
     lines += [Text(f"avoided, since {MOST_FAULTS} stages met a fault of its device: {host}") for host in status.avoided]
     return Lines(*lines)
 
@@ -243,15 +259,20 @@ def _workers(status: Status) -> Any:
     return table
 
 
-def _told(group: Group, sweep: str) -> list[str]:
+def _told(group: Group, status: Status) -> list[str]:
     condition = f" [{group.condition.text}]" if group.condition else ""
     failed, held = count(len(group.stages), "stage"), count(len(group.cells), "cell")
     lines = [f"{failed} failed ({group.cause}), {held} held back{condition}", f"  {printable(group.example)}"]
     lines += [f"  log: {group.log}"] if group.log else []
     if group.log and group.cause in CRASHED:
         lines += [f"  {printable(line)}" for line in quoted(Path(group.log))]
-    looked_at = f"  look at it: {debugged(sweep, group.stages[0])}"
-    return [*lines, f"  {REMEDIES.get(group.cause, '')}", looked_at]
+    retry = f"--retry {group.cause}"
+    again = command("sweep", status.file, *status.more, *retry.split(), store=status.store.root)
+    lines += [f"  {REMEDIES[group.cause].replace(retry, again)}"] if group.cause in REMEDIES else []
+    if group.cause == "cancelled":
+        return lines
+    looked_at = debugged(status.given, group.stages[0], status.store, *status.more)
+    return [*lines, f"  look at it: {looked_at}"]
 
 
 EXAMPLES = examples(
@@ -264,7 +285,7 @@ EXAMPLES = examples(
 
 def main(
     sweep: Annotated[str, typer.Argument(help="A sweep's name, or its file.", autocompletion=sweeps_here)],
-    store: Annotated[Path, typer.Option(help="The store's folder.")] = Path("runs"),
+    store: Annotated[Path, typer.Option(help="The store's folder.")] = STORE,
     data: Annotated[Path | None, typer.Option(help="The folder of data sets, where a file is given.")] = None,
     as_text: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds, until all is done.")] = False,
@@ -273,38 +294,46 @@ def main(
         str, typer.Option(help="Explain a cell, such as mask=snip,seed=0, or a stage by its key's first digits.")
     ] = "",
     bless: Annotated[
-        bool, typer.Option("--bless", help="With --why: accept the older results of what would have to run again.")
+        bool, typer.Option("--bless", help="With --why, of all cells that it names: accept older results.")
     ] = False,
 ) -> None:
-    """Show where a sweep stands; change nothing. Exit codes: 0 printed, 2 a mistake, 3 the store cannot be read."""
+    """Show where a sweep stands; change nothing but what --bless accepts.
+
+    Exit codes: 0 printed; 1 some of it was not accepted; 2 a mistake; 3 the store cannot be read or written.
+    """
     if not watch:
         gc.disable()  # a short life, and 100,000 stages: looking for garbage among them took a third of the time
     with answered(store):
         place = Store(store)
         saved = plan_of(sweep, place, data)
+        if sweep.endswith(FILES) and (said := beside(Path(sweep), saved.plan.name, store)):
+            note(said)
         if bless and not why:
             raise UserError("--bless goes with --why: say which cell's older results are to be accepted")
         if why:
             from harness.why import explain
 
-            explain(saved, place, why, bless)
-            return
+            raise typer.Exit(not explain(saved, place, why, bless))
         observer = Observer()
-        status = gather(saved, place, observer, rebuild)
+
+        def look(rebuild: bool) -> Status:
+            return gather(saved, place, observer, rebuild, sweep, ("--data", data) if data else ())
+
+        status = look(rebuild)
         if as_text:
             tell_json(as_json(status))
         elif watch:
-            _watch(saved, place, observer, status)
+            _watch(status, look)
         else:
             show_tables(render(status))
 
 
-def _watch(saved: SavedPlan, store: Store, observer: Observer, status: Status) -> None:
+def _watch(status: Status, look: Callable[[bool], Status]) -> None:
     from rich.live import Live
 
     pause = threading.Event()
-    with Live(render(status), refresh_per_second=1) as live:
+    with Live(render(status, wrapped=True), refresh_per_second=1) as live:
         while status.standing.states:
             pause.wait(max(REFRESH, LEASE / BEATS_PER_LEASE / 15))
-            status = gather(saved, store, observer, rebuild=False)
-            live.update(render(status))
+            status = look(False)
+            live.update(render(status, wrapped=True))

@@ -18,6 +18,8 @@ from typing import Any
 from harness.machine import machine
 
 KINDS = ("data", "mask", "rescale", "train")
+DEBUGGING = "DEBUG"
+"""The file that marks a store as one for debugging, which may be removed at any time."""
 
 
 def canonical(value: Any) -> bytes:
@@ -259,6 +261,11 @@ class Store:
             self.root = root.resolve()
         except RuntimeError:  # what Python before 3.13 says of links in a circle
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(root)) from None
+
+    @property
+    def for_debugging(self) -> bool:
+        """Return whether it is a store of `harness debug`, whose results nobody keeps."""
+        return (self.root / DEBUGGING).exists()
 
     def path(self, kind: str, key: str) -> Path:
         """Return the folder of a stage."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import time
@@ -188,9 +187,9 @@ class Supervisor:
         self.trainer = self._start()
 
     def _write_spec(self, stage: Stage, claim: Claim) -> None:
-        path, body = claim.folder.path / "spec.json", {"kind": stage.kind, "parents": dict(stage.parents), **stage.spec}
+        path = claim.folder.path / "spec.json"
         if "spec.json" not in claim.folder.names or digest(read_json(path)) != stage.key:
-            write_whole(path, json.dumps(body, indent=1, sort_keys=True).encode())
+            write_whole(path, stage.dump())
 
     def _order(self, stage: Stage, claim: Claim, parents: dict[str, tuple[str, str]]) -> dict[str, Any]:
         setup = self.setup

@@ -10,7 +10,7 @@ import typer
 from harness.claims import LEASE
 from harness.completing import beginning, files_here, launchers_here
 from harness.errors import UserError
-from harness.terminal import answered, enter, examples, tell_json
+from harness.terminal import STORE, answered, enter, examples, tell_json
 from harness.words import given_span
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -43,7 +43,7 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="With --plan: print JSON.")] = False,
     only: Annotated[str, typer.Option(help="Only some cells: mask=snip,seed=0.", metavar="AXIS=VALUE,...")] = "",
     limit: Annotated[int | None, typer.Option(help="Only the first N cells.", min=1)] = None,
-    store: Annotated[Path, typer.Option(help="The store's folder.")] = Path("runs"),
+    store: Annotated[Path, typer.Option(help="The store's folder.")] = STORE,
     data: Annotated[
         Path | None, typer.Option(help="The folder of data sets; else `data:` of the file, $HARNESS_DATA, ./data.")
     ] = None,

@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import select
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,6 +20,8 @@ from harness.errors import UserError, printable
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+STORE = Path("runs")
+"""The store that a command reads and writes where it is told of none."""
 LONGEST = 20_000
 """Characters of one word to the user that are shown."""
 MOST_COLUMNS = 100_000
@@ -37,6 +41,27 @@ def enter(app: typer.Typer) -> None:
 def examples(*lines: str) -> str:
     """Return the end of a help text: commands that work, as they are typed."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)  # \b: lines are left as they are
+
+
+def command(*words: object, store: Path | None = None) -> str:
+    """Return a command of the harness as it can be pasted where the user stands; `store` where it is not the default.
+
+    Words are quoted for a shell, and paths below the current folder are relative to it.
+    """
+    shown = [short_path(word) if isinstance(word, Path) else str(word) for word in words]
+    return shlex.join(["harness", *shown]) + store_option(store)
+
+
+def store_option(store: Path | None) -> str:
+    """Return what names a store behind a command, with a space before it; nothing for the default one."""
+    if store is None or store.resolve() == STORE.resolve():
+        return ""
+    return f" --store {shlex.quote(short_path(store))}"
+
+
+def short_path(path: Path) -> str:
+    """Return a path relative to where the command runs, if it lies below."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def tell(text: str, limit: int = LONGEST) -> None:
@@ -64,7 +89,7 @@ def show_tables(*parts: RenderableType, out: Console | None = None) -> None:
     if not out.is_terminal:
         room = out.options.update(max_width=MOST_COLUMNS)
         out.width = max(out.width, *(Measurement.get(out, room, part).maximum for part in parts))
-    out.print(*parts, sep="\n")
+    out.print(*parts, sep="\n", crop=False)
 
 
 def note(text: str) -> None:

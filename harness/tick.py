@@ -17,7 +17,7 @@ from harness.launch.slurm import ARGV
 from harness.planfile import find_plan, read_plan, sweep_name
 from harness.rounds import go_round
 from harness.store import Store
-from harness.terminal import answered, examples, tell
+from harness.terminal import STORE, answered, examples, tell
 from harness.words import count
 
 EXAMPLES = examples(
@@ -28,7 +28,7 @@ EXAMPLES = examples(
 
 def main(
     sweep: Annotated[str, typer.Argument(help="A sweep's name, or its file.", autocompletion=sweeps_here)],
-    store: Annotated[Path, typer.Option(help="The store's folder.")] = Path("runs"),
+    store: Annotated[Path, typer.Option(help="The store's folder.")] = STORE,
     workers: Annotated[int | None, typer.Option(help="Workers wanted on this machine.", min=1)] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads a worker.", min=1)] = None,
     device: Annotated[str | None, typer.Option(help="A torch device: cpu, cuda, mps.")] = None,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.asked import find_stage
+from harness.asked import find_stages
 from harness.bless import bless
 from harness.claims import Observer
 from harness.errors import UserError, printable, short
@@ -17,10 +17,11 @@ from harness.plan import Plan, Stage
 from harness.planfile import SavedPlan, earlier_plans, find_plan, read_plan, sweep_names
 from harness.store import Store
 from harness.terminal import tell
+from harness.words import count
 
 MOST_PLANS = 20
 """Earlier plans that are searched for what a stage was before."""
-OF_THE_CODE = re.compile(r"(^|\.)(version|versions\.\w+|source|path|sha256|content)$")
+OF_THE_CODE = re.compile(r"(^|\.)(version|package|versions\.\w+|source|path|sha256|content)$")
 """Fields that say which code or which files made an artifact, not which experiment it belongs to."""
 
 
@@ -44,6 +45,7 @@ class Change:
         """Return the change as a person reads it."""
         last = self.field.rpartition(".")[2]
         what = {
+            "package": "the package that the method comes from is another",
             "content": "the files of the data set changed",
             "source": "the source file of a method of your own was edited",
             "sha256": "the file of masks changed",
@@ -132,15 +134,18 @@ class Past:
         return best
 
 
-def explain(saved: SavedPlan, store: Store, why: str, accept: bool) -> None:
-    """Print what a cell is made of and why parts of it must run, after accepting older results where that is asked."""
-    key = find_stage(saved, why, "--why")
-    label = saved.plan.stages[key].label
-    needed = saved.plan.ancestors(key)
+def explain(saved: SavedPlan, store: Store, why: str, accept: bool) -> bool:
+    """Print what a cell is made of and why parts of it must run, after accepting older results where that is asked.
+
+    Of several cells, that is done at once. Return whether all was accepted that was finished under another key.
+    """
+    keys = find_stages(saved, why, "--why", several=accept)
+    label = saved.plan.stages[keys[0]].label if len(keys) == 1 else count(len(keys), "cell")
+    needed = set().union(*map(saved.plan.ancestors, keys))
     part = Plan(saved.plan.name, {k: stage for k, stage in saved.plan.stages.items() if k in needed})
-    part.leaves = [key]
+    part.leaves = keys
     past = Past(saved, store)
-    lines = [f"{label}: {len(part.stages)} stages"]
+    lines, good = [f"{label}: {len(part.stages)} stages"], True
     frontier = Frontier(part, store, Observer())
     if accept:
         before = {k: past.of(part.stages[k]) for k in frontier.survey().todo}
@@ -150,12 +155,14 @@ def explain(saved: SavedPlan, store: Store, why: str, accept: bool) -> None:
             if b is not None
             for old, found in [b]
         }
-        lines += bless(frontier, older)
+        said, good = bless(frontier, older)
+        lines += said
         frontier = Frontier(part, store, Observer())
     survey = frontier.survey()
     for stage in part.stages.values():
         lines += _lines(stage, frontier, survey, past)
     tell("\n".join(lines), 100_000)
+    return good
 
 
 def _lines(stage: Stage, frontier: Frontier, survey: Survey, past: Past) -> Iterator[str]:

@@ -27,7 +27,7 @@ from harness.rounds import leaving_round
 from harness.shift import Limits, work
 from harness.store import Store
 from harness.supervisor import Setup, Trouble
-from harness.terminal import enter, examples, note
+from harness.terminal import STORE, enter, examples, note
 from harness.trainer import Trainer
 from harness.trainer_signals import HEEDED
 from harness.words import given_span
@@ -110,7 +110,7 @@ def _run(
 @app.command(epilog=EXAMPLES)
 def main(
     name: Annotated[str, typer.Argument(help="The sweep's name, as in its file.", autocompletion=sweeps_here)],
-    store: Annotated[Path, typer.Option(help="The store's folder.")] = Path("runs"),
+    store: Annotated[Path, typer.Option(help="The store's folder.")] = STORE,
     plan: Annotated[str, typer.Option(help="One of the sweep's plan files, in place of its newest.")] = "",
     until: Annotated[str | None, typer.Option(help="Leave before this much time is over: 55m, 23h30m.")] = None,
     idle: Annotated[str | None, typer.Option(help="Leave after so long with nothing to do: 90s. Else wait.")] = None,

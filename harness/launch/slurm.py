@@ -30,6 +30,7 @@ from harness.launch.profiles import Profile
 from harness.launch.remedies import explain, hopeless
 from harness.reading import Document
 from harness.store import Store, digest, write_whole
+from harness.terminal import command
 from harness.words import count
 
 MOST_ARRAY = 1000
@@ -102,9 +103,10 @@ class Slurm:
         """Say that somebody must look again, where jobs may not submit jobs."""
         if self.profile.nodes_submit:
             return ""
+        tick = command("tick", self.name, store=self.store.root)
         return (
             "workers leave at their time limit, and what becomes ready later needs others: follow the sweep, or "
-            f"let cron run `*/10 * * * * cd {Path.cwd()} && harness tick {self.name} --store {self.store.root}`"
+            f"let cron run `*/10 * * * * cd {shlex.quote(str(Path.cwd()))} && {tick}`"
         )
 
     @cached_property

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.asked import sweep_file
 from harness.claims import Observer
 from harness.declared import Table
 from harness.errors import UserError
@@ -24,6 +26,7 @@ from harness.report.site import page
 from harness.report.tables import build
 from harness.report.writers import forget_files, write_cells, write_files, write_tables
 from harness.store import Store
+from harness.terminal import store_option
 from harness.words import count
 from tost.catalog import nearest
 
@@ -121,9 +124,11 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     """Write all of it into a folder, and remove what an earlier report wrote there and this one has no more."""
     drawn = write_figures(folder / "figures", report.figures)
     svgs = [(figure.title, path.read_bytes()) for figure, path in zip(report.figures, drawn[1::2], strict=True)]
-    files = {saved.plan.name: saved.declared.file for saved in report.plans}
+    files = {saved.plan.name: sweep_file(saved, report.store) for saved in report.plans}
     files = {name: Path(file).name for name, file in files.items()} if report.hidden else files
-    text = page(report.name, report.summary, report.grids, report.frame, svgs, report.store, files)
+    files = {name: shlex.quote(file) for name, file in files.items()}
+    option = "" if report.hidden else store_option(report.store.root)
+    text = page(report.name, report.summary, report.grids, report.frame, svgs, report.store, files, option)
     files_now = [*write_files(folder, {"report.html": text.encode()}), *write_tables(folder, report.grids)]
     files_now += write_cells(folder, report.frame)
     forget_files(folder, files_now)

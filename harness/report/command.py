@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from harness.asked import edited, reported
+from harness.asked import edited, reported, sweep_file
 from harness.completing import sweeps_here
 from harness.declared import GUARDED
 from harness.errors import UserError, printable
@@ -18,7 +18,7 @@ from harness.report.grids import Grid
 from harness.report.latex import MARK
 from harness.report.writers import on_terminal
 from harness.store import Store, write_whole
-from harness.terminal import answered, examples, out_console, show_tables, tell
+from harness.terminal import STORE, answered, command, examples, out_console, short_path, show_tables, tell
 from harness.words import count
 from tost.catalog import nearest
 
@@ -38,11 +38,6 @@ def print_tables(report: Report) -> None:
         show_tables(*on_terminal(grid, width), out=out)
     if report.unplaced:
         typer.echo(printable(report.unplaced), err=True)
-
-
-def short_path(path: Path) -> str:
-    """Return a path relative to where the command runs, if it lies below."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _foreign(paths: list[Path], store: Store) -> list[Foreign]:
@@ -94,7 +89,7 @@ def main(
         list[str],
         typer.Argument(help="Sweeps by name or file; several are joined by their axes.", autocompletion=sweeps_here),
     ] = [],  # noqa: B006
-    store: Annotated[Path, typer.Option(help="The store's folder.")] = Path("runs"),
+    store: Annotated[Path, typer.Option(help="The store's folder.")] = STORE,
     data: Annotated[Path | None, typer.Option(help="The folder of data sets, where a file is given.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where files go; else beside the sweep's plan in the store.")] = None,
     baselines: Annotated[list[Path], typer.Option(help="A CSV file of numbers from elsewhere.")] = [],  # noqa: B006
@@ -123,8 +118,9 @@ def main(
             plans = {name: reported(name, place, data) for name in names}
             for name, saved in plans.items():
                 if edited(name, saved, place):
-                    file = saved.declared.file
-                    said = f"{file} was edited since its plan was made: harness report {file} reports on it as it is"
+                    file = sweep_file(saved, place)
+                    now = command("report", file, store=store)
+                    said = f"{file} was edited since its plan was made: `{now}` reports on it as it is"
                     typer.echo(said, err=True)
             had = {sha256 for saved in plans.values() for sha256 in saved.declared.baselines.values()}
             rows = [*foreign, *kept_foreign(place, sorted({*hashes} - had - {row.sha256 for row in foreign}))]

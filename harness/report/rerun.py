@@ -7,10 +7,10 @@ import shlex
 from harness.report.frame import Line
 
 COMMANDS = (
-    "python -m harness.sweep {file} --only {only}                 # run it, or what is missing of it",
-    "python -m harness.sweep {file} --only {only} --retry all     # run it again where it failed",
-    "python -m harness.sweep {file} --only {only} --via debug     # in one process, with your debugger",
-    "harness status {sweep} --why {key}",
+    "python -m harness.sweep {file} --only {only}{store}                 # run it, or what is missing of it",
+    "python -m harness.sweep {file} --only {only}{store} --retry all     # run it again where it failed",
+    "python -m harness.sweep {file} --only {only}{store} --via debug     # in one process, with your debugger",
+    "harness status {sweep} --why {key}{store}",
 )
 
 

@@ -88,14 +88,18 @@ def page(
     figures: Sequence[tuple[str, bytes]],
     store: Store,
     files: Mapping[str, str],
+    option: str = "",
 ) -> str:
-    """Return the page. `figures`: title and SVG; `files`: sweep -> its file. It asks for nothing that is not in it."""
+    """Return the page, which asks for nothing that is not in it.
+
+    `figures`: title and SVG; `files`: sweep -> its file, quoted for a shell; `option`: what names the store.
+    """
     from jinja2 import Environment
     from markupsafe import Markup
 
     style, script = ((RESOURCES / f).read_text() for f in ("page.css", "page.js"))
     curves = Curves()
-    body = _body(grids, frame, curves, store, files)
+    body = {**_body(grids, frame, curves, store), "files": dict(files), "store": option}
     template = Environment(autoescape=True, trim_blocks=False).from_string((RESOURCES / "page.html").read_text())
     return template.render(
         name=name,
@@ -128,9 +132,7 @@ def _little(steps: array[int]) -> bytes:
     return steps.tobytes()
 
 
-def _body(
-    grids: Sequence[Grid], frame: Frame, curves: Curves, store: Store, files: Mapping[str, str]
-) -> dict[str, Any]:
+def _body(grids: Sequence[Grid], frame: Frame, curves: Curves, store: Store) -> dict[str, Any]:
     shared, logs = Shared(), Shared()
     places = {id(line): n for n, line in enumerate(frame.lines)}
     names = [name for name in METRICS if any(line.metrics.get(name) is not None for line in frame.lines)]
@@ -149,7 +151,6 @@ def _body(
         "cells": [_cell(line, shared, logs, curves, store) for line in frame.lines],
         "shared": shared.values,
         "logs": logs.values,
-        "files": dict(files),
         "commands": COMMANDS,
     }
 

@@ -135,7 +135,7 @@ def _cell(stage: Stage, line: Line, sweep: str, file: str, rest: Mapping[str, An
     shown = [label for axis, label in plain.items() if axis in ("dataset", "arch", "mask", "sparsity", "recipe")]
     shown += [f"{axis}={label}" for axis, label in plain.items() if axis not in _USUAL and label]
     same = digest({"axes": plain, "protocol": dict(line.facts.protocol), "dev": line.facts.dev})
-    words = {"file": file, "only": only(line), "sweep": sweep, "key": stage.key}
+    words = {"file": file, "only": only(line), "sweep": sweep, "key": stage.key, "store": ""}
     commands = tuple(command.format(**words) for command in COMMANDS)
     role = "dense" if line.dense else "cell"
     name = shortened(f"{' '.join(shown)} seed {line.axis('seed')}", LONGEST_NAME)
@@ -150,7 +150,7 @@ def _shared(stage: Stage, user: Line | None, sweep: str, rest: Mapping[str, Any]
     seeds = ("seed", "ticket_seed")
     same = digest({name: value for name, value in stage.spec.items() if name not in seeds})
     role = "training" if stage.kind == "train" else stage.kind
-    commands = (COMMANDS[-1].format(sweep=sweep, key=stage.key),)
+    commands = (COMMANDS[-1].format(sweep=sweep, key=stage.key, store=""),)
     group = _group([SEED.sub("", stage.label)], same)
     name = shortened(stage.label, LONGEST_NAME)
     return About(stage, role, name, group, labels, Facts(), commands, **rest)

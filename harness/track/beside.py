@@ -15,6 +15,7 @@ import typer
 from harness.errors import printable
 from harness.form import Wandb
 from harness.store import Store
+from harness.terminal import command
 
 QUIET = 30.0
 """Seconds without a word of its last pass after which the command does not wait for it any longer."""
@@ -25,6 +26,7 @@ class Beside:
     """The publisher's process. It does its last pass once its input ends, with the command or before."""
 
     process: subprocess.Popen[str]
+    store: Store
     say: Callable[[str], None]
     _heard: float = field(default_factory=time.monotonic)
 
@@ -40,7 +42,7 @@ class Beside:
             text=True,
             start_new_session=True,  # Ctrl-C is the command's
         )
-        beside = cls(process, say)
+        beside = cls(process, store, say)
         threading.Thread(target=beside._listen, daemon=True).start()
         return beside
 
@@ -60,7 +62,8 @@ class Beside:
         self._heard = time.monotonic()
         while self.process.poll() is None:
             if time.monotonic() - self._heard > QUIET:
-                self.say(f"wandb: goes on by itself; later, `harness wandb publish {name}` sends what is missing")
+                later = command("wandb", "publish", name, store=self.store.root)
+                self.say(f"wandb: goes on by itself; later, `{later}` sends what is missing")
                 return
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(0.2)
@@ -73,13 +76,15 @@ def mirrored(wanted: Wandb | None, store: Store, name: str, live: bool) -> Itera
         yield
         return
     if not live:
-        typer.echo(f"wandb: `harness wandb publish {name} --follow` mirrors it, from here or once from cron", err=True)
+        follow = command("wandb", "publish", name, "--follow", store=store.root)
+        typer.echo(f"wandb: `{follow}` mirrors it, from here or once from cron", err=True)
         yield
         return
     try:
         beside = Beside.start(store, name, lambda sentence: typer.echo(printable(sentence), err=True))
     except OSError as error:
-        typer.echo(f"wandb: no publisher could be started ({error.strerror}); `harness wandb publish {name}`", err=True)
+        by_hand = command("wandb", "publish", name, store=store.root)
+        typer.echo(f"wandb: no publisher could be started ({error.strerror}); `{by_hand}`", err=True)
         yield
         return
     try:

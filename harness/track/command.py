@@ -20,7 +20,7 @@ from harness.completing import sweeps_here
 from harness.display import console
 from harness.errors import UserError, printable
 from harness.store import Store
-from harness.terminal import answered, examples, note, tell, tell_json
+from harness.terminal import STORE, answered, command, examples, note, tell, tell_json
 from harness.track.desk import Stalled
 from harness.track.mending import Difference, compare, mark
 from harness.track.opening import Unreachable, drop_offline, find_target, follow, publisher
@@ -61,7 +61,7 @@ def _told() -> AbstractContextManager[None]:
 @app.command(epilog=examples("harness wandb publish", "harness wandb publish quickstart --follow"))
 def publish(
     sweeps: Sweeps = [],  # noqa: B006
-    store: StoreFolder = Path("runs"),
+    store: StoreFolder = STORE,
     stay: Annotated[bool, typer.Option("--follow", help="Go on until all is over and has come.")] = False,
     beside: Annotated[bool, typer.Option("--beside", hidden=True)] = False,
 ) -> None:
@@ -89,7 +89,7 @@ def publish(
 
 def _publish(place: Store, wish: Wish, over: Never | Parent, stay: bool, beside: bool) -> bool:
     """Publish one project; return whether all that there is has come."""
-    target, why = _target(wish)
+    target, why = _target(place, wish)
     with publisher(place, wish, target, _heard if beside else note, over.waits) as work:
         work.say(_welcome(work, why))
         work.report = over.alive
@@ -104,7 +104,7 @@ def _offline(wish: Wish) -> bool:
 
 
 @app.command(epilog=examples("harness wandb sync", "harness wandb sync quickstart --store runs"))
-def sync(sweeps: Sweeps = [], store: StoreFolder = Path("runs")) -> None:  # noqa: B006
+def sync(sweeps: Sweeps = [], store: StoreFolder = STORE) -> None:  # noqa: B006
     """Send every finished run that the server lacks, each whole, as the store has it; for what was trained offline.
 
     Stopped or killed, the same command goes on. Offline folders are no longer needed then, and removed. Exit codes: 0
@@ -124,7 +124,7 @@ def sync(sweeps: Sweeps = [], store: StoreFolder = Path("runs")) -> None:  # noq
 @app.command(epilog=examples("harness wandb reconcile quickstart --dry", "harness wandb reconcile quickstart --json"))
 def reconcile(
     sweeps: Sweeps = [],  # noqa: B006
-    store: StoreFolder = Path("runs"),
+    store: StoreFolder = STORE,
     dry: Annotated[bool, typer.Option("--dry", help="Compare only; send nothing.")] = False,
     as_text: Annotated[bool, typer.Option("--json", help="Print what was found as JSON, project by project.")] = False,
 ) -> None:
@@ -159,7 +159,7 @@ def reconcile(
 @app.command(epilog=examples("harness wandb report quickstart", "harness wandb report quickstart --spec report.json"))
 def report(
     sweep: Annotated[str, typer.Argument(help="A sweep's name, or its file.")],
-    store: StoreFolder = Path("runs"),
+    store: StoreFolder = STORE,
     data: Annotated[Path | None, typer.Option(help="The folder of data sets, where a file is given.")] = None,
     spec: Annotated[
         Path | None, typer.Option(help="Write what the report would show as JSON; no server is asked.", metavar="JSON")
@@ -221,15 +221,16 @@ def _wanted(place: Store, sweeps: list[str], waits: Callable[[], bool] = lambda:
         return found
 
 
-def _target(wish: Wish) -> tuple[Target, str]:
+def _target(store: Store, wish: Wish) -> tuple[Target, str]:
     """Return where a wish goes: to a server, or into folders on this machine, for a reason."""
     try:
         return find_target(wish, wish.mode), ""
     except Unreachable as error:
         if wish.mode == "online":
+            sync = command("wandb", "sync", *wish.names, store=store.root)
             raise UserError(
                 f"wandb: mode is online, but {error}. Results are in the store; once that is mended, "
-                f"`harness wandb sync {' '.join(wish.names)}` sends them"
+                f"`{sync}` sends them"
             ) from None
         return Target("", "", wish.project), str(error)
 
@@ -237,9 +238,10 @@ def _target(wish: Wish) -> tuple[Target, str]:
 def _welcome(work: Publisher, why: str) -> str:
     if work.target.host:
         return f"wandb: mirrored to {work.target}"
+    sync = command("wandb", "sync", *work.wish.names, store=work.store.root)
     return (
         f"wandb: nothing is sent: {why}. `wandb leet {work.folder / 'offline' / 'wandb'}` shows what is finished, "
-        f"`harness wandb sync {' '.join(work.wish.names)}` sends it later"
+        f"`{sync}` sends it later"
     )
 
 
@@ -248,7 +250,8 @@ def _bye(work: Publisher, progress: Progress) -> bool:
     sent = "sent" if work.target.host else "kept"
     said = f"wandb: {progress.whole} of {count(progress.runs, 'run')} {sent}"
     if not progress.complete:
-        said += f"; {progress.fault or 'some were refused'}: `harness wandb publish` goes on from here"
+        publish = command("wandb", "publish", store=work.store.root)
+        said += f"; {progress.fault or 'some were refused'}: `{publish}` goes on from here"
     work.say(said)
     return progress.complete
 

@@ -13,6 +13,7 @@ from harness.errors import UserError
 from harness.planfile import SavedPlan
 from harness.report.assemble import make_report
 from harness.store import Store, read_json, write_whole
+from harness.terminal import command
 from harness.track.about import about_stages
 from harness.track.desk import Desk, Stalled
 from harness.track.ledger import read_turns
@@ -49,7 +50,8 @@ def save_report(store: Store, given: str, data: Path | None) -> list[str]:
         target = find_target(wish, "online")
     except Unreachable as error:
         raise UserError(
-            f"wandb: a report needs its server: {error}. `harness report {saved.plan.name}` writes one to browse here, "
+            f"wandb: a report needs its server: {error}. "
+            f"`{command('report', saved.plan.name, store=store.root)}` writes one to browse here, "
             "--spec FILE what this one would show"
         ) from None
     folder = target.folder(store)
@@ -67,7 +69,8 @@ def save_report(store: Store, given: str, data: Path | None) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / KNOWN, json.dumps({**known, saved.plan.name: drawn}, indent=1).encode())
     if why := answer.get("error") or answer.get("failed"):
-        first = f"`harness wandb publish {saved.plan.name}` comes first, then this again"
+        publish = command("wandb", "publish", saved.plan.name, store=store.root)
+        first = f"`{publish}` comes first, then this again"
         raise UserError(
             f"wandb: {target}: {why}; the report is not saved, or not all of it ({first}); the same command tries again"
         )

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import re
+import shlex
 import subprocess
 import sys
 import traceback
@@ -18,9 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
+from harness.cli import app as harness_app
 from harness.debug import app
 from harness.planfile import find_plan, read_plan
 from harness.store import Store
+from harness.sweep import app as sweep_app
 from harness.train.checkpoint import Position
 from harness.train.loop import Enough, train
 from harness.train.order import Order
@@ -77,6 +80,12 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def swept(cell: str, *more: str) -> int:
+    """Run one cell of the sweep in this process; return the exit code."""
+    command = ["tiny.yaml", "--only", cell, "--via", "debug", "--threads", "1", *more]
+    return CliRunner().invoke(sweep_app, command).exit_code
+
+
 def trained(store: Path) -> list[dict[str, object]]:
     return [json.loads(line) for path in store.glob("stages/train/*/*/attempt-*/metrics.jsonl") for line in path.open()]
 
@@ -113,13 +122,22 @@ def test_steps_are_those_of_the_sweep(real: Path, debug: Debug) -> None:
     assert not list(Path().glob("runs")), "nothing was written where results would be"
 
 
-def test_with_store_its_result_is_published_there(real: Path, debug: Debug) -> None:
-    done = debug("tiny.yaml", "--cell", CELL, "--store", "kept")
-    assert done.exit_code == 0, done.output
-    there, asked = results(Path("kept")), results(real / "runs")
-    ours = {key: editions[-1]["artifact"]["sha256"] for key, editions in there.items()}
-    assert len(ours) == 3, "data set, mask and training"
-    assert all(asked[key][-1]["artifact"]["sha256"] == sha256 for key, sha256 in ours.items())
+def test_nothing_is_ever_written_where_results_are(real: Path, debug: Debug) -> None:
+    before = files(real / "runs")
+    (key, *_) = [key for key in stages(real / "runs", "train") if key in results(real / "runs")]
+    for more in ((), ("--into", "looked")):
+        done = debug("tiny", "--like", key, "--steps", "1", "--store", str(real / "runs"), *more)
+        assert done.exit_code == 0, done.output
+    assert Store(Path("looked")).for_debugging
+    assert Store(real / "runs-debug").for_debugging
+    for into in (real / "runs", real / "runs" / "."):
+        done = debug("tiny", "--like", key, "--store", str(real / "runs"), "--into", str(into))
+        assert done.exit_code == 2
+        assert "is a store of results, which harness debug never writes into" in done.stderr
+    assert files(real / "runs") == before
+    done = CliRunner().invoke(sweep_app, ["tiny.yaml", "--store", "looked"])
+    assert done.exit_code == 2
+    assert "which may be removed at any time" in done.stderr
 
 
 def test_breakpoints_work(debug: Debug) -> None:
@@ -182,24 +200,32 @@ def test_a_failed_mask_is_looked_at_by_its_key_and_tried_again_once_its_cause_is
     text = Path("tiny.yaml").read_text().replace("[random, lth]", "own")
     Path("tiny.yaml").write_text(text.replace("use: {", 'use: {own: "./score.py:score", '))
     cell = ("--cell", "mask=own,recipe=ls,seed=0")
-    assert debug("tiny.yaml", *cell, "--store", "runs").exit_code == 1
-    held = debug("tiny", *cell, "--steps", "1")
+    assert swept(cell[1], "--store", "a store") == 1
+    shown = CliRunner().invoke(harness_app, ["status", "tiny", "--store", "a store"])
+    assert shown.exit_code == 0
+    (line,) = re.findall(r"look at it: harness debug (.*)", shown.stdout)
+    pasted = debug(*shlex.split(line))
+    assert isinstance(pasted.exception, RuntimeError), pasted.output
+    for copy in Path("a store-debug/plugins").rglob("*.py"):
+        copy.write_text(copy.read_text() + "damaged")
+    assert str(debug(*shlex.split(line)).exception) == "nothing was found", "copies of files are taken anew"
+    (line,) = re.findall(r"mend the code, then (harness sweep .*)", shown.stdout)
+    assert shlex.split(line)[2:] == ["tiny.yaml", "--retry", "code", "--store", "a store"]
+    held = debug("tiny", *cell, "--steps", "1", "--store", "a store")
     assert held.exit_code == 2
     named = re.search(r"look at that one: --like ([0-9a-f]{8})", held.stderr)
     assert named, held.stderr
-    assert any(key.startswith(named[1]) for key in stages(Path("runs"), "mask"))
-    done = debug("tiny", "--like", named[1])
+    assert any(key.startswith(named[1]) for key in stages(Path("a store"), "mask"))
+    done = debug("tiny", "--like", named[1], "--store", "a store")
     assert isinstance(done.exception, RuntimeError)
     assert str(done.exception) == "nothing was found"
     Path("found").touch()
-    assert debug("tiny", *cell, "--steps", "1").exit_code == 0
-    assert debug("tiny.yaml", *cell, "--store", "runs").exit_code == 0
+    assert debug("tiny", *cell, "--steps", "1", "--store", "a store").exit_code == 0
 
 
 def test_a_failing_step_is_rebuilt_and_looked_into(debug: Debug) -> None:
     write_layer("self.seen += self.training\n        return torch.where(self.seen > 30, torch.inf, 1.0) * x")
-    failed = debug("tiny.yaml", "--cell", CELL, "--store", "runs")
-    assert failed.exit_code == 1, failed.output
+    assert swept(CELL) == 1
     told = debug("tiny.yaml", "--cell", CELL)
     assert told.exit_code == 1
     step = re.search(r"--replay ([0-9a-f]{8})@(\d+):(\d+)", told.stderr)
@@ -337,12 +363,9 @@ def test_anomaly_names_the_operation(debug: Debug) -> None:
         (("--cell", "mask=random"), "4 cells match; they differ in recipe, seed"),
         (("--cell", CELL, "--like", "abcd"), "--cell and --like both say which stage"),
         (("--cell", CELL, "--profile", "--overfit-batch"), "--overfit-batch and --profile do not go together"),
-        (("--cell", CELL, "--steps", "3", "--store", "runs"), "--store publishes a result"),
         (("--cell", CELL, "--break"), "--replay names"),
-        (("--cell", CELL, "--from", "runs", "--store", "runs"), "--from and --store do not go together"),
-        (("--cell", CELL, "--anomaly", "--store", "runs"), "--store publishes a result; leave --anomaly out"),
         (("--cell", CELL, "--anomaly", "--profile"), "--anomaly: --profile would time it; leave it out"),
-        (("--cell", CELL, "--from", "/"), "is no store; name its folder"),
+        (("--cell", CELL, "--store", "/"), "is no store; name its folder"),
         (("--cell", CELL, "--device", "foo"), "--device foo cannot be used here"),
         (("--replay", "abcd@2:00"), "write KEY@EPOCH:STEP"),
         (("--replay", "xyz"), "write KEY@EPOCH:STEP"),

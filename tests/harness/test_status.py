@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from harness.claims import Observer, Owner, take
 from harness.conditions import smallest_condition
 from harness.facts import Place
-from harness.failures import group_failures, normalised
+from harness.failures import REMEDIES, group_failures, normalised, remedies
 from harness.index import A_LOOK, stand
+from harness.options import CAUSES
 from harness.plan import Plan, Stage
 from harness.planfile import SavedPlan
 from harness.store import Artifact, Result, Store, digest, publish
@@ -181,6 +182,18 @@ def test_failures_are_grouped_by_their_normalised_cause_with_what_their_cells_ha
         "all 3: arch=mobilenet and mask=grasp",
         "all 1: arch=resnet20 and mask=random and seed=1",
     ]
+
+
+def test_what_to_do_about_failures_never_runs_a_divergence_again() -> None:
+    assert remedies({}) == []
+    (said,) = remedies({"code": 2, "oom": 1})
+    assert said == "3 stages failed; the same command with --retry all runs them once more"
+    (said,) = remedies({"diverged": 1})
+    assert said.startswith("1 training diverged: a loss or gradient became infinite: that is its result")
+    failed, diverged = remedies({"diverged": 2, "code": 2, "oom": 1})
+    assert failed == "3 stages failed; the same command with --retry code and then --retry oom runs them once more"
+    assert "--retry" not in diverged
+    assert set(CAUSES) == {"all", *REMEDIES}
 
 
 def test_messages_are_the_same_but_for_numbers_addresses_and_paths() -> None:

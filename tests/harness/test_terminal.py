@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import os
 import pty
@@ -21,6 +23,7 @@ from typer.testing import CliRunner
 from harness import completing, sweep
 from harness.cli import app
 from harness.options import CAUSES
+from harness.terminal import command
 from tests.conftest import environment, save_whole_plan, write_project
 
 ROOT = Path(__file__).parents[2]
@@ -29,10 +32,10 @@ Command = Any
 COLOUR = re.compile(r"\x1b\[[0-9;]*(3[0-8]|4[0-8]|9[0-7])[0-9;]*m")
 
 
-def tree(command: Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Command]]:
+def tree(verb: Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Command]]:
     """Yield every command and group below one, itself among them."""
-    yield path, command
-    for name, below in getattr(command, "commands", {}).items():
+    yield path, verb
+    for name, below in getattr(verb, "commands", {}).items():
         yield from tree(below, (*path, name))
 
 
@@ -120,6 +123,54 @@ def test_what_is_completed_is_there(place: Path) -> None:
     assert sweep.causes("x") == []
 
 
+def test_a_printed_command_is_one_that_a_shell_takes_from_here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command("status", "tiny", store=place / "runs") == "harness status tiny"
+    assert command("status", "tiny", store=Path("runs")) == "harness status tiny"
+    assert command("status", "tiny", store=place / "my runs") == "harness status tiny --store 'my runs'"
+    assert shlex.split(command("data", "fetch", "--data", place / "a b")) == [
+        "harness",
+        "data",
+        "fetch",
+        "--data",
+        "a b",
+    ]
+    monkeypatch.chdir(place / "sweeps")
+    assert command("status", "tiny", store=place / "runs") == f"harness status tiny --store {place}/runs"
+    (place / "sweeps" / "runs").symlink_to(place / "runs")
+    assert command("status", "tiny", store=place / "runs") == "harness status tiny"
+
+
+def test_commands_about_a_sweep_lead_back_to_it_from_elsewhere(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "runs").rename(place / "kept here")
+    monkeypatch.chdir(place / "sweeps")
+    done = run("report", "tiny", "--store", "../kept here", "--quiet")
+    assert done.exit_code == 0, done.output
+    page = (place / "kept here" / "sweeps" / "tiny" / "report" / "report.html").read_text()
+    (packed,) = re.findall(r'id="data"[^>]*>([^<]+)<', page)
+    body = json.loads(gzip.decompress(base64.b64decode(packed)))
+    assert shlex.split(body["files"]["tiny"]) == [str(place / "tiny.yaml")]
+    assert shlex.split(body["store"]) == ["--store", str(place / "kept here")]
+    assert all("{store}" in line for line in body["commands"])
+    (place / "tiny.yaml").write_text((place / "tiny.yaml").read_text() + "# edited\n")
+    said = run("report", "tiny", "--store", "../kept here", "--quiet").stderr
+    (line,) = re.findall("`harness (.*)` reports on it as it is", said)
+    assert run(*shlex.split(line), "--quiet", "--data", "data").exit_code == 0
+    done = run("report", "tiny", "--store", "../kept here", "--quiet", "--anonymous", "--out", "out")
+    (packed,) = re.findall(r'id="data"[^>]*>([^<]+)<', Path("out/report.html").read_text())
+    assert str(place) not in gzip.decompress(base64.b64decode(packed)).decode()
+
+
+def test_looking_at_a_file_from_elsewhere_creates_nothing_and_names_its_store(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "sub").mkdir()
+    monkeypatch.chdir(place / "sub")
+    done = run("status", "../tiny.yaml")
+    assert done.exit_code == 0, done.output
+    assert "--store ../runs" in done.stderr
+    assert not list(Path().iterdir())
+
+
 TYPED = {"status ti": "tiny", "sweep tiny.yaml --via r": "ray", "wandb re": "report"}
 
 
@@ -161,6 +212,7 @@ def test_the_table_of_exit_codes_has_every_command_and_says_what_its_help_says()
 ENDS: list[tuple[str, int, tuple[str, ...]]] = [
     ("sweep", 0, ("tiny.yaml", "--plan")),
     ("sweep", 2, ("none.yaml",)),
+    ("sweep", 2, ()),
     ("sweep", 3, ("tiny.yaml", "--plan", "--store", "loop/x")),
     ("status", 0, ("tiny",)),
     ("status", 2, ("none",)),
@@ -222,6 +274,7 @@ def test_the_codes_that_no_case_here_has_are_those_of_long_runs_and_servers() ->
         ("sweep", 1),
         ("debug", 0),
         ("debug", 1),
+        ("status", 1),
         ("report", 1),
         ("worker", 0),
         ("worker", 3),

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from harness import planner
 from harness.check import load_sweep
+from harness.cli import app
 from harness.planfile import as_saved, save_plan
 from harness.planner import make_plan
-from harness.store import Store
-from harness.why import changes, explain
+from harness.store import Store, digest, read_json
+from harness.why import Change, changes, explain
 from tests.conftest import claims, hashes, run_sweep, write_project
 from tests.harness.test_status import status
 
@@ -103,10 +105,37 @@ def test_older_results_are_accepted_with_a_record_and_a_word_under_the_table(min
     assert "accepted from" in why(mine)
 
 
+def test_several_cells_are_accepted_at_once_with_all_that_a_result_has(
+    mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(mine)
+    (mine / "score.py").write_text(SCORE + "# edited\n")
+    before = {path.parents[1] for path in mine.glob("runs/stages/train/*/*/*/metrics.jsonl")}
+    asked = ["status", "tiny.yaml", "--why", "mask=mine,seed=0", "--bless"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("2 cells: 4 stages")
+    assert done.stdout.count("  accepted: ") == 3
+    for result in mine.glob("runs/stages/*/*/*/result-*.json"):
+        assert digest(read_json(result.parent / "spec.json")) == result.parent.name
+    curves = {path.parents[1] for path in mine.glob("runs/stages/train/*/*/*/metrics.jsonl")}
+    assert len(curves) == 2 * len(before)
+    again = CliRunner().invoke(app, asked)
+    assert again.exit_code == 0
+    assert "nothing to accept" in again.stdout
+
+
+def test_another_version_of_a_package_is_a_change_of_code() -> None:
+    assert Change("mask", "mask", "method.package", "colbal 0.1", "colbal 0.2").of_the_code
+    assert not Change("mask", "mask", "method.settings.package_size", 1, 2).of_the_code
+
+
 def test_another_experiment_is_not_accepted(mine: Path) -> None:
     text = (mine / "tiny.yaml").read_text()
     (mine / "tiny.yaml").write_text(text.replace("epochs: 2}", "epochs: 2, lr: 0.05}"))
-    said = why(mine, "--bless")
+    done = status(mine, "tiny.yaml", "--why", CELL, "--bless")
+    assert done.returncode == 1
+    said = done.stdout
     assert "not accepted: digits thin mine 50% ls seed 0: it would be another experiment" in said
     assert "protocol.lr" in said
     assert "todo     train" in said

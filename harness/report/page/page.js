@@ -91,7 +91,8 @@ async function showCell(n) {
   parts.append(facts("Protocol", Object.entries(all.shared[cell.protocol])));
   if (cell.stamp !== null) parts.append(facts("Stamp", Object.entries(all.shared[cell.stamp])));
   if (cell.provenance !== null) parts.append(facts("Provenance", [...Object.entries(all.shared[cell.provenance]), ...Object.entries(cell.own)]));
-  const commands = make("section", "", {}, make("h3", "Commands"), make("pre", all.commands.map((c) => c.replaceAll("{only}", cell.only).replaceAll("{key}", cell.key).replaceAll("{sweep}", cell.sweep).replaceAll("{file}", all.files[cell.sweep])).join("\n")));
+  const wanted = all.commands.filter((c) => !cell.reason.endsWith("diverged") || !c.includes("--retry"));  // it is a result
+  const commands = make("section", "", {}, make("h3", "Commands"), make("pre", wanted.map((c) => c.replaceAll("{store}", all.store).replaceAll("{only}", cell.only).replaceAll("{key}", cell.key).replaceAll("{sweep}", cell.sweep).replaceAll("{file}", all.files[cell.sweep])).join("\n")));
   const failure = cell.cause ? [make("h3", "Failure"), make("p", `${cell.reason}: ${cell.cause}`, { class: "hole" })] : [];
   if (cell.log !== null) failure.push(make("h3", "End of the log"), make("pre", all.logs[cell.log], { class: "log" }));
   const drawnCurves = [];
