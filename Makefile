@@ -4,9 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# Files of tests that run side by side; each process has one thread, or they would wait for one another.
-JOBS ?= 2
-SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+# Files of tests that run side by side: one more than there are cores, since many wait for a process. Each has one thread,
+# or they would wait for one another.
+JOBS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+# No suite outlasts this, whatever hangs; a single test ends after the seconds in setup.cfg.
+LIMIT ?= 60m
+test-all conformance: LIMIT := 5h
+BOUNDED = $(if $(shell command -v timeout),timeout --foreground --kill-after=30 $(LIMIT))
+# A process that a test takes down is not replaced: its test fails by name, and the suite with it.
+SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(BOUNDED) $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --max-worker-restart 0
+ONE_BY_ONE = $(BOUNDED) $(BIN)/python -m pytest
 
 # What slurm/devcluster needs of Debian or Ubuntu.
 SLURM := slurmctld slurmd slurm-client munge slurmdbd mariadb-server
@@ -17,7 +24,7 @@ REPORT := chromium chromium-driver texlive-latex-base texlive-latex-recommended
 # Where pip-audit lives, apart from what it looks at.
 AUDIT := .audit
 
-.PHONY: quickstart report-tools slurm-tools test test-slow test-chaos chaos test-slurm conformance docs lint audit clean
+.PHONY: quickstart report-tools slurm-tools test test-slow test-chaos test-slurm test-all chaos conformance docs lint audit clean
 
 quickstart: $(READY)
 	$(BIN)/python -m harness.sweep sweeps/quickstart.yaml --via local
@@ -31,10 +38,10 @@ test: $(READY)
 	$(SIDE_BY_SIDE)
 
 test-slow: $(READY)
-	$(SIDE_BY_SIDE) -m "slow and not slurm and not chaos"
+	$(SIDE_BY_SIDE) -m "slow and not slurm and not chaos and not long"
 
 test-chaos: $(READY)
-	$(SIDE_BY_SIDE) -m "chaos and not slurm" tests/chaos -rs
+	$(SIDE_BY_SIDE) -m "chaos and not slurm and not long" tests/chaos -rs
 
 chaos: $(READY) slurm-tools
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]' || \
@@ -49,10 +56,15 @@ slurm-tools:
 		$(SLURM)) >/dev/null 2>&1 || echo "Slurm's packages could not be installed; its tests say so" >&2
 
 test-slurm: $(READY) slurm-tools
-	$(BIN)/python -m pytest -m slurm tests/slurm tests/chaos -rs
+	$(ONE_BY_ONE) -m "slurm and not long" tests/slurm tests/chaos -rs
+
+# Everything, with what is left out above for its time (marked long): two hours and more.
+test-all: test slurm-tools
+	$(SIDE_BY_SIDE) -m "(slow or chaos or long or conformance) and not slurm" --ignore tests/slurm
+	$(ONE_BY_ONE) -m "slurm or conformance" tests/slurm tests/chaos -rs
 
 conformance: $(READY)
-	$(BIN)/python -m pytest -m conformance
+	$(ONE_BY_ONE) -m conformance
 
 # The documentation, its reference filled in from the code, into site/; a warning is an error.
 docs: $(READY)

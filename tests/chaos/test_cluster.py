@@ -136,6 +136,7 @@ def test_a_sweep_through_a_storm_has_the_local_launchers_table(
     assert "submitted" not in again.stderr
 
 
+@pytest.mark.long
 @ONCE
 def test_a_refused_submission_is_told_and_the_same_command_does_it_later(
     cluster: Cluster,  # noqa: F811
@@ -161,6 +162,7 @@ def test_a_refused_submission_is_told_and_the_same_command_does_it_later(
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 @ONCE
 def test_without_accounting_what_became_of_a_killed_job_is_found_out(
     cluster: Cluster,  # noqa: F811

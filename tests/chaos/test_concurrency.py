@@ -117,6 +117,7 @@ def as_user(name: str, folder: Path) -> dict[str, Any]:
     return {"within": becoming(name), "umask": 0o002, "more": more}
 
 
+@pytest.mark.long
 def test_two_users_who_start_the_same_sweep_do_each_stage_once(
     shared: tuple[Path, list[dict[str, Any]]], calm: Path, record: Record
 ) -> None:
@@ -148,6 +149,7 @@ def planned(store: Path) -> list[set[str]]:
     return [set(read_plan(path).plan.stages) for path in paths]
 
 
+@pytest.mark.long
 def test_a_file_edited_and_run_beside_its_older_self_ends_with_what_each_asked_for(
     tmp_path: Path, calm: Path, record: Record
 ) -> None:

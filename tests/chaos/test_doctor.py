@@ -80,6 +80,7 @@ def pairs() -> Iterator[list[Pair]]:
             kill(process)  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 @two_hosts
 def test_two_hosts_meet_and_find_a_file_system_sound(tmp_path: Path, pairs: list[Pair]) -> None:
     pairs.append(Pair(tmp_path))
@@ -90,6 +91,7 @@ def test_two_hosts_meet_and_find_a_file_system_sound(tmp_path: Path, pairs: list
     assert not list(pairs[0].store.iterdir()), "nothing of the meeting is left"
 
 
+@pytest.mark.long
 @far
 @two_hosts
 @pytest.mark.parametrize("lie", LIES)
@@ -106,6 +108,7 @@ def test_two_hosts_that_are_given_the_same_name_say_so(
     assert all("-> put the store on a file system" in text for _, text in said)
 
 
+@pytest.mark.long
 @far
 @two_hosts
 def test_two_hosts_measure_how_late_each_sees_the_other(tmp_path: Path, pairs: list[Pair], record: Record) -> None:

@@ -131,6 +131,7 @@ def test_no_space_left_in_the_middle_of_a_sweep(disk: Disk, calm: Path, record: 
     assert (lost, wrong) == (0, 0)
 
 
+@pytest.mark.long
 def test_no_inodes_left_in_the_middle_of_a_sweep(disk: Disk, calm: Path, record: Record) -> None:
     draw, injected, lost, wrong = random.Random(6), 0, 0, 0
     _, needed = _needed(calm)

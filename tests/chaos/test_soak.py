@@ -114,6 +114,7 @@ def damaged(store: Store, plan: Path) -> tuple[int, int]:
     return lost, wrong
 
 
+@pytest.mark.long
 def test_thousands_of_cells_leave_workers_as_large_as_they_were(tmp_path: Path, record: Record) -> None:
     for name, text in (("thin.py", THIN), ("few.py", DATA), ("soak.yaml", GRID)):
         (tmp_path / name).write_text(text)

@@ -89,6 +89,7 @@ def clerks(pid: int, word: bytes) -> list[int]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("word", amount([b"harness.track.clerk"], [b"harness.track.clerk", b"wandb-core"]))
 def test_a_killed_clerk_is_replaced(word: bytes, tmp_path: Path, server: Server, record: Record) -> None:
     kills, draw, killed = amount(2, 10), random.Random(11), 0
@@ -151,6 +152,7 @@ def fill(disk: Path) -> None:
                     file.write(bytes(size))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not FULL, reason="part of the full form")
 @pytest.mark.parametrize("disk", [32], indirect=True)
 def test_where_nothing_at_all_can_be_written_another_folder_is_taken(

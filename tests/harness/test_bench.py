@@ -13,7 +13,7 @@ from bench.__main__ import NAMED, SECTIONS
 from bench.figures import ROOT, spread, table
 from bench.reference_loop import masks_of, network
 
-TRIED = ("peak", "loop", "cells", "ddp")
+TRIED = ("loop", *(pytest.param(name, marks=pytest.mark.long) for name in ("peak", "cells", "ddp")))
 """Sections that use what the others use; all of them would take minutes."""
 
 

@@ -140,6 +140,7 @@ def trained_alike(order: Order, way: str) -> None:
     assert run.position.rows[-1]["train_loss"] == pytest.approx(rows[-1]["train_loss"], rel=1e-2)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_compiled_training_differs_in_last_bits_alone(orders: Orders) -> None:  # noqa: F811
     """With ghosts, which leave in the middle, and with a smaller last batch."""

@@ -252,6 +252,7 @@ def test_a_pilot_tries_out_what_is_unknown_and_the_outcome_is_held_against_it(pr
     assert "for " not in said[0], "all of it was run"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_pilot_tries_a_mask_of_ones_own_that_was_never_run(project: Path, sweep: Run) -> None:
     assert sweep("tiny.yaml", "--only", "mask=dense,seed=0", "--workers", "1", "--threads", "1").returncode == 0

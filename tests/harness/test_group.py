@@ -33,7 +33,8 @@ def order(orders: Callable[..., dict[str, Order]]) -> Order:  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [("float64", 1e-9), pytest.param("float32", 1e-4, marks=pytest.mark.slow)]
+    ("dtype", "tolerance"),
+    [("float64", 1e-9), pytest.param("float32", 1e-4, marks=[pytest.mark.slow, pytest.mark.long])],
 )
 def test_four_processes_train_as_one_does(order: Order, tmp_path: Path, dtype: str, tolerance: float) -> None:
     (alone,) = trained(order, 1, STEPS, dtype, tmp_path)

@@ -313,6 +313,7 @@ def test_who_is_behind_is_stopped_and_its_settings_are_used(project: Path) -> No
         assert [cell["tuning_trials"] for cell in csv.DictReader(file)] == ["9", "9"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_a_search_has_tried_is_no_waste(project: Path) -> None:
     written(project, SEARCH.replace("samples: 5", "samples: 2\n  baseline: none\n  scheduler: none"))
@@ -324,6 +325,7 @@ def test_what_a_search_has_tried_is_no_waste(project: Path) -> None:
     assert len(before) == 2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_calls_of_a_search_share_its_trials(project: Path, start: Callable[..., subprocess.Popen[bytes]]) -> None:
     written(project, SEARCH.replace("samples: 5", "samples: 8\n  baseline: none\n  scheduler: none"))

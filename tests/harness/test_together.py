@@ -116,6 +116,7 @@ def build"""
 FAILING = THIN.replace("def build", ODD).replace("nn.Flatten(),", "nn.Flatten(), Odd(),")
 
 
+@pytest.mark.long
 def test_the_rank_that_failed_is_told_of_not_those_that_miss_it(project: Path) -> None:
     (project / "thin.py").write_text(FAILING)
     done = run_sweep(project, *DENSE, "--threads", "1")
@@ -178,6 +179,7 @@ def test_a_node_that_falls_ends_the_job_and_the_next_one_goes_on(project: Path, 
     assert hashes(project / "runs") == hashes(calm / "runs")
 
 
+@pytest.mark.long
 def test_an_agent_whose_leader_falls_leaves(project: Path, job: Callable) -> None:
     save_whole_plan(project, "dense")
     leader, agent = job("44")

@@ -55,6 +55,7 @@ def test_ray_killed_in_the_middle_and_run_again_has_the_local_table(project: Pat
     assert hashes(project / "runs") == hashes(calm / "runs")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_group_that_no_node_of_ray_can_hold_is_told(project: Path) -> None:
     text = (project / "tiny.yaml").read_text().replace("  seed: 0..1", "  seed: 0\n  world: 64")
@@ -97,6 +98,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_node_removed_from_rays_cluster_loses_nothing(project: Path) -> None:
     (project / "lose.py").write_text(LOSE)

@@ -64,6 +64,10 @@ class Cluster:
 
 ONCE = pytest.mark.parametrize("cluster", ["linuxproc"], indirect=True)
 """For tests to which the way of tracking makes no difference."""
+MAINLY = pytest.mark.parametrize(
+    "cluster", ["linuxproc", pytest.param("cgroup", marks=pytest.mark.long)], indirect=True
+)
+"""For tests to which it makes little."""
 
 
 @pytest.fixture(scope="module", params=["linuxproc", "cgroup"])

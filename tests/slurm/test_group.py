@@ -14,11 +14,13 @@ from tests.harness.test_group import STEPS, assert_alike, order  # noqa: F401 - 
 from tests.harness.test_training import orders  # noqa: F401 - a fixture
 from tests.slurm.conftest import ONCE, Cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+pytestmark = pytest.mark.slurm
 
 
 @ONCE
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-4)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float64", 1e-9), pytest.param("float32", 1e-4, marks=pytest.mark.long)]
+)
 def test_four_processes_on_two_nodes_train_as_one_does(
     cluster: Cluster,
     order: Order,  # noqa: F811

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import THIN, results, until, write_project
-from tests.slurm.conftest import ONCE, Cluster, write_profile
+from tests.slurm.conftest import MAINLY, ONCE, Cluster, write_profile
 
 pytestmark = pytest.mark.slurm
 DENSE = ("--only", "mask=dense,seed=0")
@@ -45,6 +45,7 @@ def test_what_runs_out_of_memory_goes_to_a_larger_job(cluster: Cluster, project:
     assert last["outcome"] == "published"
 
 
+@MAINLY
 def test_a_cancelled_sweep_stays_so_until_it_is_run_again(
     cluster: Cluster, project: Path, following: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -129,6 +130,7 @@ def test_a_job_that_no_node_can_hold_is_reported_and_taken_back(cluster: Cluster
     until(lambda: not cluster.jobs(), 60, every=0.5)
 
 
+@MAINLY
 def test_the_doctor_looks_from_inside_a_job(cluster: Cluster, project: Path) -> None:
     write_profile(project, more="scratch: /tmp/harness-scratch-$SLURM_JOB_ID\n")
     command = [sys.executable, "-m", "harness.cli", "doctor", "--via", "dev.yaml"]
@@ -179,6 +181,7 @@ def test_without_slurm_the_message_says_so(cluster: Cluster, project: Path) -> N
     assert "no Slurm here" in done.stderr
 
 
+@MAINLY
 def test_ranks_over_two_nodes_find_one_another(cluster: Cluster, project: Path) -> None:
     text = (project / "tiny.yaml").read_text().replace("  seed: 0..1", "  seed: 0\n  world: 4")
     (project / "tiny.yaml").write_text(text)

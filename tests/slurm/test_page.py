@@ -11,7 +11,7 @@ import pytest
 from tests.documents import blocks
 from tests.slurm.conftest import ONCE, Cluster, write_profile
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+pytestmark = [pytest.mark.slurm, pytest.mark.long]
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "slurm.md"
 SHARED = "/shared"
 """The page's folder that all nodes see."""

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import results, until
 from tests.slurm.conftest import Cluster, write_profile
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+pytestmark = pytest.mark.slurm
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,7 @@ def cluster() -> Iterator[Cluster]:
     found.control("stop")
 
 
+@pytest.mark.long
 def test_a_site_that_forbids_requeueing_is_told_of_by_the_profiles_line(cluster: Cluster, project: Path) -> None:
     write_profile(project)
     done = cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml")

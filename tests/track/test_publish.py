@@ -106,6 +106,7 @@ def test_what_changes_is_sent_and_what_was_replaced_is_told_as_superseded(tmp_pa
     assert pages[f"{cell.key}-2"].summary["accuracy"] == 91.0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["publish", "sync"])
 def test_whoever_sends_the_new_run_tags_the_old_one(verb: str, tmp_path: Path, server: Server) -> None:
@@ -129,6 +130,7 @@ def test_whoever_sends_the_new_run_tags_the_old_one(verb: str, tmp_path: Path, s
     assert_mirrors(server, store, superseded=1)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_stage_behind_a_failure_is_not_waited_for(tmp_path: Path, server: Server) -> None:
     (tmp_path / "small.yaml").write_text(SMALL + WANDB)
@@ -141,6 +143,7 @@ def test_a_stage_behind_a_failure_is_not_waited_for(tmp_path: Path, server: Serv
     assert held
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_artifacts_that_were_left_out_come_once_they_are_wanted(tmp_path: Path, server: Server) -> None:
     small(tmp_path, "wandb: {project: mine, artifacts: none}\n")
@@ -164,6 +167,7 @@ def test_a_lost_ledger_costs_a_look_and_no_row(tmp_path: Path, server: Server) -
     assert_mirrors(server, store)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_another_sweep_of_the_same_cells_adds_its_name_to_their_runs(tmp_path: Path, server: Server) -> None:
     store, saved = small(tmp_path)
@@ -197,6 +201,7 @@ def test_masks_are_references_with_lineage_and_copies_only_if_asked_for(tmp_path
     assert not any(name.endswith(".safetensors") for name in server.blobs)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_masks_are_uploaded_where_that_is_asked_for(tmp_path: Path, server: Server) -> None:
     small(tmp_path, "wandb: {project: mine, artifacts: upload}\n")
@@ -204,6 +209,7 @@ def test_masks_are_uploaded_where_that_is_asked_for(tmp_path: Path, server: Serv
     assert any(name.endswith(".safetensors") for name in server.blobs)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_project_is_cut_where_the_file_says_so(tmp_path: Path, server: Server) -> None:
     store, _ = small(tmp_path, "wandb: {project: mine, shard_by: [dataset, arch]}\n")

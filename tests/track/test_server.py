@@ -196,14 +196,21 @@ def interrupted(mode: str, server: Server, client: Client) -> RemoteRun:
     return server.runs["lab", "p", "one"]
 
 
-@pytest.mark.parametrize("mode", [mode for mode in FAULTS if mode not in FATAL])
+OFTEN = ("500", "drop")
+"""Faults that are tried before every change; the rest by `make test-all`."""
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [mode if mode in OFTEN else pytest.param(mode, marks=pytest.mark.long) for mode in FAULTS if mode not in FATAL],
+)
 def test_a_fault_that_passes_loses_no_row(mode: str, server: Server, client: Client) -> None:
     run = interrupted(mode, server, client)
     assert whole(run, 10)
     assert (run.state, run.config) == ("finished", {"late": 1})
 
 
-@pytest.mark.parametrize("mode", FATAL)
+@pytest.mark.parametrize("mode", [FATAL[0], *(pytest.param(mode, marks=pytest.mark.long) for mode in FATAL[1:])])
 def test_a_refusal_ends_the_stream_without_a_word_and_a_replay_mends_it(
     mode: str, server: Server, client: Client
 ) -> None:
@@ -229,6 +236,7 @@ def test_a_client_killed_twice_leaves_each_row_once(server: Server, client: Clie
     assert (run.state, run.summary["loss"]) == ("finished", 0.1)
 
 
+@pytest.mark.long
 def test_two_runs_open_at_once_and_what_the_api_reads_of_them(server: Server, client: Client) -> None:
     read = client.run("""
         how = {"group": "g", "job_type": "train", "tags": ["a"], "notes": "n", "name": "shown"}
@@ -283,6 +291,7 @@ def test_a_wrong_key(server: Server, client: Client) -> None:
     assert set(server.requests) == {"Viewer"}
 
 
+@pytest.mark.long
 def test_a_rate_limit_delays_and_loses_nothing(server: Server, client: Client) -> None:
     server.rate = 100
     server.allowance, server.counted = 4, time.monotonic()
@@ -291,6 +300,7 @@ def test_a_rate_limit_delays_and_loses_nothing(server: Server, client: Client) -
     assert whole(server.runs["lab", "p", "one"], 10)
 
 
+@pytest.mark.long
 def test_references_keep_their_digests_and_know_their_runs(server: Server, client: Client) -> None:
     (client.folder / "mask.bin").write_bytes(b"0110")
     said = client.run("""
@@ -330,6 +340,7 @@ def test_references_keep_their_digests_and_know_their_runs(server: Server, clien
     ]
 
 
+@pytest.mark.long
 def test_an_offline_run_is_synced_once(server: Server, client: Client) -> None:
     client.run("""
         run = begin(mode="offline", resume=None, config={"lr": 1}, group="g", tags=["a"])
@@ -346,6 +357,7 @@ def test_an_offline_run_is_synced_once(server: Server, client: Client) -> None:
     assert list(folder.glob("*.synced"))
 
 
+@pytest.mark.long
 def test_a_report_and_a_workspace_are_saved_in_place(server: Server, client: Client) -> None:
     pytest.importorskip("wandb_workspaces")
     said = client.run("""

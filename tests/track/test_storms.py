@@ -20,7 +20,6 @@ from tests.track.server import Server
 
 pytestmark = pytest.mark.slow
 
-KILLS = 20
 MANY = """
 name: many
 protocol: {preset: tost, epochs: 180}
@@ -41,7 +40,8 @@ def server() -> Iterator[Server]:
         yield server
 
 
-def test_a_publisher_killed_twenty_times_leaves_every_row_once(tmp_path: Path, server: Server) -> None:
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.long)])
+def test_a_publisher_killed_again_and_again_leaves_every_row_once(kills: int, tmp_path: Path, server: Server) -> None:
     (tmp_path / "many.yaml").write_text(MANY)
     store, saved = write_store(
         tmp_path, tmp_path / "many.yaml", lambda place: {"state": "done", "test": "90", "dev": "90", "cause": ""}
@@ -50,7 +50,7 @@ def test_a_publisher_killed_twenty_times_leaves_every_row_once(tmp_path: Path, s
     draw = random.Random(7)
     argv = [sys.executable, "-m", "harness.cli", "wandb", "publish"]
     killed = 0
-    while killed < KILLS:
+    while killed < kills:
         process = subprocess.Popen(
             argv,
             cwd=tmp_path,
@@ -68,7 +68,7 @@ def test_a_publisher_killed_twenty_times_leaves_every_row_once(tmp_path: Path, s
         finally:
             kill = process.poll() is None
             process.wait() if not kill else (process.kill(), process.wait())
-    assert killed == KILLS, "it was done before it could be killed often enough"
+    assert killed == kills, "it was done before it could be killed often enough"
     said = wandb(tmp_path, server.url, "publish")
     assert said.returncode == 0, said.stderr
     assert_mirrors(server, store)
@@ -91,7 +91,11 @@ def start_sweep(folder: Path, server: Server) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("fault", ["429", "hang", "dead"])  # all ten in tests/chaos/test_trackers.py, in full
+FAULTS = ["hang", *(pytest.param(fault, marks=pytest.mark.long) for fault in ("429", "dead"))]
+"""All ten are in tests/chaos/test_trackers.py, in full."""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_failing_server_holds_up_no_training_and_gets_everything_later(
     fault: str, tmp_path: Path, server: Server
 ) -> None:
@@ -112,6 +116,7 @@ def test_a_failing_server_holds_up_no_training_and_gets_everything_later(
         sweep.communicate()
 
 
+@pytest.mark.long
 def test_a_publisher_that_the_command_leaves_behind_goes_on(tmp_path: Path, server: Server) -> None:
     sweep = start_sweep(tmp_path, server)
     try:
@@ -128,6 +133,7 @@ def test_a_publisher_that_the_command_leaves_behind_goes_on(tmp_path: Path, serv
         sweep.communicate()
 
 
+@pytest.mark.long
 def test_a_server_that_counts_requests_gets_everything_in_its_time(tmp_path: Path, server: Server) -> None:
     (tmp_path / "many.yaml").write_text(MANY.replace("0..49", "0..1").replace("180", "12"))
     store, _ = write_store(
