@@ -15,23 +15,17 @@ import torch
 from safetensors.torch import save
 
 from harness.train.group import Group, joined
-from harness.train.loop import train
+from harness.train.loop import Watcher, train
 from harness.train.order import Order
 from harness.train.run import Training
 from harness.train.training import prepare, resume, state_tensors
 
 
-class Losses:
+class Losses(Watcher):
     """Notes the loss of every step as all ranks have it, and stops after some."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.sums = steps, [0.0]
-
-    def begin(self, training: Training) -> None:
-        pass
-
-    def at(self, done: int, of: int) -> None:
-        pass
 
     def after_step(self, training: Training, due: Callable[[], None]) -> None:
         due()

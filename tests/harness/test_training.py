@@ -20,7 +20,7 @@ from harness.planfile import keep_methods
 from harness.planner import make_plan
 from harness.protocol import Protocol, make_protocol
 from harness.store import Store, file_sha256
-from harness.train import schedules
+from harness.train import loop, schedules
 from harness.train.checkpoint import Position, load_checkpoint, pack, write_checkpoint
 from harness.train.draws import seed_for, stream
 from harness.train.images import Images
@@ -38,7 +38,7 @@ from tost.masks.io import load_masks
 from tost.masks.schedule import GradualPruning
 
 
-class Watcher:
+class Watcher(loop.Watcher):
     """Stops the loop after some steps, or never."""
 
     def __init__(self, stop_after: int = -1) -> None:
@@ -52,12 +52,6 @@ class Watcher:
         if self.steps == self.stop_after:
             due()
             raise Pause
-
-    def at(self, done: int, of: int) -> None:
-        pass
-
-    def after_epoch(self, training: Training) -> None:
-        pass
 
 
 class Pause(Exception):
