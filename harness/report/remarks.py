@@ -43,6 +43,14 @@ def warnings(lines: Sequence[Line]) -> list[str]:
     soft = several(line.axis("recipe") for line in lines if line.measured and line.metrics.get("ghosts_stay"))
     if soft:
         said.append(f"Ghosts stay to the end, so that another network is tested: {soft}.")
+    partly = {
+        f"{part} {reach} of {line.axis('arch')}"
+        for line in lines
+        if line.measured
+        for part, reach in line.metrics.get("reached", {}).items()
+    }
+    if partly:
+        said.append(f"Reached in part, the others being calls of functions: {some(partly)}.")
     unlike = {
         f"{line.axis('arch')} {line.axis('sparsity')} ({count(size)} parameters, wanted {count(wanted)})"
         for line in lines

@@ -36,6 +36,7 @@ from tost.masks.apply import apply_masks, check_contract, check_masks
 from tost.masks.io import MARK, load_masks
 from tost.masks.schedule import GradualPruning
 from tost.recipe import Criterion, Part
+from tost.recipe.part import Reach
 
 
 def make_weights(order: Order, watch: Watcher, group: Group = ALONE) -> Outcome:
@@ -82,7 +83,7 @@ def prepare(order: Order) -> Training:
     schedule = resolve(SCHEDULES[protocol.schedule].path)
     return Training(
         model=model,
-        optimizer=resolve(OPTIMIZERS[protocol.optimizer].path)(model.parameters(), protocol),
+        optimizer=resolve(OPTIMIZERS[protocol.optimizer].path)(_trained_parameters(model), protocol),
         images=images,
         criterion=criterion,
         rate=lambda epoch: protocol.lr * schedule(epoch, protocol),
@@ -102,6 +103,14 @@ def prepare(order: Order) -> Training:
         theta0=theta0,
         position=Position(epoch=first),
     )
+
+
+def _trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return all but the frozen parameters, which no optimizer moves."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise UserError("every parameter of the network is frozen (requires_grad is False): there is nothing to train")
+    return trained
 
 
 def _lengthened(order: Order, protocol: Protocol, model: nn.Module, criterion: Criterion, images: Images) -> Protocol:
@@ -224,6 +233,13 @@ def resume(run: Training, position: Position, tensors: dict[str, Tensor]) -> Non
         run.wear(run.masks.masks)
 
 
+def _reached_in_part(order: Order, run: Training) -> dict[str, str]:
+    """Return of the recipe's parts that reach only some of what they are for how much they do, as `1 of 3 ReLUs`."""
+    names = [spec.get("name", spec.get("path")) for spec in order.spec["recipe"]]
+    reaches = {name: part.reach for name, part in zip(names, run.parts, strict=True)}
+    return {name: str(reach) for name, reach in reaches.items() if isinstance(reach, Reach) and reach.partial}
+
+
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
@@ -242,6 +258,8 @@ def _trained(order: Order, run: Training) -> Outcome:
     draft.write_bytes(save(tensors))  # not save_file, whose error for a full disk is no OSError
     metrics = accuracies(run.position.rows) | account(run, masks) | activations(run)
     metrics |= {**run.extra, "ghosts_stay": any(part.stays for part in run.parts)}
+    if reached := _reached_in_part(order, run):
+        metrics["reached"] = reached
     if "small" in order.spec:
         metrics["size_wanted"] = wanted_size(order)
     return Outcome(draft, metrics)

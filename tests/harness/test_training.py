@@ -578,6 +578,49 @@ def test_a_parts_own_settings_are_not_taken_for_what_the_harness_offers(
     assert part.shape == shape  # type: ignore[attr-defined] # not the images' [C, H, W]
 
 
+def test_what_a_part_reaches_only_in_part_stands_in_the_result(
+    orders: Callable[..., dict[str, Order]], project: Path
+) -> None:
+    assert "reached" not in run_stage(orders(recipe="gsw")["train"], Watcher()).metrics
+    text = (project / "thin.py").read_text().replace("BatchNorm2d(8), nn.ReLU()", "BatchNorm2d(8), Called()")
+    called = "\nclass Called(nn.Module):\n    def forward(self, x):\n        return nn.functional.relu(x)\n"
+    (project / "thin.py").write_text(text + called)
+    with pytest.warns(UserWarning, match="soft neurons reach 1 of 2 ReLUs of Sequential: the others are calls"):
+        metrics = run_stage(orders(recipe="gsw+gsk")["train"], Watcher()).metrics
+    assert metrics["reached"] == {"gsw": "1 of 2 ReLUs"}
+
+
+def frozen(project: Path, *layers: str) -> None:
+    """Freeze layers of the thin network: they are not trained, whatever else is done to it."""
+    text = (project / "thin.py").read_text().replace("    return nn.Sequential(", "    net = nn.Sequential(")
+    lines = "".join(f"    net{layer}.requires_grad_(False)\n" for layer in layers)
+    (project / "thin.py").write_text(f"{text.rstrip()}\n{lines}    return net\n")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_frozen_parameters_are_neither_moved_nor_pruned_nor_scaled(
+    optimizer: str, orders: Callable[..., dict[str, Order]], project: Path
+) -> None:
+    frozen(project, "[0]", "[1]", "[3].weight")
+    extra = f", optimizer: {optimizer}, weight_decay: 0.1"
+    order = orders(extra, recipe="{tost: {lrsi: {iterations: 2}}}", mask="magnitude")["train"]
+    start = build(order, open_images(order)).state_dict()
+    run = prepare(order)
+    held = {id(parameter) for group in run.optimizer.param_groups for parameter in group["params"]}
+    train(run, Watcher())
+    for name, parameter in run.model.named_parameters():
+        stays = name in ("0.weight", "1.weight", "1.bias", "3.weight")
+        assert torch.equal(parameter, start[name]) == stays, name
+        assert (id(parameter) in held) != stays
+        assert (name in run.masks(run.done)) == (name == "8.weight")
+
+
+def test_a_network_that_is_frozen_all_over_is_refused(orders: Callable[..., dict[str, Order]], project: Path) -> None:
+    frozen(project, "")
+    with pytest.raises(UserError, match="every parameter of the network is frozen"):
+        prepare(orders(mask="dense")["train"])
+
+
 def test_what_is_measured_at_the_end(orders: Callable[..., dict[str, Order]]) -> None:
     order = orders(mask="magnitude")["train"]
     metrics = run_stage(order, Watcher()).metrics

@@ -267,7 +267,7 @@ def test_relus_that_are_calls_are_counted_and_told(calls: tuple[Any, ...], reach
     told = f"soft neurons reach {reach} ReLUs of Calls: the others are calls of functions"
     with pytest.warns(UserWarning, match=told) if reached[0] != reached[2] else nullcontext():
         part.attach(Calls(*calls))
-    assert str(part.reach) == reach
+    assert str(part.reach) == f"{reach} ReLUs"
 
 
 def test_one_relu_for_every_place_is_soft_at_all_of_them() -> None:
@@ -279,7 +279,7 @@ def test_one_relu_for_every_place_is_soft_at_all_of_them() -> None:
     net = One()
     part, x = SoftActivation(WINDOW), torch.randn(2, 3, 4, 4)
     part.attach(net)
-    assert str(part.reach) == "3 of 3"
+    assert str(part.reach) == "3 of 3 ReLUs"
     assert_close(net(x), F.silu(F.silu(F.silu(net.conv(x)) - 0.1) - 0.1))
     part.step(0.5)
     assert_close(net(x), F.relu(F.relu(F.relu(net.conv(x)) - 0.1) - 0.1))
@@ -415,7 +415,7 @@ def test_a_convolution_used_twice_gets_its_skip_once_at_each_use(norms: str, pla
     part, x = GhostSkips(WINDOW, "sum", (3, 8, 8)), torch.randn(2, 3, 8, 8)
     part.attach(net)
     part.step(0.0)
-    assert str(part.reach) == "2 of 2"
+    assert str(part.reach) == "2 of 2 convolutions beyond the first"
     net(x)
     for given, out in net.seen:
         norm = net.second if given is net.seen[1][0] else net.first
@@ -465,7 +465,7 @@ def test_convolutions_that_are_calls_are_counted_and_told() -> None:
             return F.conv_transpose2d(out, self.weight)
 
     part = GhostSkips(WINDOW)
-    with pytest.warns(UserWarning, match="ghost skips reach 1 of 2 convolutions of Called beyond the first"):
+    with pytest.warns(UserWarning, match="ghost skips reach 1 of 2 convolutions beyond the first of Called"):
         part.attach(Called())
 
 

@@ -22,6 +22,7 @@ from tost.recipe.reach import Calls, Probe
 
 ALPHA = f"{GHOSTS}skip_alpha"
 BRANCH = f"{GHOSTS}skip"
+BEYOND = "convolutions beyond the first"
 FILL = 1e-4
 """What the authors' 1x1 convolutions begin with."""
 
@@ -79,7 +80,7 @@ class GhostSkips(Part):
             raise ValueError(f"ghost skips need convolutions beyond the first; {type(model).__name__} has none")
         if self.reach.partial:
             warnings.warn(
-                f"ghost skips reach {self.reach} convolutions of {type(model).__name__} beyond the first: the others "
+                f"ghost skips reach {self.reach} of {type(model).__name__}: the others "
                 "are calls of functions; make them nn.Conv2d modules",
                 stacklevel=2,
             )
@@ -147,7 +148,7 @@ def _found(model: nn.Module, shape: Sequence[int] | None) -> tuple[list[Site], R
 
     convolutions = {n: m for n, m in probe.model.named_modules() if isinstance(m, nn.Conv2d)}
     if not convolutions:
-        return [], Reach(0, 0)
+        return [], Reach(0, 0, BEYOND)
     for name, module in probe.model.named_modules():
         if name in convolutions:
             module.register_forward_hook(partial(convolved, name=name))
@@ -170,7 +171,7 @@ def _found(model: nn.Module, shape: Sequence[int] | None) -> tuple[list[Site], R
         if not SHORTCUT.search(name)
     ]
     reached = sum(len(calls[site.name]) for site in sites)
-    return sites, Reach(reached, reached + functions.outside)
+    return sites, Reach(reached, reached + functions.outside, BEYOND)
 
 
 def _norm(calls: Sequence[_Call]) -> str:

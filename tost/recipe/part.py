@@ -19,6 +19,7 @@ class Reach:
 
     reached: int
     total: int
+    operations: str
 
     @property
     def partial(self) -> bool:
@@ -26,8 +27,8 @@ class Reach:
         return self.reached < self.total
 
     def __str__(self) -> str:
-        """Return `1 of 3`."""
-        return f"{self.reached} of {self.total}"
+        """Return `1 of 3 ReLUs`."""
+        return f"{self.reached} of {self.total} {self.operations}"
 
 
 class Part:

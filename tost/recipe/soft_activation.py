@@ -88,7 +88,7 @@ class SoftActivation(Part):
             raise ValueError(f"soft neurons need nn.ReLU modules to replace; {type(model).__name__} has none")
         self.reach = _reach(model, self.image)
         if self.reach and self.reach.partial:
-            said = f"soft neurons reach {self.reach} ReLUs of {type(model).__name__}"
+            said = f"soft neurons reach {self.reach} of {type(model).__name__}"
             hint = "the others are calls of functions (F.relu, torch.relu); make them nn.ReLU modules"
             if not self.reach.reached:
                 self.sites = []
@@ -152,7 +152,7 @@ def _reach(model: nn.Module, image: Sequence[int] | None) -> Reach | None:
         probe.run(calls)
     except ValueError:  # an image of another shape than the network's, or no image at all
         return None
-    return Reach(calls.calls, calls.calls + calls.outside)
+    return Reach(calls.calls, calls.calls + calls.outside, "ReLUs")
 
 
 def _is_relu(operation: Any, args: Sequence[Any]) -> bool:
