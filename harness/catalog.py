@@ -16,16 +16,18 @@ from tost.catalog import Entry
 class Dataset(Entry):
     """A data set: its reader, the files under the data folder it is made of, and how its images are treated.
 
-    `pad`: pixels of zero padding for the random crop; `flip`: horizontal flips keep the label's meaning; `dev`: how
-    the dev split is cut (`first:N` training images in official order, or `stratified:SHARE` of every class).
+    `zipped`: each file may also end in .gz; `pad`: pixels of zero padding for the random crop; `flip`: horizontal flips
+    keep the label's meaning, which is known of a data set, never of a folder; `dev`: how the dev split is cut
+    (`first:N` training images in official order, or `stratified:SHARE` of every class).
     `mean` and `std` are per channel, of pixels in 0 .. 1; empty means measured on the training images.
     """
 
     files: tuple[str, ...] = ()
+    zipped: bool = False
     hint: str = ""
     fetch: str = ""
     pad: int = 4
-    flip: bool = True
+    flip: bool = False
     dev: str = "stratified:0.1"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -39,7 +41,7 @@ _CIFAR100 = "cifar-100-python"
 _IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 DATASETS: Mapping[str, Dataset] = {
-    "digits": Dataset("harness.train.decode:digits", pad=1, flip=False, channels=1, upsample=16),
+    "digits": Dataset("harness.train.decode:digits", pad=1, channels=1, upsample=16),
     "cifar10": Dataset(
         "harness.train.decode:cifar10",
         files=tuple(
@@ -47,6 +49,7 @@ DATASETS: Mapping[str, Dataset] = {
         ),
         hint="the official cifar-10-python.tar.gz, unpacked",
         fetch="torchvision.datasets:CIFAR10",
+        flip=True,
         dev="first:5000",
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2023, 0.1994, 0.2010),
@@ -56,6 +59,7 @@ DATASETS: Mapping[str, Dataset] = {
         files=tuple(f"{_CIFAR100}/{name}" for name in ("train", "test", "meta")),
         hint="the official cifar-100-python.tar.gz, unpacked",
         fetch="torchvision.datasets:CIFAR100",
+        flip=True,
         dev="first:5000",
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
@@ -63,21 +67,23 @@ DATASETS: Mapping[str, Dataset] = {
     "mnist": Dataset(
         "harness.train.decode:mnist",
         files=tuple(f"MNIST/raw/{name}" for name in _IDX),
+        zipped=True,
         hint="the four idx files, gzipped or not",
         channels=1,
         fetch="torchvision.datasets:MNIST",
         pad=2,
-        flip=False,
         mean=(0.1307,),
         std=(0.3081,),
     ),
     "fashion_mnist": Dataset(
         "harness.train.decode:fashion_mnist",
         files=tuple(f"FashionMNIST/raw/{name}" for name in _IDX),
+        zipped=True,
         hint="the four idx files, gzipped or not",
         channels=1,
         fetch="torchvision.datasets:FashionMNIST",
         pad=2,
+        flip=True,
         mean=(0.2860,),
         std=(0.3530,),
     ),
@@ -86,11 +92,13 @@ DATASETS: Mapping[str, Dataset] = {
         files=("tiny-imagenet-200/wnids.txt", "tiny-imagenet-200/train", "tiny-imagenet-200/val"),
         hint="the official tiny-imagenet-200.zip, unpacked",
         fetch="harness.train.decode:fetch_tinyimagenet",
+        flip=True,
         mean=(0.4802, 0.4481, 0.3975),
         std=(0.2770, 0.2691, 0.2821),
     ),
     "imagefolder": Dataset(
         "harness.train.decode:imagefolder",
+        version=2,  # 1 read hidden files that the key left out, left out linked folders of the key, flipped all images
         hint="PATH/train/CLASS/*.png|jpg|webp and PATH/test/CLASS/* (or PATH/val)",
     ),
 }

@@ -18,6 +18,7 @@ from harness.tuned import Tuned, for_cell
 
 AXES = ("dataset", "arch", "mask", "sparsity", "recipe", "seed", "ticket_seed", "world", "protocol")
 USUAL = Dataset("")
+"""How a user's own data set is treated: nobody has said that flips keep its labels' meaning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +45,18 @@ class Cell:
 
     @property
     def images(self) -> Dataset:
-        """Return how the cell's images are treated; a user's own data set gets the usual treatment."""
+        """Return how the cell's images are treated."""
         return DATASETS.get(self.dataset.name, USUAL)
 
     @property
     def dev(self) -> str:
         """Return how the dev split is cut."""
         return self.images.dev if self.protocol.dev == "standard" else self.protocol.dev
+
+    @property
+    def augment(self) -> tuple[int, bool]:
+        """Return the padding of random crops, in pixels, and whether images are flipped at random."""
+        return self.protocol.augmented(self.images.pad, self.images.flip)
 
     @property
     def label(self) -> str:

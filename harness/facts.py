@@ -6,8 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
+from harness.catalog import DATASETS
 from harness.cell import Cell
 from harness.protocol import Protocol
+
+CATALOGUED = frozenset(DATASETS) - {"imagefolder"}
+"""Data sets of which the catalog says how they are augmented; under the name of the others stands any folder."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Facts:
     parts: tuple[str, ...] = ()
     dev: str = ""
     """How the dev split is cut."""
+    augment: str = ""
+    """How training images are augmented, in words, where the catalog's entry of the data set does not tell."""
     protocol: Mapping[str, Any] = field(default_factory=dict)
     trials: int | None = None
     """How many trials it took to find its settings, where a search did."""
@@ -57,7 +63,7 @@ def fact_reader() -> Callable[[Cell], Facts]:
     protocols: dict[int, tuple[Protocol, Mapping[str, Any]]] = {}
 
     def read(cell: Cell) -> Facts:
-        here = (cell.mask, cell.sparsity, cell.recipe, cell.dev, cell.tuned, id(cell.protocol))
+        here = (cell.mask, cell.sparsity, cell.recipe, cell.dev, _augmented(cell), cell.tuned, id(cell.protocol))
         if here not in known:
             if id(cell.protocol) not in protocols:
                 protocols[id(cell.protocol)] = (cell.protocol, cell.protocol.model_dump(mode="json"))
@@ -68,6 +74,7 @@ def fact_reader() -> Callable[[Cell], Facts]:
                 cell.recipe.text,
                 tuple(part.name for part in cell.recipe.parts),
                 cell.dev,
+                _augmented(cell),
                 protocols[id(cell.protocol)][1],
                 cell.tuned.trials if cell.tuned else None,
                 cell.tuned.metric if cell.tuned else "",
@@ -75,3 +82,12 @@ def fact_reader() -> Callable[[Cell], Facts]:
         return known[here]
 
     return read
+
+
+def _augmented(cell: Cell) -> str:
+    if cell.protocol.augment == "standard" and cell.dataset.name in CATALOGUED:
+        return ""
+    pad, flip = cell.augment
+    if not pad and not flip:
+        return "no augmentation"
+    return f"{f'random crops padded by {pad}' if pad else 'no crops'} and {'horizontal' if flip else 'no'} flips"

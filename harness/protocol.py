@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -19,6 +21,10 @@ PLANNED_FIELDS = ("match_cost",)
 """Fields that enter a training's key in another form, and no ticket's."""
 ALONE = {"alone": True}
 """The validation context in which fields are checked one by one and not against each other."""
+AUGMENTS = ("standard", "none")
+AUGMENT = re.compile(r"(crop|flip)=(0|[1-9]\d{0,3}|true|false)\b")
+MOST_CROP = 256
+"""Pixels of padding for a random crop."""
 MASK_FIELDS = ("prunable", "on_collapse")
 """Fields that a mask depends on, and a training only through its mask."""
 
@@ -58,8 +64,11 @@ class Protocol(BaseModel):
     """Images of a step, of all processes together; the last, smaller batch of an epoch is kept."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: forward and backward pass under autocast, weights in fp32."""
-    augment: Literal["standard", "none"] = "standard"
-    """`standard`: random crops, and flips where they keep the label's meaning."""
+    augment: str = "standard"
+    """`standard`: random crops, and horizontal flips where the data set's entry says that they keep the label's
+    meaning; `none`; or settings, `{flip: true, crop: 4}`: `crop` is the padding in pixels; what is left out is as in
+    `standard`.
+    """
     dev: str = "standard"
     """The dev split, cut from the training images: `first:N`, `stratified:SHARE`, `none`, or the data set's own."""
     select: Literal["dev_accuracy"] = "dev_accuracy"
@@ -87,6 +96,11 @@ class Protocol(BaseModel):
         if name not in table:
             raise ValueError(f"{short(name)} is unknown; choose from {', '.join(table)}{nearest(name, table)}")
         return name
+
+    @field_validator("augment", mode="before")
+    @classmethod
+    def _augment(cls, value: object) -> str:
+        return read_augment(value)
 
     @field_validator("milestones", mode="before")
     @classmethod
@@ -121,6 +135,13 @@ class Protocol(BaseModel):
             raise ValueError("report test@best-dev needs a dev split, but dev is none")
         return self
 
+    def augmented(self, pad: int, flip: bool) -> tuple[int, bool]:
+        """Return the padding of random crops and whether images are flipped, where `standard` is as given here."""
+        if self.augment in AUGMENTS:
+            return (0, False) if self.augment == "none" else (pad, flip)
+        settings = dict(AUGMENT.findall(self.augment))
+        return int(settings.get("crop", pad)), settings.get("flip", "true" if flip else "false") == "true"
+
     @cached_property
     def training(self) -> dict[str, Any]:
         """Return what a training's key holds: the fields that are read, those at their default left out."""
@@ -146,6 +167,34 @@ class Protocol(BaseModel):
         return self.milestones[0] / self.epochs if self.schedule == "multistep" and self.milestones else 90 / 182
 
 
+def read_augment(value: object) -> str:
+    """Return an augmentation as one text: `standard`, `none`, or its settings as `crop=4, flip=false`.
+
+    Raises ValueError.
+    """
+    if isinstance(value, str) and value not in AUGMENTS:
+        found: dict[str, Any] = {name: json.loads(text) for name, text in AUGMENT.findall(value)}
+        value = found if _shown(found) == value else value
+    if isinstance(value, str) and value in AUGMENTS:
+        return value
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"augment: {short(value)} is not allowed; write standard, none or {{flip: false, crop: 4}}")
+    for name, given in value.items():
+        if name not in ("crop", "flip"):
+            raise ValueError(f"augment has no setting {short(name)}; there are crop and flip")
+        if name == "flip" and type(given) is not bool:
+            raise ValueError(f"augment: flip: {short(given)} is not allowed; write true or false")
+        if name == "crop" and (type(given) is not int or not 0 <= given <= MOST_CROP):
+            raise ValueError(
+                f"augment: crop: {short(given)} is not allowed; write the padding in pixels, from 0 to {MOST_CROP}"
+            )
+    return "none" if value == {"crop": 0, "flip": False} else _shown(value)
+
+
+def _shown(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={json.dumps(value)}" for name, value in sorted(settings.items()))
+
+
 def matched_recipe(epochs: object) -> str:
     """Return the recipe of `match_cost(RECIPE)`, or nothing for any other value of `epochs`."""
     found = re.fullmatch(r"\s*match_cost\(([^()]*)\)\s*", epochs) if isinstance(epochs, str) else None
@@ -153,11 +202,16 @@ def matched_recipe(epochs: object) -> str:
 
 
 def as_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return protocol fields as written, `epochs: match_cost(RECIPE)` turned into the field that it stands for."""
+    """Return protocol fields as written, `epochs: match_cost(RECIPE)` turned into the field that it stands for, and the
+    settings of `augment` into one text.
+    """
     fields = dict(values)
     if recipe := matched_recipe(fields.get("epochs")):
         del fields["epochs"]
         fields["match_cost"] = recipe
+    if isinstance(fields.get("augment"), dict):
+        with contextlib.suppress(ValueError):  # said when the protocol is made
+            fields["augment"] = read_augment(fields["augment"])
     return fields
 
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.catalog import DATASETS, Dataset
+from harness.catalog import Dataset
+from harness.errors import UserError
+from harness.imagefolder import list_imagefolder, walk
 from harness.names import Choice
 from harness.sealed import keep_note, read_note
 from harness.store import canonical
 from harness.terminal import command
-
-IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
-
 
 NO_FILES = "none"
 """The content of a data set that code alone makes: its reader takes no folder."""
@@ -54,7 +51,7 @@ def _find(choice: Choice, entry: object, data: Path, cache: Path) -> Source:
     if not isinstance(entry, Dataset) or choice.name == "imagefolder":
         folder = Path(choice.folder) if choice.folder else data
         return _folder(choice, folder, cache, plugin=not isinstance(entry, Dataset))
-    files = [_present(data / name) for name in entry.files]
+    files = [_present(data / name, entry.zipped) for name in entry.files]
     absent = [name for name, file in zip(entry.files, files, strict=True) if file is None]
     if absent:
         fetch = f"; or, on a machine with network: {command('data', 'fetch', choice.name, '--data', data)}"
@@ -64,7 +61,7 @@ def _find(choice: Choice, entry: object, data: Path, cache: Path) -> Source:
             f"{choice.name}: {data / absent[0]} is missing; put there {entry.hint}{fetch}",
         )
     there = [file for file in files if file is not None]
-    listed = [file for path in there for file in (_walk(path) if path.is_dir() else [path])]
+    listed = [file for path in there for file in (walk(path) if path.is_dir() else [path])]
     return Source(data, _content(listed, data, cache))
 
 
@@ -74,47 +71,22 @@ def _folder(choice: Choice, folder: Path, cache: Path, plugin: bool) -> Source:
     name = choice.label
     if not folder.is_dir():
         return Source(folder, f"absent:{name}", f"{name}: {folder} is no folder")
-    if not plugin:
-        parts = [p for p in ("train", "test", "val") if (folder / p).is_dir()]
-        if "train" not in parts or len(parts) < 2:
-            return Source(
-                folder,
-                f"absent:{name}",
-                f"{name}: {folder} needs train/ and test/ (or val/); put there {DATASETS['imagefolder'].hint}",
-            )
-        listed = [f for p in parts for f in _walk(folder / p) if f.suffix.lower() in IMAGES]
+    if plugin:
+        listed = list(walk(folder, hidden=True))  # nobody knows which of them its function reads
+        if not listed:
+            return Source(folder, f"absent:{name}", f"{name}: {folder} is empty")
     else:
-        listed = list(_walk(folder))
-    if not listed and plugin:
-        return Source(folder, f"absent:{name}", f"{name}: {folder} is empty")
-    if not listed:
-        return Source(folder, f"absent:{name}", f"{name}: {folder} holds no image ({', '.join(sorted(IMAGES))})")
+        try:
+            listed = [file for split in list_imagefolder(folder).files.values() for file, _ in split]
+        except UserError as error:
+            return Source(folder, f"absent:{name}", f"{name}: {error}")
     return Source(folder, _content(listed, folder, cache))
 
 
-def _present(path: Path) -> Path | None:
-    zipped = path.with_name(f"{path.name}.gz")
-    there = (each for each in (path, zipped) if each.is_file() or each.is_dir())  # a pipe would be read for ever
+def _present(path: Path, zipped: bool) -> Path | None:
+    named = [path, *([path.with_name(f"{path.name}.gz")] if zipped else [])]
+    there = (each for each in named if each.is_file() or each.is_dir())  # a pipe would be read for ever
     return next(there, None)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Yield all files below a folder; links are followed, each real folder once, so that a circle of links ends."""
-    seen: set[tuple[int, int]] = set()
-    waiting = [folder]
-    while waiting:
-        here = waiting.pop()
-        status = here.stat()
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        for item in os.scandir(here):
-            if item.name.startswith("."):
-                continue
-            if item.is_dir():
-                waiting.append(Path(item.path))
-            elif item.is_file():
-                yield Path(item.path)
 
 
 def _content(files: list[Path], root: Path, cache: Path) -> str:

@@ -71,7 +71,6 @@ class Specs:
         return {"dev": cell.dev, "normalize": [list(mean), list(std)] if mean else "measured"}
 
     def augment(self, cell: Cell) -> dict[str, Any]:
-        """Return how training images are augmented."""
-        if cell.protocol.augment != "standard":
-            return {}
-        return {"augment": {"pad": cell.images.pad, "flip": cell.images.flip}}
+        """Return how training images are augmented; nothing where they are not."""
+        pad, flip = cell.augment
+        return {"augment": {"pad": pad, "flip": flip}} if pad or flip else {}

@@ -38,8 +38,18 @@ def caption(table: Table, grid: Grid) -> str:
     ]
     if causes := {short(f"{line.reason}: {line.cause}", 120) for line in lines if line.cause}:
         sentences.append(f"Holes: {some(causes)}.")
-    sentences += [f"{line.note[0].upper()}{line.note[1:]}." for line in {n.note: n for n in lines if n.note}.values()]
-    return " ".join(sentences)
+    return " ".join([*sentences, *_notes(lines)])
+
+
+def _notes(lines: Sequence[Line]) -> Iterator[str]:
+    """Say what there is to know of the data sets' splits, and of which of them where it is not so of all."""
+    sets = {line.axis("dataset") for line in lines}
+    by_note: dict[str, dict[str, None]] = defaultdict(dict)
+    for line in lines:
+        if line.note:
+            by_note[line.note][line.axis("dataset")] = None
+    for note, of in by_note.items():
+        yield f"{note[0].upper()}{note[1:]}" + (f" ({', '.join(of)})." if len(of) < len(sets) else ".")
 
 
 def _numbers(table: Table, grid: Grid) -> Iterator[str]:
@@ -114,10 +124,11 @@ def _training(line: Line) -> str:
     if schedule == "multistep":
         drops = ", ".join(f"{m:g}" for m in get("milestones") or ())
         schedule = f"×{get('gamma')} at epochs {drops}" if drops else "constant rate"
+    augmented = line.facts.augment or f"{get('augment')} augmentation"
     warmup = f", warm-up of {get('warmup'):g} epoch{'s' * (get('warmup') != 1)}" if get("warmup") else ""
     return (
         f"{_epochs(line)} in {get('precision')}, batch {get('batch')}, {optimizer}, {schedule}{warmup}, "
-        f"weight decay {get('weight_decay')}, {get('augment')} augmentation; dev split {line.facts.dev}; best epoch by "
+        f"weight decay {get('weight_decay')}, {augmented}; dev split {line.facts.dev}; best epoch by "
         f"{str(get('select')).replace('_', ' ')}; prunable: {get('prunable')}"
     )
 

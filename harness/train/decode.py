@@ -8,16 +8,18 @@ import io
 import math
 import warnings
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import ExifTags, Image
 
 from harness.errors import UserError
-from harness.sources import IMAGES
+from harness.imagefolder import list_imagefolder
+from harness.words import count
 
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -29,6 +31,8 @@ MOST_PIXELS = 2**26
 MOST_BYTES = 2**28
 """Bytes of an image's file."""
 EIGHT_BITS = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
+MOST_NAMED = 3
+"""Classes that a note names."""
 MOST_IDX = 2**30
 """Bytes of an idx file: MNIST's largest has 47 million."""
 
@@ -150,7 +154,17 @@ def _read_idx(folder: Path, name: str) -> Pixels:
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def _open(file: Path) -> Image.Image:
+class Picture(NamedTuple):
+    """An image as torchvision's `default_loader` reads it: as it is stored, in RGB, whatever EXIF or alpha say."""
+
+    image: Image.Image
+    turned: bool
+    """EXIF asks viewers to turn or mirror it."""
+    clear: bool
+    """Some of its pixels are not opaque."""
+
+
+def _open(file: Path) -> Picture:
     try:
         if (size := file.stat().st_size) > MOST_BYTES:
             raise ValueError(f"{size:,} bytes; at most {MOST_BYTES:,} are allowed")
@@ -161,19 +175,42 @@ def _open(file: Path) -> Image.Image:
             if image.mode not in EIGHT_BITS:
                 raise ValueError(f"its mode is {image.mode}, which 8 bits a channel cannot hold")
             image.load()
-            return image.convert("RGB")
+            return Picture(image.convert("RGB"), _turned(image), _clear(image))
     except MemoryError:
         raise
     except Exception as error:  # junk raises anything: struct.error, IndexError, zlib.error
         raise UserError(f"{file}: not a readable image ({error}); mend or remove it") from None
 
 
-def _load(files: list[Path], size: int) -> Pixels:
-    first = _open(files[0])
+def _turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    except Exception:  # what EXIF says changes no pixel, so that junk there is no fault
+        return False
+
+
+def _clear(image: Image.Image) -> bool:
+    if not image.has_transparency_data:
+        return False
+    return bool(np.asarray(image.convert("RGBA").getchannel("A")).min() < 255)
+
+
+class Loaded(NamedTuple):
+    """Images [N, H, W, 3], how many of them EXIF would turn, and how many are not opaque."""
+
+    pixels: Pixels
+    turned: int
+    clear: int
+
+
+def _load(files: Sequence[Path], size: int) -> Loaded:
+    first = _open(files[0]).image
     shape = (size, size) if size else (first.height, first.width)
     out = np.empty((len(files), *shape, 3), np.uint8)
+    turned = clear = 0
     for index, file in enumerate(files):
-        image = _open(file)
+        picture = _open(file)
+        image, turned, clear = picture.image, turned + picture.turned, clear + picture.clear
         if size:
             image = image.resize((size, size), Image.Resampling.BILINEAR)
         elif (image.height, image.width) != shape:
@@ -182,38 +219,52 @@ def _load(files: list[Path], size: int) -> Pixels:
                 "set resize: 32 (or another size) in the protocol"
             )
         out[index] = np.asarray(image)
-    return out
-
-
-def _class_files(folder: Path, classes: tuple[str, ...]) -> Iterator[tuple[Path, int]]:
-    for label, name in enumerate(classes):
-        for file in sorted((folder / name).rglob("*")):
-            if file.suffix.lower() in IMAGES and file.is_file():
-                yield file, label
+    return Loaded(out, turned, clear)
 
 
 def imagefolder(path: Path, size: int) -> Decoded:
-    """Read PATH/train/CLASS/* and PATH/test/CLASS/* (or val/, which then is the test split)."""
-    test = "test" if (path / "test").is_dir() else "val"
-    classes = tuple(sorted(p.name for p in (path / "train").iterdir() if p.is_dir() and not p.name.startswith(".")))
-    if len(classes) < 2:
+    """Read PATH/train/CLASS/** and PATH/test/CLASS/** (or val/, which then is the test split)."""
+    found = list_imagefolder(path)
+    splits = [found.files[split] for split in ("train", found.test)]
+    train, tests = (_load([file for file, _ in split], size) for split in splits)
+    if train.pixels.shape[1:] != tests.pixels.shape[1:]:
         raise UserError(
-            f"{path / 'train'}: {len(classes)} classes; a folder for each of at least two classes is needed"
+            f"{path}: train/ and {found.test}/ hold images of different sizes; "
+            "set resize: 32 (or another) in the protocol"
         )
-    found = {split: list(_class_files(path / split, classes)) for split in ("train", test)}
-    counts = np.bincount([label for _, label in found["train"]], minlength=len(classes))
-    if counts.min() == 0:
-        raise UserError(f"{path / 'train' / classes[int(counts.argmin())]}: holds no image; fill or remove the class")
-    if not found[test]:
-        raise UserError(f"{path / test}: holds no image of the classes in train/; name its folders as those")
-    images = [_load([file for file, _ in found[split]], size) for split in ("train", test)]
-    labels = [np.asarray([label for _, label in found[split]], np.int64) for split in ("train", test)]
-    if images[0].shape[1:] != images[1].shape[1:]:
-        raise UserError(
-            f"{path}: train/ and {test}/ hold images of different sizes; set resize: 32 (or another) in the protocol"
-        )
-    note = "val/ is the test split" if test == "val" else ""
-    return Decoded(images[0], labels[0], images[1], labels[1], classes, note)
+    decoded = Decoded(train.pixels, _labels(splits[0]), tests.pixels, _labels(splits[1]), found.classes)
+    turned, clear = train.turned + tests.turned, train.clear + tests.clear
+    notes = ["val/ is the test split"] if found.test == "val" else []
+    notes += _oddities(decoded)
+    notes += [f"EXIF orientation ignored: {count(turned, 'image')}"] if turned else []
+    notes += [f"alpha dropped: {count(clear, 'image')} with transparent pixels"] if clear else []
+    return replace(decoded, note="; ".join(notes))
+
+
+def _labels(split: Sequence[tuple[Path, int]]) -> Labels:
+    return np.asarray([label for _, label in split], np.int64)
+
+
+def _oddities(decoded: Decoded) -> list[str]:
+    """Return what makes a test accuracy say less than it seems to: images in both splits, or with several labels."""
+    said = []
+    tested = np.bincount(decoded.test_labels, minlength=len(decoded.classes))
+    if bare := [name for name, number in zip(decoded.classes, tested, strict=True) if not number]:
+        more = f" and {len(bare) - MOST_NAMED} more" if len(bare) > MOST_NAMED else ""
+        said.append(f"no test image of {len(bare)} of {len(tested)} classes ({', '.join(bare[:MOST_NAMED])}{more})")
+    labels: dict[bytes, set[int]] = {}
+    trained = [_digest(image) for image in decoded.train_images]
+    for pixels, label in zip(trained, decoded.train_labels.tolist(), strict=True):
+        labels.setdefault(pixels, set()).add(label)
+    if unclear := sum(len(labels[pixels]) > 1 for pixels in trained):
+        said.append(f"{unclear:,} of {len(trained):,} training images are in several classes, pixel by pixel")
+    if known := sum(_digest(image) in labels for image in decoded.test_images):
+        said.append(f"{known:,} of {len(decoded.test_images):,} test images are training images too, pixel by pixel")
+    return said
+
+
+def _digest(image: Pixels) -> bytes:
+    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
 
 def tinyimagenet(path: Path, size: int) -> Decoded:
@@ -224,21 +275,28 @@ def tinyimagenet(path: Path, size: int) -> Decoded:
         classes = tuple(lists[0].read_text().split())
         number = {name: label for label, name in enumerate(classes)}
         lines = [line.split("\t") for line in lists[1].read_text().splitlines()]
+        if odd := [name for name in (*classes, *(line[0] for line in lines)) if _hidden(name)]:
+            raise ValueError(f"{odd[0]!r} is no plain name of a folder or file")
         test = [(root / "val" / "images" / line[0], number[line[1]]) for line in lines]
     except (OSError, KeyError, IndexError, ValueError) as error:
         raise UserError(
             f"{lists[1]} and {lists[0].name} cannot be used ({error}); unpack the official zip anew"
         ) from None
     train = [
-        (file, number[name]) for name in classes for file in sorted((root / "train" / name / "images").glob("*.JPEG"))
+        (file, number[name])
+        for name in classes
+        for file in sorted((root / "train" / name / "images").glob("*.JPEG"))
+        if not _hidden(file.name)
     ]
     if not train or not test:
         raise UserError(f"{root}: holds no images; unpack the official zip anew")
-    arrays = [
-        (_load([file for file, _ in split], size), np.asarray([label for _, label in split], np.int64))
-        for split in (train, test)
-    ]
+    arrays = [(_load([file for file, _ in split], size).pixels, _labels(split)) for split in (train, test)]
     return Decoded(*arrays[0], *arrays[1], classes, "the official validation split is the test split")
+
+
+def _hidden(name: str) -> bool:
+    """Return whether a name leads to what the key leaves out: a hidden file, or one elsewhere."""
+    return name.startswith(".") or Path(name).name != name
 
 
 def fetch_tinyimagenet(root: str, train: bool, download: bool) -> None:

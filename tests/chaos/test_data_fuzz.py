@@ -47,7 +47,7 @@ def data_set(root: Path) -> str:
 def image(file: Path) -> str:
     """Decode one image; return its size, or what is said."""
     try:
-        found = decode._open(file)
+        found = decode._open(file).image
     except UserError as error:
         return f"{SAID}{error}"
     return f"{READ}{found.size} {found.mode}"

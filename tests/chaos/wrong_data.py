@@ -132,7 +132,8 @@ def a_ring_of_folders(root: Path) -> None:
 
 def names_of_bytes(root: Path) -> None:
     shutil.copy(root / "train" / "a" / "0.png", os.fsencode(root / "train" / "a") + b"/\xff\xfe\n.png")
-    os.rename(root / "train" / "b", os.fsencode(root / "train") + b"/b\xff")
+    for split in ("train", "test"):
+        os.rename(root / split / "b", os.fsencode(root / split) + b"/b\xff")
 
 
 def a_bad_image_of_bytes(root: Path) -> None:

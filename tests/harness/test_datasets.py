@@ -52,11 +52,232 @@ def test_a_folders_content_is_its_names_sizes_and_bytes_and_never_its_path(tmp_p
     assert source(first, tmp_path / "cache").content != known
 
 
-def test_links_in_a_circle_end(tmp_path: Path) -> None:
-    root = tree(tmp_path / "one", {"train/a": 1, "train/b": 1, "test/a": 1})
-    before = source(root, tmp_path / "cache").content
-    (root / "train" / "a" / "again").symlink_to(root / "train", target_is_directory=True)
-    assert len(source(root, tmp_path / "cache").content) == len(before)
+# What is hashed is what is decoded ------------------------------------------------------------------------------------
+
+
+def ppm(path: Path, number: int) -> None:
+    """Write an image whose last byte is a pixel's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(number).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    path.write_bytes(b"P6 4 3 255\n" + pixels.tobytes())
+
+
+READ = (
+    *(f"train/{label}/{name}" for label in ("a", "b") for name in ("0.ppm", "deep/er/1.PPM", "b.png/2.jpg")),
+    *("train/a.b/0.ppm", "train/a.b/1.ppm", "test/a/0.ppm", "test/a.b/0.ppm"),
+)
+LEFT_OUT = (
+    *("train/a/.0.ppm", "train/a/._0.ppm", "train/b/.ipynb_checkpoints/0-checkpoint.ppm", "train/b/deep/.x/y/0.ppm"),
+    *("train/.c/0.ppm", "test/.ipynb_checkpoints/0.ppm", "train/loose.ppm", "test/loose.ppm", "other/a/0.ppm"),
+    *("val/a/0.ppm", "__MACOSX/train/a/0.ppm", "train/a/Thumbs.db", "train/a/README", "train/a/0.ppm.txt"),
+)
+
+
+def folders(root: Path, reverse: bool = False) -> list[Path]:
+    """Write an image folder with all that lies in one, and links; return its files and those elsewhere."""
+    away = root.with_name(f"{root.name}-away")
+    files = [*(root / name for name in (*READ, *LEFT_OUT)), *(away / f"{n}.ppm" for n in range(3)), away / ".h.ppm"]
+    for number, file in list(enumerate(files))[:: -1 if reverse else 1]:
+        ppm(file, number)
+    links = {
+        root / "train" / "a" / "more": away,
+        root / "train" / "b" / "more": away,
+        root / "train" / "linked": away,
+        root / "train" / "a" / "one.ppm": away / "0.ppm",
+        root / "train" / "a" / "deep" / "up": root / "train" / "a",
+        root / "train" / "a" / "ring": root / "train",
+        root / "test" / "b": root / "train" / "a" / "b.png",
+    }
+    for link, target in list(links.items())[:: -1 if reverse else 1]:
+        link.symlink_to(target, target_is_directory=target.is_dir())
+    return files
+
+
+def tiny_files(root: Path) -> list[Path]:
+    """Write Tiny-ImageNet's layout, with hidden files."""
+    tiny = root / "tiny-imagenet-200"
+    names = [f"train/{n}/images/{h}{n}_{i}.JPEG" for n in ("n1", "n2") for i in range(2) for h in ("", ".", "._")]
+    images = [tiny / name for name in [*names, "val/images/val_0.JPEG", "val/images/.val_0.JPEG"]]
+    for number, file in enumerate(images):
+        ppm(file, number)
+    (tiny / "wnids.txt").write_text("n1\nn2\n")
+    (tiny / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn2\t0\t0\t9\t9\n")
+    (tiny / "train" / "n1" / "n1_boxes.txt").write_text("n1_0.JPEG\t0\t0\t9\t9\n")
+    return [file for file in tiny.rglob("*") if file.is_file()]
+
+
+def idx_files(root: Path) -> list[Path]:
+    """Write MNIST's four files, one of them gzipped, and one both ways."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split in ("train", "t10k"):
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(
+            bytes((0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 2, *range(8)))
+        )
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(bytes((0, 0, 8, 1, 0, 0, 0, 2, 1, 0)))
+    labels = raw / "t10k-labels-idx1-ubyte"
+    labels.with_name(f"{labels.name}.gz").write_bytes(gzip.compress(labels.read_bytes()))
+    labels.unlink()
+    images = raw / "t10k-images-idx3-ubyte"
+    images.with_name(f"{images.name}.gz").write_bytes(gzip.compress(images.read_bytes()))
+    return list(raw.iterdir())
+
+
+def own_files(root: Path) -> list[Path]:
+    """Write a folder for a function of one's own, with a hidden file."""
+    for number, name in enumerate(("a.ppm", "deep/b.ppm", ".hidden/c.ppm", ".d")):
+        ppm(root / name, number)
+    return [file for file in root.rglob("*") if file.is_file()]
+
+
+def own_reader(folder: Path, size: int) -> Decoded:
+    """Read whatever is there, as a function of one's own may."""
+    images = np.stack([np.frombuffer(f.read_bytes()[-36:], np.uint8) for f in sorted(folder.rglob("*")) if f.is_file()])
+    labels = np.arange(len(images))
+    return Decoded(images, labels, images, labels, tuple(map(str, labels)))
+
+
+KINDS: dict[str, tuple[Callable[[Path], list[Path]], Callable[[Path, int], Decoded]]] = {
+    "imagefolder": (folders, decode.imagefolder),
+    "tinyimagenet": (tiny_files, decode.tinyimagenet),
+    "mnist": (idx_files, decode.mnist),
+    "own": (own_files, own_reader),
+}
+
+
+def seen(kind: str, root: Path, cache: Path) -> tuple[str, object]:
+    """Return what the key holds of a data set, and what its reader makes of it."""
+    choice = Choice(kind, (), str(root) if kind in ("imagefolder", "own") else "")
+    found = find_source(choice, DATASETS.get(kind), root, cache)
+    assert not found.missing
+    try:
+        read = KINDS[kind][1](found.path, 0)
+    except UserError as error:
+        return found.content, str(error)
+    return found.content, [
+        bytes(part) for part in (read.train_images, read.train_labels, read.test_images, read.test_labels)
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_changes_the_images_changes_the_key(kind: str, tmp_path: Path) -> None:
+    """Every file in turn, one bit of it: of a folder of images, the key changes where the images do, and only there."""
+    files = KINDS[kind][0](tmp_path / "set")
+    content, images = seen(kind, tmp_path / "set", tmp_path / "cache" / "before")
+    assert not isinstance(images, str)
+    changed = {}
+    for number, file in enumerate(files):
+        data = file.read_bytes()
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        after = seen(kind, tmp_path / "set", tmp_path / "cache" / str(number))
+        changed[file.relative_to(tmp_path).as_posix()] = (after[0] != content, after[1] != images)
+        file.write_bytes(data)
+    assert [name for name, (key, pixels) in changed.items() if pixels and not key] == []
+    if kind == "imagefolder":
+        assert [name for name, (key, pixels) in changed.items() if key and not pixels] == []
+        read = {*(f"set/{name}" for name in READ), *(f"set-away/{n}.ppm" for n in range(3))}
+        assert {name for name, (key, _) in changed.items() if key} == read
+
+
+def test_an_image_folder_is_read_by_names_through_links_and_never_twice_round(tmp_path: Path) -> None:
+    folders(tmp_path / "set")
+    found = decode.imagefolder(tmp_path / "set", 0)
+    assert found.classes == ("a", "a.b", "b", "linked")
+    assert np.bincount(found.train_labels).tolist() == [3 + 1 + 3, 2, 3 + 3, 3]
+    assert np.bincount(found.test_labels, minlength=4).tolist() == [1, 1, 1, 0]
+    assert found.note == (
+        "no test image of 1 of 4 classes (linked); 10 of 18 training images are in several classes, pixel by pixel; "
+        "1 of 3 test images are training images too, pixel by pixel"
+    )
+
+
+def test_the_order_in_which_a_folder_was_written_is_of_no_consequence(tmp_path: Path) -> None:
+    for name, reverse in (("one", False), ("other", True)):
+        folders(tmp_path / name / "set", reverse)
+    one, other = (seen("imagefolder", tmp_path / name / "set", tmp_path / "cache") for name in ("one", "other"))
+    assert one == other
+
+
+def test_torchvision_reads_the_same_images(tmp_path: Path) -> None:
+    from torchvision.datasets import ImageFolder
+
+    files = {f"train/{label}/{name}": 1 for label in ("b", "a-b", "a") for name in ("x", "x/y", "x-y", ".")}
+    root = tree(tmp_path / "x", files | {"test/a": 1}, mode="RGBA")
+    (root / "train" / "a" / "more").symlink_to(root / "train" / "b" / "x", target_is_directory=True)
+    turn = Image.Exif()
+    turn[0x0112] = 6
+    Image.fromarray(np.arange(432, dtype=np.uint8).reshape(12, 12, 3)).save(root / "train" / "a" / "t.jpg", exif=turn)
+    theirs = ImageFolder(str(root / "train"))
+    ours = decode.imagefolder(root, 0)
+    assert ours.classes == tuple(theirs.classes)
+    pairs = sorted((label, np.asarray(image).tobytes()) for image, label in theirs)
+    assert (
+        sorted((label, image.tobytes()) for label, image in zip(ours.train_labels, ours.train_images, strict=True))
+        == pairs
+    )
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    for place in ("train/a/9.png", "train/a/deep", "test/b"):
+        root = tree(tmp_path / place.replace("/", "-"), {"train/a": 1, "train/b": 1, "test/a": 1})
+        (root / place).symlink_to("gone")
+        assert f"{place}: is a link to nothing (gone)" in source(root, tmp_path / "cache").missing
+
+
+# Splits that disagree -------------------------------------------------------------------------------------------------
+
+ACCENT, APART = "b\u00e9b\u00e9", "be\u0301be\u0301"
+"""The same name in Unicode's composed and decomposed form."""
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        (
+            {"test/Bee": 2},
+            r"'Bee' \(2 images\) of test/ is no class of train/, which has 'bee' for 'Bee'; .* test/Bee test/bee",
+        ),
+        ({f"train/{ACCENT}": 1, f"test/{APART}": 1}, "in another Unicode form; rename it: mv"),
+        ({f"train/{ACCENT}": 1, f"train/{APART}": 1}, "two Unicode forms; unite the folders"),
+        (
+            {"test/yak": 3, "test/gnu": 1},
+            r"'gnu' \(1 images\), 'yak' \(3 images\) of test/ are no class of train/; name",
+        ),
+        ({"train/cow": 0}, "train/cow: holds no image; fill or remove the class"),
+    ],
+)
+def test_splits_of_other_classes_are_refused_by_the_plan_and_the_reader(
+    counts: dict[str, int], said: str, tmp_path: Path
+) -> None:
+    root = tree(tmp_path / "x", {"train/ant": 1, "train/bee": 1, "test/ant": 1, **counts})
+    with pytest.raises(UserError, match=said) as refused:
+        decode.imagefolder(root, 0)
+    assert source(root, tmp_path / "cache").missing == f"imagefolder: {refused.value}"
+
+
+def test_an_empty_or_hidden_folder_of_another_name_in_test_is_no_fault(tmp_path: Path) -> None:
+    root = tree(tmp_path / "x", {"train/a": 1, "train/A": 1, "test/A": 1, "test/B": 0, "test/.c": 1})
+    assert decode.imagefolder(root, 0).classes == ("A", "a"), "letters of both cases are classes of their own"
+
+
+def test_what_a_reader_must_know_of_images_is_counted(tmp_path: Path) -> None:
+    root = tree(tmp_path / "x", {"train/a": 3, "train/b": 3, "val/b": 2}, mode="RGBA")
+    clean = decode.imagefolder(root, 0)
+    assert clean.note == "val/ is the test split; no test image of 1 of 2 classes (a)", "opaque alpha is no matter"
+    shutil.copy(root / "train" / "a" / "0.png", root / "train" / "b" / "again.png")
+    shutil.copy(root / "train" / "a" / "1.png", root / "val" / "b" / "known.png")
+    turn = Image.Exif()
+    turn[0x0112] = 6
+    plain = np.arange(432, dtype=np.uint8).reshape(12, 12, 3)
+    Image.fromarray(plain).save(root / "train" / "a" / "turned.jpg", exif=turn)
+    Image.fromarray(np.dstack([plain, plain[..., 0]])).save(root / "val" / "b" / "clear.png")
+    found = decode.imagefolder(root, 0)
+    assert found.note == (
+        "val/ is the test split; no test image of 1 of 2 classes (a); 2 of 8 training images are in several classes, "
+        "pixel by pixel; 1 of 4 test images are training images too, pixel by pixel; EXIF orientation ignored: "
+        "1 image; alpha dropped: 1 image with transparent pixels"
+    )
+    assert np.array_equal(found.test_images[2], plain), "hidden colours are as they are stored"
 
 
 @pytest.mark.parametrize(

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from dataclasses import replace
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 from harness.axes import read_sparsity
+from harness.catalog import DATASETS
+from harness.cell import USUAL, expand
 from harness.check import load_sweep
 from harness.claims import Observer
 from harness.frontier import Frontier
+from harness.names import Choice, Names
 from harness.plan import Plan
 from harness.planfile import read_plan, save_plan
 from harness.planner import make_plan
+from harness.protocol import Protocol, as_fields, make_protocol
 from harness.shift import Worker
+from harness.specs import Specs
 from harness.store import Store, digest
 
 BASE = """
@@ -94,12 +100,55 @@ def test_the_ladder_and_its_percentages_meet(tmp_path: Path) -> None:
     assert kinds(made) == {"data": 1, "mask": 16, "train": 17}, "each level's default cell is the next round"
 
 
+TREATED = {
+    "digits": (1, 1, False),
+    "cifar10": (1, 4, True),
+    "cifar100": (1, 4, True),
+    "mnist": (1, 2, False),
+    "fashion_mnist": (1, 2, True),
+    "tinyimagenet": (1, 4, True),
+    "imagefolder": (2, 4, False),
+}
+"""Data set -> version, padding, flips: all of them are in keys. Only of the catalog's own is it known that flips do."""
+
+
+def test_how_every_data_set_is_treated_is_as_keys_have_it() -> None:
+    assert {name: (entry.version, entry.pad, entry.flip) for name, entry in DATASETS.items()} == TREATED
+    assert (USUAL.pad, USUAL.flip) == (4, False), "of a data set of one's own nobody has said so"
+
+
+@pytest.mark.parametrize("name", TREATED)
+def test_augmentation_is_in_keys_by_what_is_done_however_it_is_written(name: str) -> None:
+    _, pad, flip = TREATED[name]
+    cell = next(iter(expand(load_sweep(Path("sweeps/quickstart.yaml")))[0]))
+
+    def held(augment: object) -> dict[str, object]:
+        protocol = make_protocol("quick", as_fields({"augment": augment}))
+        assert Protocol(**protocol.model_dump()) == protocol, "as read back"
+        return Specs(Names({}, Path())).augment(replace(cell, dataset=Choice(name), protocol=protocol))
+
+    usual = {"augment": {"pad": pad, "flip": flip}}
+    for same in (
+        "standard",
+        {"crop": pad},
+        {"flip": flip},
+        {"flip": flip, "crop": pad},
+        f"crop={pad}, flip={str(flip).lower()}",
+    ):
+        assert held(same) == usual
+    assert held({"flip": not flip}) == {"augment": {"pad": pad, "flip": not flip}}
+    assert held({"crop": 7}) == {"augment": {"pad": 7, "flip": flip}}
+    assert held({"crop": 0, "flip": True}) == {"augment": {"pad": 0, "flip": True}}
+    assert held("none") == held({"crop": 0, "flip": False}) == {}
+
+
 def test_the_path_and_the_view_are_no_part_of_a_key(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     key = leaf(tmp_path)
     assert leaf(tmp_path / "other") == key
     assert leaf(tmp_path, head="{preset: quick, report: test@best-dev}") == key
     assert leaf(tmp_path, head="{preset: quick, dev: 'stratified:0.1'}") == key, "the standard split of digits"
+    assert leaf(tmp_path, head="{preset: quick, augment: {flip: false, crop: 1}}") == key, "what digits have anyway"
 
 
 @pytest.mark.parametrize(
@@ -110,6 +159,7 @@ def test_the_path_and_the_view_are_no_part_of_a_key(tmp_path: Path) -> None:
         {"head": "{preset: quick, precision: bf16}"},
         {"head": "{preset: quick, dev: none}"},
         {"head": "{preset: quick, augment: none}"},
+        {"head": "{preset: quick, augment: {flip: true}}"},
         {"head": "{preset: quick, resize: 16}"},
         {"sparsity": "91%"},
         {"mask": "{snip: {bn: train}}"},

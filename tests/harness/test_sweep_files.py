@@ -99,6 +99,18 @@ BROKEN: dict[str, tuple[str, str]] = {
         grid(recipe="ls", epochs="match_cost(tost)"),
         "epochs: match_cost(tost) lengthens the recipe default; give it a block of its own",
     ),
+    "unknown augmentation": (
+        protocol("{preset: quick, augment: flips}"),
+        "'flips' is not allowed; write standard, none or",
+    ),
+    "no augmentation": (grid(augment="{}"), "grid.augment: {} is not allowed; write standard, none or"),
+    "unknown setting of augmentation": (grid(augment="{flips: true}"), "no setting 'flips'; there are crop and flip"),
+    "flip of another kind": (
+        protocol("{preset: quick, augment: {flip: no}}"),
+        "flip: 'no' is not allowed; write true or",
+    ),
+    "crop out of range": (grid(augment="{crop: 999}"), "crop: 999 is not allowed; write the padding in pixels, from 0"),
+    "crop of another kind": (grid(augment="[{crop: true}, none]"), "crop: True is not allowed"),
     "unknown answer to a collapse": (protocol("{preset: quick, on_collapse: ignore}"), "'ignore' is not allowed"),
     "knob without its part": (grid(**{"gsw.b1": "[10, 100]"}), "gsw.b1 has no effect: no recipe here has that part"),
     "preset is a list": (protocol("{preset: [quick]}"), "['quick'] is no preset; choose from tost, tiny, quick"),

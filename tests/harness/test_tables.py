@@ -412,6 +412,7 @@ TOLD: dict[str, Callable[[Line], Line]] = {
     "schedule": field("milestones", [7.0]),
     "decay": field("weight_decay", 0.077),
     "augmentation": field("augment", "none"),
+    "augmentation in words": lambda one: replace(one, facts=replace(one.facts, augment="no crops and no flips")),
     "tuning": lambda one: replace(one, facts=replace(one.facts, trials=7, tuned_by="dev_loss")),
     "device": measured(stamp={"device": "cuda", "device_name": "NVIDIA X", "world": 2}),
     "code": measured(provenance={"source": "7" * 16}),
@@ -424,6 +425,34 @@ TOLD: dict[str, Callable[[Line], Line]] = {
 def test_a_caption_is_complete(name: str, frame: Frame) -> None:
     other = grid(Frame.of([TOLD[name](one) for one in frame.lines])).caption
     assert other != grid(frame).caption
+
+
+@pytest.mark.parametrize(
+    ("dataset", "augment", "said"),
+    [
+        ("digits", "standard", "standard augmentation"),
+        ("imagefolder:x", "standard", "random crops padded by 4 and no flips"),
+        ("imagefolder:x", "{flip: true}", "random crops padded by 4 and horizontal flips"),
+        ("imagefolder:x", "{crop: 0}", "no augmentation"),
+        ("digits", "{crop: 0, flip: true}", "no crops and horizontal flips"),
+        ("digits", "none", "no augmentation"),
+    ],
+)
+def test_captions_say_what_was_done_to_images_where_the_catalog_does_not(
+    dataset: str, augment: str, said: str, tmp_path: Path
+) -> None:
+    head = f"{{preset: quick, augment: {augment}}}"
+    text = SWEEP.replace("protocol: quick", f"protocol: {head}").replace("digits", f'"{dataset}"')
+    (tmp_path / "x.yaml").write_text(text)
+    lines = [line(cell, 90.0) for cell in expand(load_sweep(tmp_path / "x.yaml"))[0]]
+    assert f"weight decay 0.0005, {said}; dev split" in grid(Frame.of(lines)).caption
+
+
+def test_a_note_says_of_which_data_sets_it_is(frame: Frame) -> None:
+    other = [replace(one, labels={**one.labels, "dataset": "mine"}, key=f"m{one.key}") for one in frame.lines]
+    noted = [replace(one, note="no test image of 1 of 2 classes (a)") for one in other]
+    assert "No test image of 1 of 2 classes (a)." in grid(Frame.of(noted)).caption
+    assert "No test image of 1 of 2 classes (a) (mine)." in grid(Frame.of([*frame.lines, *noted])).caption
 
 
 def test_nonzeros_are_told_by_number(frame: Frame) -> None:
