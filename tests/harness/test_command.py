@@ -11,8 +11,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import claims, descendants, hashes, results, until
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -280,43 +278,37 @@ def test_on_a_login_node_the_local_launcher_waits_to_be_named(sweep: Run, projec
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        (
-            "nn.Sequential(nn.Flatten(), nn.Linear(64, 2 * classes))",
-            "the network returns [2, 20] for 2 images; it must return",
-        ),
-        ("nn.Conv2d(3, 4, 3)", "the network cannot take images of shape [1, 8, 8] [channels, height, width]: "),
-        ("None", "the architecture returned NoneType; it must return a torch.nn.Module"),
-        ("nn.Sequential(nn.AdaptiveAvgPool2d((1, 10)), nn.Flatten())", "the network has no weight to prune"),
-    ],
-)
-def test_a_network_that_does_not_fit_is_said_in_a_sentence(body: str, said: str, sweep: Run, project: Path) -> None:
-    (project / "thin.py").write_text(f"from torch import nn\n\ndef build(classes, channels):\n    return {body}\n")
-    done = sweep("tiny.yaml", "--only", "seed=0,mask=random,recipe=ls")
-    assert done.returncode == 1
-    assert said in done.stderr
+NETWORKS = {
+    "nn.Sequential(nn.Flatten(), nn.Linear(64, 2 * classes))": "the network returns [2, 20] for 2 images",
+    "nn.Conv2d(3, 4, 3)": "the network cannot take images of shape [1, 8, 8] [channels, height, width]: ",
+    "None": "the architecture returned NoneType; it must return a torch.nn.Module",
+    "nn.Sequential(nn.AdaptiveAvgPool2d((1, 10)), nn.Flatten())": "the network has no weight to prune",
+}
+SCORES = {
+    "None": "the score returned NoneType; it must return {parameter name: tensor}",
+    "{'x': 1}": "the score returned nothing for '0.weight'",
+    "dict.fromkeys(['0.weight', '3.weight', '8.weight'], 1.0)": "the score of '0.weight' is builtins.float, not a tensor",
+    "{n: w.detach() / 0 for n, w in prunable(model).items()}": "the scores of '0.weight' are not all finite",
+}
 
 
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        ("None", "the score returned NoneType; it must return {parameter name: tensor}"),
-        ("{'x': 1}", "the score returned nothing for '0.weight'"),
-        ("dict.fromkeys(['0.weight', '3.weight', '8.weight'], 1.0)", "the score of '0.weight' has shape float"),
-        ("{n: w.detach() / 0 for n, w in prunable(model).items()}", "the scores of '0.weight' are not all finite"),
-    ],
-)
-def test_a_score_that_makes_no_mask_is_said_in_a_sentence(body: str, said: str, sweep: Run, project: Path) -> None:
-    source = f"from tost.masks import prunable\n\ndef score(model):\n    return {body}\n"
-    (project / "bad.py").write_text(source)
-    text = (project / "tiny.yaml").read_text().replace("mask: [random, lth]", "mask: bad")
-    text = text.replace('thin: "./thin.py:build"', 'thin: "./thin.py:build", bad: "./bad.py:score"')
-    (project / "tiny.yaml").write_text(text)
-    done = sweep("tiny.yaml", "--only", "seed=0,mask=bad,recipe=ls")
+def test_a_network_or_score_that_does_not_fit_is_said_in_a_sentence(sweep: Run, project: Path) -> None:
+    head = "from torch import nn\nfrom tost.masks import prunable\n"
+    nets = [f"def net{n}(classes, channels):\n    return {body}\n" for n, body in enumerate(NETWORKS)]
+    scores = [f"def score{n}(model):\n    return {body}\n" for n, body in enumerate(SCORES)]
+    (project / "own.py").write_text("\n\n".join([head, *nets, *scores]))
+    names = [f"net{n}" for n in range(len(nets))], [f"score{n}" for n in range(len(scores))]
+    use = ", ".join(f"{name}: './own.py:{name}'" for name in (*names[0], *names[1]))
+    (project / "own.yaml").write_text(
+        f"name: own\nprotocol: {{preset: quick, epochs: 1}}\nuse: {{{use}, thin: './thin.py:build'}}\n"
+        f"grid: {{dataset: digits, arch: [{', '.join(names[0])}], mask: random, sparsity: 50%}}\n"
+        f"also: [{{arch: thin, mask: [{', '.join(names[1])}]}}]\ntables: [any-mask]\nfigures: []\n"
+    )
+    done = sweep("own.yaml")
     assert done.returncode == 1
-    assert said in done.stderr
+    assert "0 of 8 cells done" in done.stderr
+    for said in (*NETWORKS.values(), *SCORES.values()):
+        assert said in done.stderr
 
 
 def test_a_store_that_cannot_be_one_is_said(sweep: Run, project: Path) -> None:
