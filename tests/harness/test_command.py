@@ -287,7 +287,7 @@ NETWORKS = {
 SCORES = {
     "None": "the score returned NoneType; it must return {parameter name: tensor}",
     "{'x': 1}": "the score returned nothing for '0.weight'",
-    "dict.fromkeys(['0.weight', '3.weight', '8.weight'], 1.0)": "the score of '0.weight' is builtins.float, not a tensor",
+    "dict.fromkeys(['0.weight', '3.weight', '8.weight'], 1.0)": "the score of '0.weight' is builtins.float",
     "{n: w.detach() / 0 for n, w in prunable(model).items()}": "the scores of '0.weight' are not all finite",
 }
 
