@@ -241,7 +241,7 @@ ACCENT, APART = "b\u00e9b\u00e9", "be\u0301be\u0301"
         ({f"train/{ACCENT}": 1, f"train/{APART}": 1}, "two Unicode forms; unite the folders"),
         (
             {"test/yak": 3, "test/gnu": 1},
-            r"'gnu' \(1 images\), 'yak' \(3 images\) of test/ are no class of train/; name",
+            r"'gnu' \(1 image\), 'yak' \(3 images\) of test/ are no class of train/; name",
         ),
         ({"train/cow": 0}, "train/cow: holds no image; fill or remove the class"),
     ],
