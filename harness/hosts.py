@@ -1,18 +1,49 @@
-"""Machines that failed: faults of a device are counted by host, and a host with two takes no more stages."""
+"""Machines that failed: faults of a device are counted by host, and a host with two takes no more stages.
+
+And what is remembered of those that were tried.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import os
+import platform
+import re
 import socket
 import time
 from pathlib import Path
 from typing import Any
 
 from harness.machine import machine
-from harness.store import Store, publish, read_json
+from harness.store import Store, digest, publish, read_json
 
 MOST_FAULTS = 2
 """Stages that met a fault since a host's last boot, after which it is avoided."""
+CRASHES = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGALRM"})
+"""How a process ends that a kernel of torch brought down, or that SIGALRM ended as it hung in one."""
+CHECK = 1
+"""The version of what a machine's torch is tried with; to be raised where that changes."""
+
+
+def soundness_note(store: Store, threads: int) -> Path:
+    """Return the file that is there once this machine's torch was seen to compute convolutions rightly."""
+    told = [os.environ.get(name, "") for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")]
+    try:
+        version = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:  # which its trainer will say
+        version = ""
+    made_of = [CHECK, machine()[0], processor(), version, threads, *told]
+    return store.root / "cache" / "convolutions" / f"{digest(made_of)}.json"
+
+
+def processor() -> str:
+    """Return the model of this machine's CPU and what it can compute with, as far as the system tells."""
+    try:
+        told = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return platform.processor()
+    return " ".join(re.findall(r"^(?:model name|flags|Features)\s*: (.*)$", told, re.M)[:2])
 
 
 def record_fault(store: Store, device: str, message: str, stage: str) -> None:

@@ -6,14 +6,16 @@ import importlib.metadata
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness.allocation import job, seconds_left, shell
 from harness.catalog import DATASETS
@@ -38,8 +40,16 @@ TORCH = """
 import json, torch
 names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
 nccl = torch.distributed.is_nccl_available()
-print(json.dumps([torch.__version__, torch.version.cuda, len(names), names, nccl]))
+print(json.dumps([torch.__version__, torch.version.cuda, len(names), names, nccl]), flush=True)
+from harness.train.convolution_check import tell
+tell()
 """
+CHECKED = 400.0
+"""Seconds that loading torch and trying it out may take, on a cold network file system."""
+ELSEWHERE_TORCH = (
+    "install another version of torch, use a GPU or another machine; ONEDNN_MAX_CPU_ISA=AVX2 (or AVX512_CORE), set for "
+    "every worker, may choose other kernels: run this again with it; see docs/reference/channels-last.md"
+)
 INSTALL = "install it into this environment: python -m pip install"
 
 
@@ -57,18 +67,22 @@ class Finding:
 
 def look(store: Path, scratch: str = "", device: str | None = None, data: Path = Path("data")) -> Iterator[Finding]:
     """Look at this machine and at the store as it is seen from here."""
-    torch = subprocess.Popen([sys.executable, "-c", TORCH], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    began = time.monotonic()  # it is loaded while the rest is looked at
-    yield _here()
-    yield _python()
-    yield from _folder("store", store)
-    if scratch:
-        yield from _folder("scratch", Path(os.path.expandvars(scratch)))
-    yield _data(data)
-    yield from _scheduler()
-    yield _package("Ray", "ray", "--via ray and searches", "'ray[tune]'")
-    yield _wandb()
-    yield from _torch(torch, began, device)
+    argv = [sys.executable, "-c", TORCH]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as torch:
+        began = time.monotonic()  # it is loaded while the rest is looked at
+        try:
+            yield _here()
+            yield _python()
+            yield from _folder("store", store)
+            if scratch:
+                yield from _folder("scratch", Path(os.path.expandvars(scratch)))
+            yield _data(data)
+            yield from _scheduler()
+            yield _package("Ray", "ray", "--via ray and searches", "'ray[tune]'")
+            yield _wandb()
+            yield from _torch(torch, began, device)
+        finally:  # of whoever has seen enough
+            torch.kill()
 
 
 def _here() -> Finding:
@@ -87,14 +101,20 @@ def _python() -> Finding:
 
 def _torch(process: subprocess.Popen[str], began: float, device: str | None) -> Iterator[Finding]:
     """Look at torch in a process of its own: a broken build takes more down than itself."""
-    told, complaint = process.communicate()
-    if process.returncode:
-        last = (complaint.strip().splitlines() or ["no word"])[-1]
+    try:
+        told, complaint = process.communicate(timeout=CHECKED)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        told, complaint = process.communicate()
+    lines = [json.loads(line) for line in told.splitlines()]
+    if not lines:
+        last = (complaint.strip().splitlines() or [ended(process.returncode)])[-1]
         remedy = f"{INSTALL} torch torchvision, in the build for this machine's CUDA"
         yield Finding("torch", f"cannot be loaded: {last}", "bad", remedy)
         return
-    version, cuda, number, names, nccl = json.loads(told)
-    yield Finding("torch", f"{version}, CUDA {cuda or 'none'}, loaded in {time.monotonic() - began:.1f} s")
+    version, cuda, number, names, nccl = lines[0]
+    yield Finding("torch", f"{version}, CUDA {cuda or 'none'}, loaded and tried in {time.monotonic() - began:.1f} s")
+    yield from convolutions(lines[1:], process.returncode, complaint)
     if number:
         there = "there" if nccl else "missing"
         yield Finding("GPUs", f"{number}: {', '.join(sorted(set(names)))}; {_driver()}; NCCL {there}")
@@ -103,6 +123,36 @@ def _torch(process: subprocess.Popen[str], began: float, device: str | None) -> 
         yield Finding("GPUs", "torch sees none", "bad", remedy)
     else:
         yield Finding("GPUs", "none; trainings run on the CPU", "note", "nothing to do, unless there should be one")
+
+
+def convolutions(lines: Sequence[Any], code: int, complaint: str) -> Iterator[Finding]:
+    """Say what a process that tried out convolutions has told (harness/train/convolution_check.py).
+
+    `lines`: the name of a set of them, then what of it is wrong, while it lived; `code`: how it ended.
+    """
+    last = complaint.strip().splitlines()[-1:] if code > 0 else []
+    found = {name: [" ".join([ended(code), *last])] for name in lines[::2]}  # of the one in which it ended
+    found |= dict(zip(lines[::2], lines[1::2], strict=False))
+    relied, avoided = found.get("relied"), found.get("avoided")
+    if relied is None:
+        yield Finding("convolutions", f"were not tried: {ended(code)} {' '.join(last)}", "bad", ELSEWHERE_TORCH)
+    elif relied:
+        said = f"this machine's torch computes {len(relied)} kinds wrongly, so no worker trains on its CPU: {relied[0]}"
+        yield Finding("convolutions", said, "bad", ELSEWHERE_TORCH)
+    else:
+        yield Finding("convolutions", "every kind that trainings on a CPU are made of is right")
+    if avoided:
+        said = f"this machine's torch computes strided 1x1 ones of few channels wrongly, channels last: {avoided[0]}"
+        remedy = "nothing for sweeps, which never compute them so; a loop of your own should not: docs/reference/"
+        yield Finding("convolutions", said, "note", f"{remedy}channels-last.md")
+
+
+def ended(code: int) -> str:
+    """Say how a process ended."""
+    if code >= 0:
+        return f"the process ended with code {code}"
+    name = signal.Signals(-code).name
+    return "the process did not end and was ended" if name in ("SIGALRM", "SIGKILL") else f"the process died by {name}"
 
 
 def _driver() -> str:

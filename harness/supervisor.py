@@ -8,23 +8,25 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.claims import BEATS_PER_LEASE, LEASE, Claim, Owner
 from harness.frontier import Frontier
-from harness.hosts import avoided_here, record_fault
+from harness.hosts import CRASHES, avoided_here, record_fault, soundness_note
 from harness.inline import Inline
 from harness.memory import forget_peak, oom_kills, peak
 from harness.orders import artifacts, order_for
 from harness.plan import Stage
 from harness.provenance import source_digest
 from harness.publication import publish_made
+from harness.sealed import keep_note, read_note
 from harness.silence import FIRST, LONGEST, STALL, WHOLE, Silence
 from harness.states import FAILED
 from harness.store import digest, file_sha256, read_json, write_whole
 from harness.team import Team
-from harness.trainer import STARTING, Trainer
+from harness.trainer import STARTING, Trainer, serve
 
 GRACE = 25.0
 """Seconds that a trainer asked to stop may take to save and leave; Slurm by default waits 30 before it kills."""
@@ -98,29 +100,41 @@ class Supervisor:
             raise Trouble(said)
 
     def _start(self) -> Trainer | Team | Inline:
-        trainer = self.start(self.setup.device)
+        """Start a trainer; the first one on a machine's CPU tries out its torch."""
+        device, threads = self.setup.device, self.setup.threads
+        note = soundness_note(self.frontier.store, threads)
+        check = self.start is Trainer and device == "cpu" and read_note(note) is None
+        trainer = Trainer(device, partial(serve, check=threads)) if check else self.start(device)
         try:
-            self._await(trainer)
+            if self._await(trainer) and check:
+                keep_note(note, {"convolutions": "right"})
         except BaseException:
             trainer.kill()  # python would ask it to end, and wait: but to a trainer that means to save and go on
             raise
         return trainer
 
-    def _await(self, trainer: Trainer | Team | Inline) -> None:
-        """Wait until a trainer has loaded torch. Raises Trouble where it cannot be used."""
-        deadline = time.monotonic() + STARTING
+    def _await(self, trainer: Trainer | Team | Inline) -> bool:
+        """Return whether a trainer is ready, or this was asked to stop before. Raises Trouble where it is of no use."""
+        deadline, checking = time.monotonic() + STARTING, False
         while time.monotonic() < deadline:
             message = trainer.hear(1.0)
             if message and message["at"] == "ready":
                 if message.get("source", source_digest()) != source_digest():
                     raise Trouble("the code was edited since this worker started; start it anew")
-                return
+                return True
+            if message and message["at"] == "checking":
+                checking = True
+            if message and (message["at"] == "unsound" or (checking and message.get("signal") in CRASHES)):
+                raise Trouble(
+                    "this machine's torch computes convolutions wrongly, so nothing is trained on its CPU: "
+                    f"{message['message']}; what to do about it: harness doctor"
+                )
             if message and message["at"] == "unfit":
                 raise Trouble(f"device {self.setup.device!r} cannot be used here: {message['message']}")
             if message and message["at"] == "died":
                 raise Trouble(f"{message['message']} while loading torch; try: python -c 'import torch'")
             if self.stopping():
-                return
+                return False
         raise Trouble(f"torch was not loaded in {STARTING:.0f} s; the file system that it lies on may hang")
 
     def beat(self) -> None:

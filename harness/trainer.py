@@ -21,11 +21,11 @@ DUMPING = 5.0
 """Seconds that writing its stacks may take."""
 
 
-def serve(pipe: Connection, device: str) -> None:
-    """Enter the trainer process."""
+def serve(pipe: Connection, device: str, check: int = 0) -> None:
+    """Enter the trainer process; `check`: the threads to try convolutions with first, none where they are known."""
     from harness.train.process import serve as run
 
-    run(pipe, device)
+    run(pipe, device, check)
 
 
 class Trainer:

@@ -28,6 +28,7 @@ from harness.errors import UserError
 from harness.plugins import forget_frozen
 from harness.provenance import source_digest
 from harness.store import file_sha256, write_whole
+from harness.train.convolution_check import RELIED, wrong
 from harness.train.group import joined
 from harness.train.loop import Diverged
 from harness.train.order import Corrupt, Order
@@ -92,8 +93,11 @@ def serve_here(message: Mapping[str, Any], desk: Desk) -> None:
     desk.tell(at="end", **_outcome(read_order(message), desk, shown=True))
 
 
-def serve(pipe: Connection, device: str) -> None:
-    """Run a trainer: orders from the pipe, one after another, until the pipe closes."""
+def serve(pipe: Connection, device: str, check: int = 0) -> None:
+    """Run a trainer: orders from the pipe, one after another, until the pipe closes.
+
+    `check`: how many threads convolutions are tried with first, on a CPU whose torch nothing is known of.
+    """
     control = Control(pipe)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the supervisor decides
     for number in HEEDED:
@@ -105,6 +109,11 @@ def serve(pipe: Connection, device: str) -> None:
     if said := unfit(device):
         control.tell(at="unfit", message=said)
         return
+    if check:
+        control.tell(at="checking")  # a wrong kernel may end this process, or SIGALRM one that hangs
+        if said := next(wrong(RELIED, check), ""):
+            control.tell(at="unsound", message=said)
+            return
     control.tell(at="ready", source=source_digest())
     while True:
         order = control.orders.get()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from dataclasses import asdict
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +29,7 @@ from harness.launch.slurm import Slurm
 from harness.plan import Plan, Stage
 from harness.records import Fate, fate, tell_loss
 from harness.rounds import Turn
-from harness.soundness import look
+from harness.soundness import convolutions, look
 from harness.states import State, state_of
 from harness.store import Store
 from harness.team import Team
@@ -180,13 +182,38 @@ def test_without_slurm_one_is_told_where_to_go(tmp_path: Path) -> None:
 def test_the_doctor_looks_at_this_machine(tmp_path: Path) -> None:
     found = {finding.name: finding for finding in look(tmp_path / "runs", str(tmp_path))}
     assert {"machine", "python", "torch", "GPUs", "store", "scratch", "clock", "Slurm"} <= set(found)
-    assert {"Ray", "W&B", "data"} <= set(found)
+    assert {"Ray", "W&B", "data", "convolutions"} <= set(found)
     assert found["store"].grade != "bad"
     assert all(finding.remedy for finding in found.values() if finding.grade != "ok")
     (tmp_path / "file").write_text("")
-    (bad,) = [finding for finding in look(tmp_path / "file") if finding.name == "store"]
+    bad = next(finding for finding in look(tmp_path / "file") if finding.name == "store")
     assert (bad.grade, "cannot be written" in bad.said) == ("bad", True)
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "grades", "said"),
+    [
+        (["relied", [], "avoided", []], 0, ["ok"], "every kind"),
+        (["relied", [], "avoided", ["1x1: wrong by 40 %"]], 0, ["ok", "note"], "1x1: wrong by 40 %"),
+        (["relied", [], "avoided"], -6, ["ok", "note"], "died by SIGABRT"),
+        (["relied", [], "avoided"], -14, ["ok", "note"], "did not end and was ended"),
+        (
+            ["relied", ["3x3: by 2 %", "5x5"], "avoided"],
+            -11,
+            ["bad", "note"],
+            "2 kinds wrongly.*: 3x3: by 2 %",
+        ),
+        (["relied"], -11, ["bad"], "died by SIGSEGV"),
+        (["relied"], 1, ["bad"], "ended with code 1 ValueError: no"),
+        ([], -4, ["bad"], "were not tried: the process died by SIGILL"),
+    ],
+)
+def test_the_doctor_says_what_torch_computes_wrongly(told: list[Any], code: int, grades: list[str], said: str) -> None:
+    found = list(convolutions(told, code, "Traceback:\nValueError: no\n"))
+    assert [finding.grade for finding in found] == grades
+    assert re.search(said, " ".join(finding.said for finding in found))
+    assert all(finding.remedy for finding in found if finding.grade != "ok")
 
 
 # Demand

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from harness.catalog import OPTIMIZERS
 from harness.errors import UserError
 from harness.protocol import Protocol
+from harness.train.convolution_check import AVOIDED, RELIED, Convolution, wrong
 from harness.train.execution import hasten
 from harness.train.layout import FEWEST, LAYOUTS, Convolutions, fitting, like, unsafe_last, usual
 from harness.train.network import build, open_images
@@ -328,6 +329,39 @@ def test_how_images_lie_is_seen_at_every_call(images: Tensor, laid_last: bool) -
     with Convolutions() as seen:
         (F.conv2d if images.dim() == 4 else F.conv1d)(images, kernel, stride=2)
     assert (seen.unsafe, bool(seen.laid_last)) == (True, laid_last)
+
+
+def test_this_machine_computes_what_trainings_rely_on() -> None:
+    assert not list(wrong(RELIED, 1))
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("damage", [1.01, math.nan])
+@pytest.mark.parametrize("at", ["output", "gradient of the input", "gradient of the weights"])
+def test_a_wrong_convolution_is_named(at: str, damage: float) -> None:
+    """Each kind, by its output or a gradient that is off by one per cent, or not a number."""
+
+    def damaged(images: Tensor, weight: Tensor, **how: int) -> Tensor:
+        if images.dtype == torch.bfloat16:
+            return F.conv2d(images, weight, **how)
+        images, weight = images * 1, weight * 1
+        if at != "output":
+            (images if at == "gradient of the input" else weight).register_hook(lambda gradient: gradient * damage)
+        return F.conv2d(images, weight, **how) * (damage if at == "output" else 1)
+
+    found = list(wrong(RELIED, 1, damaged))
+    assert len(found) == sum(convolution.dtype == torch.float32 for convolution in RELIED)
+    assert all(f"{at} wrong by {'nan' if damage != damage else 1} %" in said for said in found)
+    assert found[0].startswith("3x3 with stride 1, 3 to 16 channels, maps of 32x32, channels last, fp32, 1 thread: ")
+
+
+def test_what_is_relied_on_and_what_is_avoided_go_by_the_rule() -> None:
+    def unsafe(convolution: Convolution) -> bool:
+        shape = (convolution.outputs, convolution.inputs // convolution.groups, *[convolution.kernel] * 2)
+        return convolution.layout == LAST and unsafe_last(torch.zeros(shape), [convolution.stride] * 2)
+
+    assert all(map(unsafe, AVOIDED))
+    assert not any(map(unsafe, RELIED))
 
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))

@@ -9,16 +9,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from harness import memory, provenance
 from harness.check import load_sweep
-from harness.claims import Owner
+from harness.claims import Observer, Owner
 from harness.failures import last_lines
+from harness.frontier import Frontier
 from harness.launch.local import this_machine
 from harness.planfile import save_plan
 from harness.planner import make_plan
@@ -26,9 +28,12 @@ from harness.presence import Presence, crowded, present
 from harness.sealed import seal, unseal
 from harness.silence import FIRST, LONGEST, STALL, WHOLE, Silence
 from harness.store import Store
+from harness.supervisor import Setup, Supervisor, Trouble
 from harness.train.checkpoint import Checkpoints, Position, load_checkpoint, pack
 from harness.train.process import failure
+from harness.trainer import Trainer
 from tests.conftest import claims, environment, hashes, results, until
+from tests.harness import trivial
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -53,6 +58,46 @@ def harness(project: Path, *arguments: str, **more: str) -> subprocess.Completed
         text=True,
         timeout=120,
     )
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("right", ""),
+        ("3x3: output wrong by 2 %", "so nothing is trained on its CPU: 3x3: output wrong by 2 %; .* harness doctor"),
+        ("SIGSEGV", "so nothing is trained on its CPU: the trainer was ended by SIGSEGV"),
+        ("SIGALRM", "so nothing is trained on its CPU: the trainer was ended by SIGALRM"),
+        ("SIGKILL", "the trainer was ended by SIGKILL while loading torch"),
+    ],
+)
+def test_the_first_worker_of_a_machine_tries_its_torch_and_leaves_where_it_is_wrong(
+    how: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def start(device: str, serve: Any = None) -> Trainer:
+        asked.append(serve.keywords["check"] if serve else 0)
+        return Trainer(device, partial(trivial.tried, how=how if serve else "right"), "tests.harness.trivial")
+
+    def supervisor(threads: int = 3, device: str = "cpu") -> None:
+        frontier = Frontier(trivial.trivial_plan(1, 1), Store(tmp_path), Observer(10.0))
+        Supervisor(frontier, Setup(device, threads), lambda **_: None, lambda: False, start).close()
+
+    monkeypatch.setattr("harness.supervisor.Trainer", start)
+    for _ in range(2):
+        if said:
+            with pytest.raises(Trouble, match=said):
+                supervisor()
+        else:
+            supervisor()
+    assert asked == ([3, 3] if said else [3, 0]), "what was found right is remembered, and nothing else"
+    supervisor(device="cuda")
+    assert asked[2:] == [0], "a GPU's worker does not ask"
+    if not said:
+        supervisor(threads=4)
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+        supervisor()
+        assert asked[3:] == [4, 3], "other threads and other kernels are tried anew"
 
 
 def plan_only(project: Path) -> None:

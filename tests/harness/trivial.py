@@ -72,6 +72,16 @@ def serve(pipe: Connection, device: str) -> None:
         pipe.send_bytes(json.dumps(outcome(order, device, pause)).encode())
 
 
+def tried(pipe: Connection, device: str, how: str) -> None:
+    """Be a trainer that tries out convolutions, which are right, wrong, or end it."""
+    pipe.send_bytes(json.dumps({"at": "checking"}).encode())
+    if how.startswith("SIG"):
+        os.kill(os.getpid(), signal.Signals[how])
+    said = {"at": "ready"} if how == "right" else {"at": "unsound", "message": how}
+    pipe.send_bytes(json.dumps(said).encode())
+    pipe.recv_bytes()
+
+
 def outcome(order: dict[str, Any], how: str, pause: threading.Event) -> dict[str, Any]:
     """Do a stage's work: wait a little and write its file; or fail as told."""
     if how == "kill":
