@@ -87,12 +87,22 @@ def _wrapped(sentence: str, width: int) -> str:
     )
 
 
-def explain(sweep: Sweep, saved: SavedPlan, survey: Survey, outlook: Outlook, whole: Sequence[Cell]) -> Explanation:
-    """Explain the cells of a plan; what a reviewer would miss is looked for in those of the `whole` file."""
+def explain(
+    sweep: Sweep,
+    saved: SavedPlan,
+    survey: Survey,
+    outlook: Outlook,
+    whole: Sequence[Cell],
+    beyond: Sequence[str] = (),
+) -> Explanation:
+    """Explain the cells of a plan; what a reviewer would miss is looked for in those of the `whole` file.
+
+    `beyond`: what masks do not reach of its networks.
+    """
     lines = unmeasured(saved)
     return Explanation(
         sweep.name,
-        [*_runs(sweep, saved, lines)],
+        [*_runs(sweep, saved, lines, beyond)],
         [*_there(saved, survey, outlook.frontier.store)],
         [*_costs(outlook)],
         [*_compared(saved, lines)],
@@ -114,11 +124,12 @@ def unmeasured(saved: SavedPlan) -> list[Line]:
     ]
 
 
-def _runs(sweep: Sweep, saved: SavedPlan, lines: Sequence[Line]) -> Iterator[str]:
+def _runs(sweep: Sweep, saved: SavedPlan, lines: Sequence[Line], beyond: Sequence[str]) -> Iterator[str]:
     """Say what will be trained, with which masks and recipes, and how much of it is shared."""
     cells = [cell for cell, _ in saved.plan.cells]
     yield f"{count(len(cells), 'cell')}: {listed(_labels(cells, 'arch'))} on {listed(_labels(cells, 'dataset'))}."
     yield from _masks(sweep, cells)
+    yield from (f"Network {said}." for said in beyond)
     yield from _recipes(cells)
     yield from list(protocols(lines))[1:]
     yield f"Reported: {listed(str(line.facts.protocol.get('report')) for line in lines)}."

@@ -12,6 +12,8 @@ from harness.launching import texts
 from harness.outlook import Outlook, ahead, counted
 from harness.planfile import as_saved
 from harness.planner import data_folder
+from harness.probe import reaches
+from harness.report.remarks import reach
 from harness.reviewing import remarks
 from harness.terminal import tell, tell_json
 from harness.words import count
@@ -28,10 +30,12 @@ def print_plan(driver: Driver, pilot: bool, budget: str, in_words: bool, as_json
     outlook = Outlook(driver.frontier, survey, driver.machine())
     dropped = [] if driver.chosen else orphans(driver.store, driver.plan)
     submits = [] if driver.options.via in HERE else texts(driver.slurm(), driver.plan, driver.observer)
+    reached = reaches([cell for cell, _ in driver.plan.cells], driver.sweep.names, driver.store.root / "cache")
+    beyond = [said for label, one in reached.items() if (said := reach(label, **vars(one)))]
     words = None
     if in_words:
         saved, whole = as_saved(driver.plan, driver.sweep), [cell for cell, _ in driver.whole.cells]
-        words = explain(driver.sweep, saved, survey, outlook, whole)
+        words = explain(driver.sweep, saved, survey, outlook, whole, beyond)
     if as_json:
         more = {
             "forecast": outlook.forecast().dump() if outlook.todo else None,
@@ -39,6 +43,7 @@ def print_plan(driver: Driver, pilot: bool, budget: str, in_words: bool, as_json
             "dropped": dropped,
             "submits": submits,
             "data_missing": driver.plan.missing(),
+            "reach": {label: vars(one) for label, one in reached.items()},
         }
         _tell_json({**counted(driver.plan, survey), **more}, words)
         return
@@ -49,7 +54,7 @@ def print_plan(driver: Driver, pilot: bool, budget: str, in_words: bool, as_json
     if dropped:
         shown = "; ".join(dropped[:3]) + (" ..." if len(dropped) > 3 else "")
         lines.append(f"  kept though no longer in the file: {count(len(dropped), 'finished cell')}: {shown}")
-    tell("\n".join([*lines, *submits]))
+    tell("\n".join([*lines, *(f"  {said}" for said in beyond), *submits]))
 
 
 def _search(driver: Driver, in_words: bool, as_json: bool) -> None:

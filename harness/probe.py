@@ -1,18 +1,88 @@
-"""Whether a recipe fits a network of another library: tried once in a process of its own, and remembered."""
+"""What has to be asked of a network itself: each question is tried once in a process of its own, and remembered."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from harness.names import Choice, library_version
+from harness.catalog import DATASETS
+from harness.cell import Cell
+from harness.names import DENSE, SMALL, Choice, Names, library_version
+from harness.plugins import Plugin, freeze
+from harness.protocol import Protocol
 from harness.sealed import keep_note, read_note
 from harness.store import digest
+from tost.catalog import MODELS
 
 PROBES_VERSION = 1
+CLASSES = 10
+"""Classes that networks are built for to be looked at."""
+PATIENCE = 120
+"""Seconds that networks of the users' own have to be built."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Of which of a network's weights masks speak: how many, and the others by name; or why there can be no mask."""
+
+    prunable: int = 0
+    left_out: Mapping[str, int] | None = None
+    refused: str = ""
+
+
+def reaches(cells: Sequence[Cell], names: Names, cache: Path) -> dict[str, Reach]:
+    """Return, by label, what masks reach of the sparse networks that are not the catalog's own.
+
+    All of those have nothing but convolutions and linear layers. A network that cannot be built here is left out: its
+    trainer will say so. The first call for some networks takes seconds, because torch is loaded.
+    """
+    questions: dict[str, dict[str, Any]] = {}
+    plugins: dict[str, Plugin] = {}
+    for cell in cells:
+        label, which = str(cell.axis("arch")), cell.protocol.prunable
+        label += "" if which == Protocol().prunable else f" (prunable: {which})"
+        if cell.mask.name in (DENSE, SMALL) or cell.arch.name in MODELS or label in questions:
+            continue
+        entry = names.entry("arch", cell.arch.name)
+        made: dict[str, Any] = {"name": cell.arch.name, "args": dict(cell.arch.given)}
+        if isinstance(entry, Plugin):
+            made |= {"path": entry.path, "source": entry.source}
+            plugins[label] = entry
+        else:
+            made["version"] = library_version(cell.arch.name.partition(":")[0])
+        channels = DATASETS[cell.dataset.name].channels if cell.dataset.name in DATASETS else 3
+        asked = {"version": [PROBES_VERSION, library_version("torch")], "prunable": which}
+        questions[label] = {**asked, "arch": made, "shape": [CLASSES, channels]}
+    notes = {label: cache / "probes" / digest(question) for label, question in questions.items()}
+    known = {label: found for label, note in notes.items() if (found := read_note(note)) is not None}
+    if unknown := {label: question for label, question in questions.items() if label not in known}:
+        with tempfile.TemporaryDirectory(prefix="probe-") as folder:
+            for label in plugins.keys() & unknown.keys():
+                freeze(plugins[label], Path(folder))
+            answers = _answers({"networks": unknown, "store": folder})
+        for label, answer in answers.items():
+            keep_note(notes[label], answer)
+        known |= answers
+    return {label: Reach(**known[label]) for label in questions if label in known}
+
+
+def _answers(question: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask a process of its own; nothing where it fails, whose reason the trainer will tell in the place for it."""
+    command = [sys.executable, "-m", "harness.train.fit", json.dumps(question)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, timeout=PATIENCE
+        )
+    except subprocess.TimeoutExpired:
+        return {}
+    answers: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
+    return answers
 
 
 def misfit(arch: Choice, parts: Sequence[Choice], cache: Path) -> str:

@@ -11,6 +11,7 @@ from harness.report.metrics import count
 
 UNLIKE = 0.05
 """How far the size of a small dense network may lie from the sparse one's without a word."""
+NOTHING = "no Conv2d or Linear of it is trained, so that there is no weight to prune; write mask: dense"
 LARGEST = 3
 """Weights that are named of those which no mask speaks of."""
 MOST = 6
@@ -77,7 +78,14 @@ def beyond(prunable: int, left_out: Mapping[str, int]) -> str:
     names = sorted(left_out, key=lambda name: (-left_out[name], name))
     more = f" and {len(names) - LARGEST} more" if len(names) > LARGEST else ""
     share = prunable / (prunable + sum(left_out.values()))
-    return f"sparsities are of {100 * share:.3g} % of its weights, dense are {', '.join(names[:LARGEST])}{more}"
+    return f"sparsities are of {100 * share:.3g} % of its weights; left dense: {', '.join(names[:LARGEST])}{more}"
+
+
+def reach(label: str, prunable: int, left_out: Mapping[str, int] | None, refused: str) -> str:
+    """Say what masks reach of a network, by its label; nothing where that is all of it."""
+    if refused or not prunable:
+        return f"{label} is refused{'' if refused else ' masks'}: {refused or NOTHING}"
+    return f"{label}: {beyond(prunable, left_out)}" if left_out else ""
 
 
 def some(texts: Iterable[str]) -> str:

@@ -1,15 +1,21 @@
-"""Try a recipe's parts on a network of another library; run as a module, it prints what does not fit."""
+"""Look at networks for a plan: which parts of a recipe do not fit, which weights no mask reaches; run as a module."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from harness.plugins import load_frozen
+from harness.train.measures import unmasked
 from tost.catalog import LIBRARIES, PARTS, asked_for, resolve
+from tost.masks import MaskError, prunable
 
 SIZES = (32, 64, 224)
 """Pixels to try the network with, until it takes them."""
@@ -41,5 +47,36 @@ def complaint(question: dict[str, Any]) -> str:
     return ""
 
 
+def reached(question: Mapping[str, Any], store: Path) -> dict[str, Any] | None:
+    """Return how many of a network's weights a prunable set has and what it leaves out, or why it is refused.
+
+    None where the network cannot be built here.
+    """
+    spec, which = question["arch"], question["prunable"]
+    try:
+        if "source" in spec:
+            make = load_frozen(store, spec["source"], spec["path"])
+        else:
+            library, _, network = spec["name"].partition(":")
+            make = partial(resolve(LIBRARIES[library].path), name=network)
+        model = make(*question["shape"], **spec["args"])
+        pruned = prunable(model, which)
+    except MaskError as error:
+        return {"refused": str(error)}
+    except Exception:  # a user's code; its trainer tells it
+        return None
+    return {
+        "prunable": sum(weight.numel() for weight in pruned.values()),
+        "left_out": unmasked(model, pruned),
+    }
+
+
 if __name__ == "__main__":
-    sys.stdout.write(complaint(json.loads(sys.argv[1])))
+    asked = json.loads(sys.argv[1])
+    with contextlib.redirect_stdout(sys.stderr):  # a user's network may print
+        if "networks" in asked:
+            found = {label: reached(one, Path(asked["store"])) for label, one in asked["networks"].items()}
+            said = json.dumps({label: answer for label, answer in found.items() if answer is not None})
+        else:
+            said = complaint(asked)
+    sys.stdout.write(said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ def account(run: Training, masks: Masks) -> dict[str, Any]:
     }
 
 
-def unmasked(model: nn.Module, masks: Masks) -> dict[str, int]:
+def unmasked(model: nn.Module, masks: Container[str]) -> dict[str, int]:
     """Return the weights of a network that masks do not speak of, by name, and their sizes; frozen ones are marked."""
     others = ((name, p) for name, p in left_out(model, EVERY).items() if name not in masks)
     dense = ((name, p) for name, p in prunable(model, EVERY).items() if name not in masks)

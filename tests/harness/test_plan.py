@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import probe
 from harness.axes import read_sparsity
 from harness.catalog import DATASETS
 from harness.cell import USUAL, expand
@@ -20,7 +21,9 @@ from harness.names import Choice, Names
 from harness.plan import Plan
 from harness.planfile import read_plan, save_plan
 from harness.planner import make_plan
+from harness.probe import reaches
 from harness.protocol import Protocol, as_fields, make_protocol
+from harness.report.remarks import reach
 from harness.shift import Worker
 from harness.specs import Specs
 from harness.store import Store, digest
@@ -225,3 +228,51 @@ def test_a_saved_plan_comes_back(tmp_path: Path) -> None:
     }
     assert (store.sweep("x") / "plan.json").read_bytes() == path.read_bytes()
     assert (store.sweep("x") / "sweep.yaml").read_text() == (tmp_path / "x.yaml").read_text()
+
+
+OWN = """
+import torch
+from torch import nn
+
+
+def rows(classes, channels):
+    print("built")
+    return nn.Sequential(nn.Flatten(2), nn.Conv1d(channels, 6, 1), nn.Flatten(), nn.Linear(6 * 64, classes))
+
+
+def normed(classes, channels):
+    return nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(64 * channels, classes)))
+
+
+def none(classes, channels):
+    return nn.Sequential(nn.ConvTranspose2d(channels, classes, 8), nn.Flatten())
+
+
+def broken(classes, channels):
+    raise RuntimeError("not here")
+"""
+
+
+def test_a_plan_says_what_masks_reach_of_own_networks_and_asks_them_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    nets = ", ".join(f'{name}: "./own.py:{name}"' for name in ("rows", "normed", "none", "broken"))
+    (tmp_path / "x.yaml").write_text(
+        f"name: x\nprotocol: quick\nuse: {{{nets}}}\ngrid:\n  dataset: digits\n  mask: [snip, dense]\n  sparsity: 90%\n"
+        "  arch: [resnet20, rows, normed, none, broken]\n"
+    )
+    sweep, cache = load_sweep(tmp_path / "x.yaml"), tmp_path / "cache"
+    cells, _ = expand(sweep)
+    found = reaches(cells, sweep.names, cache)
+    assert [line for label, one in found.items() if (line := reach(label, **vars(one)))] == [
+        "rows: sparsities are of 99.8 % of its weights; left dense: 1.weight",
+        "normed is refused: the weight of '1' is re-parametrised (weight_norm, spectral_norm, prune), so that pruned "
+        "weights would not stay 0; make it plain first (remove_weight_norm, remove_parametrizations, prune.remove), or "
+        "use a network with plain layers",
+        "none is refused masks: no Conv2d or Linear of it is trained, so that there is no weight to prune; write mask: "
+        "dense",
+    ]
+    monkeypatch.setattr(probe, "_answers", lambda question: {} if list(question["networks"]) == ["broken"] else None)
+    assert reaches(cells, sweep.names, cache) == found
+    assert reaches([cell for cell in cells if cell.mask.name == "dense"], sweep.names, cache) == {}

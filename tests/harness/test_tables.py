@@ -467,7 +467,7 @@ def test_nonzeros_are_told_by_number(frame: Frame) -> None:
 
 def test_a_caption_says_of_which_share_of_the_weights_a_sparsity_is(frame: Frame) -> None:
     assert beyond(900, {"b.weight": 30, "a.weight": 30, "c.weight": 40}) == (
-        "sparsities are of 90 % of its weights, dense are c.weight, a.weight, b.weight"
+        "sparsities are of 90 % of its weights; left dense: c.weight, a.weight, b.weight"
     )
     more = {f"blocks.{n}.in_proj_weight": 25 for n in range(5)}
     one = next(line for line in frame.lines if line.measured)
@@ -475,7 +475,7 @@ def test_a_caption_says_of_which_share_of_the_weights_a_sparsity_is(frame: Frame
     metrics = {**one.metrics, "kept": 10, "prunable": 375, "left_out": more}
     caption = grid(Frame.of([replace(one, measured=replace(one.measured, metrics=metrics))])).caption
     assert (
-        "Not of all weights: resnet20: sparsities are of 75 % of its weights, dense are blocks.0.in_proj_weight, "
+        "Not of all weights: resnet20: sparsities are of 75 % of its weights; left dense: blocks.0.in_proj_weight, "
         "blocks.1.in_proj_weight, blocks.2.in_proj_weight and 2 more."
     ) in caption
 
