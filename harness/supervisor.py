@@ -176,12 +176,14 @@ class Supervisor:
         except ValueError as error:  # such as a metric that JSON cannot hold: this stage's fault, not the worker's
             claim.end("failed", cause="code", message=f"its result cannot be written: {error}")
             end, outcome = {"outcome": "failed", "message": str(error)}, "failed"
-        shown = str(end.get("message", "")) if outcome in (*FAILED, "died", "fault") else ""
+        told, shown = outcome, str(end.get("message", "")) if outcome in (*FAILED, "died", "fault") else ""
+        if outcome == "died" and (state := self.frontier.state(stage)).over:  # it is not tried again
+            told, shown = state.name, state.detail
         self.tell(
             event="end",
             label=stage.label,
             kind=stage.kind,
-            outcome=outcome,
+            outcome=told,
             message=shown,
             seconds=time.monotonic() - began,
         )

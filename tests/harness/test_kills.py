@@ -132,6 +132,10 @@ def test_a_stage_that_kills_every_trainer_is_given_up(project: Path, sweep: Run)
     done = sweep("tiny.yaml", "--only", "seed=0")
     assert done.returncode == 1
     assert "(3 times in a row); 2 cells held back" in done.stderr
+    assert done.stderr.count("trying again: ") == GIVE_UP_AFTER - 1
+    (mask,) = (project / "runs" / "stages" / "mask").glob("*/*/attempt-0003")
+    assert f"look at it alone: harness debug tiny --like {mask.parent.name[:8]}" in done.stderr
+    assert "harness doctor" in done.stderr
     assert "3 of 5 cells done" in done.stderr
 
 
@@ -202,6 +206,7 @@ def test_what_crashes_or_hangs_in_native_code_leaves_its_stack_and_what_to_do(pr
         assert "harness doctor" in text
     assert "the trainer was ended by SIGABRT (3 times in a row)" in status_text.get()
     assert f"again, after attempt 1: {stages['spin'].label}: the trainer stalled" in status_text.get()
+    assert said[-1]["outcome"] == "failed", "what is given up is not said to be tried again"
 
 
 def test_sigusr1_to_a_trainer_saves_and_lets_the_stage_go_on(long: Path, start: Start) -> None:
