@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cached_property
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ from harness.packing import pack
 from harness.plan import Plan
 from harness.planfile import as_saved, keep_methods, labelled, read_plan, save_plan
 from harness.planner import data_folder, make_plan
+from harness.probe import Import, imports_of
 from harness.registry import register
 from harness.retry import release
 from harness.rounds import CANCELLED
@@ -126,6 +128,21 @@ class Driver:
             typer.echo(printable(sentence), err=True)
         return self.plan.missing()
 
+    @cached_property
+    def imports(self) -> list[Import]:
+        """Return the files of masks that the plan uses, each with whether it can be."""
+        return [] if self.miniature else imports_of(self.plan, self.store.root / "cache")
+
+    def unfit(self) -> list[str]:
+        """Return which files of masks cannot be used, printed too."""
+        stages: dict[str, list[str]] = {}
+        for one in self.imports:
+            stages.setdefault(one.said, []).append(one.label)
+        said = [(labels, why) for why, labels in stages.items() if why]
+        for labels, why in said:
+            note(f"{labels[0]}{f' and {len(labels) - 1} more' if labels[1:] else ''}: {why}")
+        return [why for _, why in said]
+
     def machine(self) -> Machine:
         """Return how this machine is used, by as many workers as were asked for, or as it has room for."""
         return this_machine(self.options.most, self.options.threads, self.options.device)
@@ -161,7 +178,7 @@ class Driver:
         options = self.options
         if options.retry and options.retry not in CAUSES:
             raise UserError(f"--retry {options.retry}: choose from {', '.join(CAUSES)}{nearest(options.retry, CAUSES)}")
-        if self.lacks():
+        if self.lacks() or self.unfit():
             return 2
         if self.sweep.search:
             return self._search()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from harness.catalog import HERE
@@ -44,6 +45,8 @@ def print_plan(driver: Driver, pilot: bool, budget: str, in_words: bool, as_json
             "submits": submits,
             "data_missing": driver.plan.missing(),
             "reach": {label: vars(one) for label, one in reached.items()},
+            "masks_refused": {one.label: one.said for one in driver.imports if one.said},
+            "masks_by_order": {one.label: one.pairs for one in driver.imports if one.pairs},
         }
         _tell_json({**counted(driver.plan, survey), **more}, words)
         return
@@ -54,7 +57,16 @@ def print_plan(driver: Driver, pilot: bool, budget: str, in_words: bool, as_json
     if dropped:
         shown = "; ".join(dropped[:3]) + (" ..." if len(dropped) > 3 else "")
         lines.append(f"  kept though no longer in the file: {count(len(dropped), 'finished cell')}: {shown}")
+    lines += [f"  {one.label} by order: {_paired(one.pairs)}" for one in driver.imports if one.pairs]
     tell("\n".join([*lines, *(f"  {said}" for said in beyond), *submits]))
+
+
+def _paired(pairs: Mapping[str, str]) -> str:
+    """Return the first masks of a file and the last, with the weights that they are for."""
+    shown = [f"{theirs} -> {name}" for name, theirs in pairs.items()]
+    if len(shown) > 4:
+        shown = [*shown[:3], "...", shown[-1]]
+    return f"{', '.join(shown)} ({len(pairs)}, all with --json)"
 
 
 def _search(driver: Driver, in_words: bool, as_json: bool) -> None:

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.catalog import DATASETS
 from harness.cell import Cell
 from harness.names import DENSE, SMALL, Choice, Names, library_version
+from harness.plan import Plan
 from harness.plugins import Plugin, freeze
 from harness.protocol import Protocol
 from harness.sealed import keep_note, read_note
@@ -21,10 +22,14 @@ from harness.store import digest
 from tost.catalog import MODELS
 
 PROBES_VERSION = 1
+IMPORTS_VERSION = 1
+"""Raised whenever files of masks are read, or held against networks, in another way."""
+FIXED = frozenset(DATASETS) - {"imagefolder"}
+"""Data sets whose images have channels that are known beforehand."""
 CLASSES = 10
 """Classes that networks are built for to be looked at."""
 PATIENCE = 120
-"""Seconds that networks of the users' own have to be built."""
+"""Seconds that networks of the users' own have to be built, and files of masks to be read."""
 
 
 @dataclass(frozen=True)
@@ -105,3 +110,65 @@ def misfit(arch: Choice, parts: Sequence[Choice], cache: Path) -> str:
         return ""
     keep_note(note, {"said": done.stdout})
     return done.stdout
+
+
+@dataclass
+class Import:
+    """A file of masks that a plan uses with one network and sparsity."""
+
+    label: str
+    """Of the mask stage."""
+    said: str = ""
+    """Why it cannot be used; nothing where it can."""
+    pairs: Mapping[str, str] = field(default_factory=dict)
+    """Weight -> the mask's name in the file, where the two are paired by their order."""
+
+
+def imports_of(plan: Plan, cache: Path) -> list[Import]:
+    """Hold the files of masks that a plan uses against its networks and sparsities; of what is equal but seeds, one.
+
+    The answers are kept in `cache` by the files' content. What is asked for the first time takes seconds, because torch
+    is loaded and networks are built; a plan without such files asks nothing.
+    """
+    asked: dict[str, tuple[str, dict[str, Any]]] = {}
+    for stage in plan.stages.values():
+        spec = stage.spec
+        if stage.kind == "mask" and "sha256" in spec.get("method", ()):
+            data = plan.stages[stage.parents["data"]].spec.get("dataset", {})
+            question = {
+                "version": [IMPORTS_VERSION, library_version("torch")],
+                "path": str(plan.imports[spec["method"]["sha256"]]),
+                "spec": {name: spec[name] for name in ("method", "arch", "sparsity", "prunable")},
+                "channels": DATASETS[data["name"]].channels if data.get("name", "imagefolder") in FIXED else 0,
+            }
+            asked.setdefault(digest(question), (stage.label, question))
+    known = {key: read_note(cache / "imports" / key) for key in asked}
+    known |= _ask({key: asked[key][1] for key, answer in known.items() if answer is None}, plan, cache)
+    return [
+        Import(
+            label, answer["said"], answer["pairs"] if question["spec"]["method"].get("args", {}).get("match") else {}
+        )
+        for key, (label, question) in asked.items()
+        if (answer := known[key]) is not None
+    ]
+
+
+def _ask(questions: Mapping[str, dict[str, Any]], plan: Plan, cache: Path) -> dict[str, dict[str, Any] | None]:
+    """Answer questions in a process with torch, with copies of the users' own networks; keep the answers."""
+    if not questions:
+        return {}
+    with tempfile.TemporaryDirectory(prefix="probe-") as folder:
+        for plugin in plan.plugins:
+            freeze(plugin, Path(folder))
+        text = json.dumps([{**question, "plugins": folder} for question in questions.values()])
+        command = [sys.executable, "-m", "harness.train.imported"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, input=text, check=False, timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            return {}
+    if done.returncode != 0:  # a broken installation; the trainer will say it in the place where it matters
+        return {}
+    answers = dict(zip(questions, json.loads(done.stdout.splitlines()[-1]), strict=True))
+    for key, answer in answers.items():
+        keep_note(cache / "imports" / key, answer)
+    return answers

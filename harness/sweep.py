@@ -142,7 +142,7 @@ def main(
             code = driver.cancel()
         elif plan:
             print_plan(driver, pilot, budget, in_words, as_json)
-            code = 2 if driver.lacks() else 0
+            code = 2 if [*driver.lacks(), *driver.unfit()] else 0
         else:
             code = driver.run(budget)
     raise typer.Exit(code)

@@ -62,7 +62,7 @@ def build(order: Order, images: Images, least: int = 2) -> nn.Module:
     `least`: images in the smallest batch that it will be trained with.
     """
     spec = order.spec
-    make = partial(_maker(order), images.classes, images.shape[0], **spec["arch"].get("args", {}))
+    make = partial(network_maker(order), images.classes, images.shape[0], **spec["arch"].get("args", {}))
     try:
         if "small" in spec:
             widest = float(spec["arch"].get("args", {}).get("width", 1.0))
@@ -102,11 +102,17 @@ def kept_weights(model: nn.Module, spec: Mapping[str, Any]) -> int:
             f"the network has no weight to prune: no Conv2d or Linear layer that training changes in the set "
             f"{spec['prunable']}; write mask: dense"
         )
-    level = spec["sparsity"].get("imp")
-    return imp_count(total, level) if level else keep_count(total, Fraction(spec["sparsity"]["density"]))
+    return kept_of(total, spec["sparsity"])
 
 
-def _maker(order: Order) -> Callable[..., Any]:
+def kept_of(total: int, sparsity: Mapping[str, Any]) -> int:
+    """Return how many of a number of weights a spec's sparsity keeps."""
+    level = sparsity.get("imp")
+    return imp_count(total, level) if level else keep_count(total, Fraction(sparsity["density"]))
+
+
+def network_maker(order: Order) -> Callable[..., Any]:
+    """Return what builds an order's architecture from classes, channels and its settings."""
     spec = order.spec["arch"]
     library, colon, name = spec.get("name", "").partition(":")
     if colon:
@@ -119,7 +125,7 @@ def wanted_size(order: Order) -> int:
     """Return how many parameters the sparse network has left whose size a small dense one is given."""
     spec, images = order.spec["small"], open_images(order)
     with torch.device("meta"):
-        whole = _maker(order)(images.classes, images.shape[0], **order.spec["arch"].get("args", {}))
+        whole = network_maker(order)(images.classes, images.shape[0], **order.spec["arch"].get("args", {}))
     pruned = sum(weight.numel() for weight in prunable(whole, spec["prunable"]).values()) - kept_weights(whole, spec)
     return int(sum(p.numel() for p in whole.parameters()) - pruned)
 

@@ -13,17 +13,15 @@ from harness.errors import UserError
 from harness.store import file_sha256
 from harness.train.draws import global_draws, stream
 from harness.train.images import Images
+from harness.train.imported import check_count, read_file
 from harness.train.network import build, kept_weights, load_method, load_weights, open_images
 from harness.train.order import Order, Outcome
 from tost.catalog import MASKS, PER_CLASS, settings
 from tost.masks import MaskError, Masks, find_masks
 from tost.masks.apply import check_contract, dead_filters, empty_layers
 from tost.masks.controls import shuffled
-from tost.masks.files import fit_masks, read_masks
+from tost.masks.files import fit_masks
 from tost.masks.io import load_masks, save_masks
-
-TOLERANCE = 0.01
-"""How far an imported mask's count may lie from the cell's: codes round and break ties in their own ways."""
 
 
 def make_mask(order: Order) -> Outcome:
@@ -85,31 +83,16 @@ def _imported(order: Order, model: nn.Module) -> tuple[Masks, dict[str, Any]]:
     """Read a mask from the store's copy of a user's file, and hold it against the cell's sparsity."""
     spec = order.spec
     try:
-        args = spec["method"].get("args", {})
-        match = args.get("match", "name")
+        match = spec["method"].get("args", {}).get("match", "name")
         file = Path(order.store) / "imports" / spec["method"]["sha256"]
         if not file.is_file() or file_sha256(file) != file.name:
             raise UserError(f"{file}: the store's copy of a mask is damaged; run the sweep command again to restore it")
-        found, form = read_masks(file, match == "order", args.get("entry", "auto"))
+        found, form = read_file(file, spec["method"])
         masks = fit_masks(found, model, spec["prunable"], match)
     except ValueError as error:
         raise UserError(str(error)) from error
-    kept, total = sum(int(m.sum()) for m in masks.values()), sum(m.numel() for m in masks.values())
-    asked = kept_weights(model, spec)
-    if abs(kept - asked) > max(1, TOLERANCE * asked):
-        raise UserError(
-            f"the file keeps {kept:,} of {total:,} weights, the cell's sparsity {asked:,}; "
-            f"write sparsity: {_share(kept, total)}%"
-        )
+    check_count(masks, spec["sparsity"])
     return masks, {"form": form}
-
-
-def _share(kept: int, total: int) -> str:
-    """Return the sparsity in percent, with as many digits as its count needs."""
-    digits = 2
-    while abs(round(total * (1 - float(f"{100 * (1 - kept / total):.{digits}f}") / 100)) - kept) > TOLERANCE * kept / 2:
-        digits += 1
-    return f"{100 * (1 - kept / total):.{digits}f}"
 
 
 def _outcome(order: Order, masks: Masks, about: dict[str, Any]) -> Outcome:

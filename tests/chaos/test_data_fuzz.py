@@ -130,14 +130,17 @@ def test_a_sweep_over_bad_folders_and_masks_says_so_and_makes_the_rest(tmp_path:
     text = text.replace("seed: 0..1", "seed: 0").replace("[default, ls]", "default").replace("2}", "2, dev: none}")
     text = text.replace("also:", f"launch: {{workers: 1}}\nalso:\n  - {json.dumps(also)}")
     (tmp_path / "tiny.yaml").write_text(text)
-    done = run_sweep(tmp_path, "tiny.yaml")
+    refused = run_sweep(tmp_path, "tiny.yaml")
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert all(f"/{name}: " in refused.stderr for name in files), refused.stderr
+    done = run_sweep(tmp_path, "tiny.yaml", "--only", "mask=random,mask=dense")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr + refused.stderr
     ends = [json.loads(path.read_text()) for path in tmp_path.glob("runs/stages/*/*/*/attempt-*/end.json")]
     told = [end for end in ends if end["outcome"] == "failed" and end["cause"] == "input"]
     made = list(tmp_path.glob("runs/stages/train/*/*/result-*.json"))
-    lost, wrong = len(bad + files) - len(told) + 2 - len(made), len(planted(tmp_path))
-    said = "its cells fail with cause `input` and the file's name; the rest is made"
+    lost, wrong = len(bad) - len(told) + 2 - len(made), len(planted(tmp_path))
+    said = "a mask is refused before anything runs, an image's cells fail with its name; the rest is made"
     record.note("a bad mask or a broken image in a sweep", len(bad + files), said, lost=lost, wrong=wrong)
     assert lost == wrong == 0, ends
 

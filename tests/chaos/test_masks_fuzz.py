@@ -164,6 +164,8 @@ def made_wrong(folder: Path) -> dict[str, tuple[bytes, str]]:
         "scalar": (masked(torch.ones(())), "is no mask"),
         "empty": (masked(torch.ones(0, 3)), "is no mask"),
         "stretched": (masked(torch.ones(1).expand(10**5, 10**6)), "stretched over fewer numbers"),
+        "stretched-within": (saved({"x": {"a.mask": torch.ones(1).expand(10**5, 10**6)}}), "stretched over fewer"),
+        "meta-within": (saved({"x": [torch.ones(10**6, 10**6, device="meta")]}), "is no plain tensor"),
         "sparse": (
             masked(
                 torch.sparse_coo_tensor(

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from harness.cell import expand
 from harness.check import load_sweep
 from harness.errors import FileError
 from harness.plan import Plan, Stage
 from harness.planner import make_plan
+from harness.probe import imports_of
 from harness.store import Store
+from harness.train.imported import answer
 from tests.harness.test_plan import kinds, leaf, plan
+from tost.masks import prunable
+from tost.models.resnet import resnet20
 
 
 def only(made: Plan, kind: str) -> list[Stage]:
@@ -108,6 +115,42 @@ def test_a_files_content_is_in_the_key_and_its_path_is_not(tmp_path: Path) -> No
     made = plan(tmp_path, mask="['file:./a.pt', 'file:./c.pt']")
     assert sorted({cell.mask.label for cell, _ in made.cells}) == ["file:./a.pt", "file:./c.pt"]
     assert sorted(path.name for path in made.imports.values()) == ["a.pt", "c.pt"]
+
+
+def test_files_of_masks_are_held_against_the_networks_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, asked = resnet20(classes=10, channels=1), []
+    shapes = {n: w.shape for n, w in network.named_parameters() if n in prunable(network)}
+    kept = {n: torch.arange(s.numel()).reshape(s) % 10 == 0 for n, s in shapes.items()}
+    torch.save(list(kept.values()), tmp_path / "list.pt")
+    torch.save({f"theirs.{n}": mask.int() for n, mask in enumerate(kept.values())}, tmp_path / "theirs.pt")
+    torch.save({n: mask.numpy() for n, mask in kept.items()}, tmp_path / "arrays.pt")
+    torch.save({n: mask[:1] if n == "fc.weight" else mask for n, mask in kept.items()}, tmp_path / "classes.pt")
+    torch.save({n: mask[:1] if n == "conv1.weight" else mask for n, mask in kept.items()}, tmp_path / "narrow.pt")
+
+    def ask(command: list[str], input: str, **_: Any) -> subprocess.CompletedProcess[str]:
+        asked.append(command[-1])
+        answers = [answer(question) for question in json.loads(input)]
+        return subprocess.CompletedProcess(command, 0, f"printed\n{json.dumps(answers)}")
+
+    monkeypatch.setattr("harness.probe.subprocess.run", ask)
+    order = "{match: order}"
+    files = f"{{'file:./list.pt': {order}}}, {{'file:./theirs.pt': {order}}}, 'file:./theirs.pt', 'file:./arrays.pt'"
+    made = plan(tmp_path, mask=f"[{files}, 'file:./classes.pt', 'file:./narrow.pt', random]", seed="0..1")
+    for _ in range(2):
+        found = {one.label.split("file:./")[1].split(" ")[0]: one for one in imports_of(made, tmp_path / "cache")}
+        said = {name: one.said for name, one in found.items()}
+        assert said.pop("list.pt(match=order)") == said.pop("theirs.pt(match=order)") == said.pop("classes.pt") == ""
+        assert "no mask for 'conv1.weight'; its masks are named 'theirs.0', 'theirs.1'" in said.pop("theirs.pt")
+        assert "it is a dict of numpy arrays" in said.pop("arrays.pt")
+        assert "'conv1.weight' of the file has shape [1, 1, 3, 3]; the weight has [16, 1, 3, 3]" in said.pop(
+            "narrow.pt"
+        )
+        assert not said
+        pairs = found["theirs.pt(match=order)"].pairs
+        assert pairs == {name: f"theirs.{n}" for n, name in enumerate(shapes)}
+        assert not found["classes.pt"].pairs
+    assert not imports_of(plan(tmp_path, sparsity="[90%, 50%]"), tmp_path / "cache")
+    assert asked == ["harness.train.imported"]
 
 
 OWN = "def score(model, batches=None, power=1.0):\n    return {}\n"

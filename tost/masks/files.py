@@ -273,6 +273,11 @@ def _entry(path: Path, root: Any, entry: str) -> Any:
 def _tells(level: Any) -> bool:
     """Tell whether a dict or list that nobody named holds masks or weights; numbers other than 0 and 1 are no masks."""
     form, found = _told(level)
+    try:
+        for name, tensor in found.items():
+            _plain(Path(), name, tensor)
+    except ValueError:
+        return True  # it is refused by its name, should it be the only place
     return bool(found) and (form == ZEROS or all(bool(((t == 0) | (t == 1)).all()) for t in found.values()))
 
 
