@@ -1,4 +1,4 @@
-"""The Slurm job that this process runs in, if any: its name, its nodes, and when it ends."""
+"""Slurm's commands, whatever the shell has set, and the job that this process runs in: its name, nodes and end."""
 
 from __future__ import annotations
 
@@ -12,9 +12,38 @@ Shell = Callable[[Sequence[str]], str]
 """Runs a command and returns what it prints. Raises OSError or subprocess.SubprocessError where it fails."""
 
 
+SETTINGS = (
+    *("SLURM_", "SLURMD_", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SINFO_"),
+    "SUBMITIT_",
+)
+"""What the variables begin with that stand for options of Slurm's commands (their manual pages, "input environment
+variables"), or that speak of the job a process runs in: a job submitted from there would inherit them."""
+KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
+"""Those that say where the controller is and who asks: without them there is no answer."""
+
+
+def scheduler_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment that a command of Slurm's is given: without what would change its options, or be a job's.
+
+    SBATCH_PARTITION wins over a job's own lines, SQUEUE_STATES hides jobs, SLURM_MEM_PER_CPU of a job contradicts the
+    memory of one that is submitted from within it. Which cluster is meant, every command is told (`of_cluster`).
+    """
+    return {name: value for name, value in environment.items() if name in KEPT or not name.startswith(SETTINGS)}
+
+
+def named_cluster(environment: Mapping[str, str] = os.environ) -> str:
+    """Return the cluster that the shell names, as Slurm lets one; empty: that of this machine."""
+    return environment.get("SLURM_CLUSTERS", "")
+
+
+def of_cluster(command: Sequence[str], cluster: str) -> list[str]:
+    """Return a command of Slurm's as it is asked of a cluster; empty: of this machine's."""
+    return [command[0], *(["-M", cluster] if cluster else []), *command[1:]]
+
+
 def shell(command: Sequence[str], patience: float = 60) -> str:
     """Run a command of the scheduler's, with its times as seconds since 1970."""
-    environment = {**os.environ, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
+    environment = scheduler_environment(os.environ) | {"SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=patience, check=True, env=environment
     )

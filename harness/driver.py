@@ -184,6 +184,8 @@ class Driver:
             return self._search()
         if not (self.miniature or options.told):
             refuse_login_node()
+        if options.via not in HERE:
+            self.slurm()  # a fault of the profile is told before anything is written
         if self.plan.united:
             typer.echo(f"{self.plan.united} duplicate cells united", err=True)
         if budget:

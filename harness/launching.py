@@ -15,7 +15,7 @@ from types import FrameType
 
 import typer
 
-from harness.allocation import shell
+from harness.allocation import named_cluster, of_cluster, shell
 from harness.claims import Observer
 from harness.demand import demand
 from harness.display import Display
@@ -140,7 +140,7 @@ def refuse_login_node() -> None:
     if not shutil.which("sbatch") or "SLURM_JOB_ID" in os.environ:
         return
     try:
-        shell(["sinfo", "--noheader"])
+        shell(of_cluster(["sinfo", "--noheader"], named_cluster()))
     except (OSError, subprocess.SubprocessError):
         return
     raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import subprocess
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from harness.allocation import Shell, shell
@@ -22,6 +23,8 @@ CAUSES = {
 }
 """Ends of a job that are no fault of a stage."""
 OVER = frozenset({*CAUSES, "OUT_OF_MEMORY", "FAILED", "COMPLETED"})
+ENDED = (OVER - {"REQUEUED"}) | {"REVOKED"}
+"""States of a job that runs no more and waits for nothing; whatever else Slurm says, it may still run."""
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -78,6 +81,48 @@ def _from_accounting(told: str, number: str, restarts: int) -> Fate | None:
 def _bytes(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT])[nc]?", text)
     return int(float(found[1]) * UNITS[found[2]]) if found else 0
+
+
+def ended(jobs: Collection[str], run: Shell = shell) -> set[str]:
+    """Return which jobs (`4711`, or `4711_3` of an array) are known to have ended.
+
+    Accounting is asked first, then the controller: a job that it no longer knows has ended too. Where neither answers,
+    nothing is known.
+    """
+    numbers = sorted({job.partition("_")[0] for job in jobs})
+    over = set[str]()
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        asked = ["--allocations", "--noheader", "--parsable2", "--format", "JobID,State"]
+        for line in run(["sacct", "--jobs", ",".join(numbers), *asked]).splitlines():
+            name, _, state = line.partition("|")
+            if state.partition(" ")[0] in ENDED:
+                over.update(_tasks(name))
+    for number in sorted({job.partition("_")[0] for job in jobs if job not in over}):
+        try:
+            told = run(["scontrol", "show", "job", "--oneliner", number])
+        except (OSError, subprocess.SubprocessError) as error:
+            if "Invalid job id" in str(getattr(error, "stderr", "")):
+                over.update(job for job in jobs if job.partition("_")[0] == number)
+            continue
+        records = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in told.splitlines() if "JobState=" in line]
+        there = set[str]()
+        for record in records:
+            if record["JobState"] not in ENDED:
+                tasks = record.get("ArrayTaskId")
+                there.update(_tasks(f"{number}_[{tasks}]" if tasks else number))
+        if records:
+            over.update(job for job in jobs if job.partition("_")[0] == number and job not in there)
+    return over & set(jobs)
+
+
+def _tasks(name: str) -> Iterator[str]:
+    """Yield the jobs that a name of Slurm's means: `7`, `7_3`, or `7_[0-2,5%4]` of an array's tasks that wait."""
+    number, _, tasks = name.partition("_")
+    if not tasks:
+        yield number
+    for part in filter(None, tasks.strip("[]").partition("%")[0].split(",")):
+        if span := re.fullmatch(r"(\d+)(?:-(\d+))?", part):
+            yield from (f"{number}_{task}" for task in range(int(span[1]), int(span[2] or span[1]) + 1))
 
 
 def tell_loss(folder: Folder, generation: int, run: Shell = shell) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.allocation import job, seconds_left, shell
+from harness.allocation import job, named_cluster, of_cluster, seconds_left, shell
 from harness.catalog import DATASETS
 from harness.claims import BEATS_PER_LEASE, LEASE
 from harness.launch.local import this_machine
@@ -263,7 +263,7 @@ def _scheduler() -> Iterator[Finding]:
         return
     for asked, what in ((["squeue", "--me"], "the queue"), (["sacct", "--noheader"], "accounting")):
         try:
-            shell(asked, PATIENCE)
+            shell(of_cluster(asked, named_cluster()), PATIENCE)
             yield Finding("Slurm", f"{what} answers ({asked[0]})")
         except (OSError, subprocess.SubprocessError) as error:
             told = str(getattr(error, "stderr", "") or error).strip().splitlines()

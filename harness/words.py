@@ -48,16 +48,17 @@ def size(number: float) -> str:
 
 
 def read_span(text: str) -> float:
-    """Read a time such as `55m`, `1h30m`, `90s`, `2d`, `500h`, or Slurm's `D-HH:MM:SS`, in seconds.
+    """Read a time such as `55m`, `1h30m`, `90s`, `2d`, `500h`, or as Slurm writes it (`D-H`, `D-H:M:S`), in seconds.
 
     Raises ValueError that says how it is written.
     """
     text = text.strip()
-    if found := re.fullmatch(r"(?:(\d+)-)?(\d{1,6}):(\d\d)(?::(\d\d))?", text):
+    found = re.fullmatch(r"(?:(\d{1,6})-)?(\d{1,6})(?::(\d\d?)(?::(\d\d?))?)?", text)
+    if found and (found[1] or found[3]):
         days, first, second, third = found.groups()
         if third is None and days is None:  # Slurm reads a lone A:B as minutes and seconds, and D-A:B as hours
             return 60.0 * int(first) + int(second)
-        return 86400.0 * int(days or 0) + 3600.0 * int(first) + 60.0 * int(second) + int(third or 0)
+        return 86400.0 * int(days or 0) + 3600.0 * int(first) + 60.0 * int(second or 0) + int(third or 0)
     if re.fullmatch(r"(?:\d+(?:\.\d+)?[smhd])+", text):
         return sum(float(number) * UNITS[unit] for number, unit in re.findall(r"(\d+(?:\.\d+)?)([smhd])", text))
     raise ValueError(f"{text!r} is no time; write 55m, 1h30m, 90s, 2d, or D-HH:MM:SS")

@@ -35,6 +35,8 @@ class Job:
     """The number that the job itself goes by, where that is another."""
     outdated: bool = False
     """Whether it was submitted with other settings than those of now."""
+    name: str = ""
+    """What it was submitted as, where the queue does not show it and nobody says that it has ended."""
 
 
 class Launcher(Protocol):

@@ -17,4 +17,4 @@ def kept(store: Store, name: str) -> Slurm:
             f"{name}: nothing was ever submitted to a cluster for it; use the sweep command with --via once"
         )
     profile, document = load_profile(folder / PROFILE)
-    return Slurm(profile, store, name, said["argv"], document)
+    return Slurm(profile, store, name, said["argv"], document, cluster=said.get("cluster", ""))

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from harness.declared import Form
 from harness.errors import Fault, FileError, UserError, short, usable_path
@@ -19,16 +19,38 @@ from tost.catalog import nearest
 FOLDER = Path(__file__).resolve().parent.parent.parent / "slurm"
 """The profiles that come with the project."""
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-OURS = ("array", "job-name", "output", "error", "signal", "ntasks-per-node", "nodes", "open-mode", "wckey")
+OURS = (
+    *("array", "job-name", "output", "error", "signal", "nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu"),
+    *("open-mode", "wait", "wrap", "parsable", "test-only"),
+)
 """sbatch options that the harness itself decides on."""
+FIELDS = {
+    **{name: name for name in ("partition", "account", "qos", "constraint", "time", "requeue")},
+    "no-requeue": "requeue",
+    "clusters": "cluster",
+    **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "memory"),
+    **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), "cpus"),
+    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"), "gpus"),
+}
+"""sbatch options that a profile has a key of its own for, which workers are told of too."""
+SAYS = {
+    "memory": ", what one process needs in all (0: the whole node's)",
+    "cpus": ", those of one process",
+    "gpus": ", those of one process, and gpu_type",
+    "requeue": ", true or false",
+}
+"""What stands in such a key."""
+UNLIMITED = ("UNLIMITED", "INFINITE", "0")
+"""How Slurm spells that a job has no time limit."""
 
 
 def read_memory(text: str) -> int:
-    """Read an amount of memory as Slurm spells it, in bytes. Raises ValueError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.strip(), re.IGNORECASE)
-    if not found or float(found[1]) == 0:
+    """Read an amount of memory as Slurm spells it, in bytes; a plain number is MiB. Raises ValueError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(?:([KMGT]?)(?:i?B)?)", text.strip(), re.IGNORECASE)
+    amount = int(float(found[1]) * UNITS[found[2].upper() or "M"]) if found else 0
+    if amount < UNITS["M"]:
         raise ValueError(f"{short(text)} is no amount of memory; write 16G or 64000M")
-    return int(float(found[1]) * UNITS[found[2].upper() or "M"])
+    return amount
 
 
 class Request(Form, strict=True):
@@ -49,54 +71,71 @@ class Request(Form, strict=True):
     cpus: int = Field(1, ge=1, le=1024)
     """CPUs of a process."""
     memory: str = "4G"
-    """Memory of a process, as Slurm spells it."""
+    """Memory of a process, as Slurm spells it; a plain number is MB, and 0 all that the node has."""
     constraint: str | None = Field(None, min_length=1)
     """Slurm's constraint on nodes."""
     time: str = "4:00:00"
-    """A job's time limit; a plain number is minutes."""
+    """A job's time limit, as Slurm spells it: a plain number is minutes, `2-12` days and hours, `UNLIMITED` none."""
     sbatch: dict[str, Any] = Field(default_factory=dict)
     """Any other option of sbatch, by its long name."""
 
-    @field_validator("memory", "gpu_memory")
+    @field_validator("partition", mode="before")
     @classmethod
-    def _memory(cls, text: str | None) -> str | None:
-        if text is not None:
+    def _partitions(cls, given: object) -> object:
+        """Take a list as Slurm's own, with commas: the job starts in whichever has room first."""
+        listed = isinstance(given, list) and given and all(isinstance(name, str) and name for name in given)
+        return ",".join(given) if listed and isinstance(given, list) else given
+
+    @field_validator("memory", "gpu_memory", mode="before")
+    @classmethod
+    def _memory(cls, given: object, info: ValidationInfo) -> object:
+        text = str(given) if type(given) is int else given
+        if isinstance(text, str) and not (info.field_name == "memory" and text.strip() == "0"):
             read_memory(text)
         return text
 
     @field_validator("time", mode="before")
     @classmethod
-    def _time(cls, text: object) -> str:
-        if isinstance(text, int):  # as sbatch does: a plain number is minutes
+    def _time(cls, given: object) -> str:
+        text = str(given).strip() if type(given) in (int, str) else ""
+        if text.upper() in UNLIMITED:
+            return text.upper()
+        if text.isdigit():  # as sbatch does: a plain number is minutes
             text = f"{text}:00"
-        if not isinstance(text, str) or read_span(text) < 60:
-            raise ValueError(f"{short(text)} is no time limit; write 4:00:00, 1-12:00:00, or minutes")
+        if not text or read_span(text) < 60:
+            raise ValueError(f"{short(given)} is no time limit; write 4:00:00, 1-12:00:00, minutes, or UNLIMITED")
         return text
 
     @field_validator("sbatch")
     @classmethod
     def _others(cls, options: dict[str, Any]) -> dict[str, Any]:
         for name, value in options.items():
-            if name.replace("_", "-") in OURS:
+            option = name.replace("_", "-")
+            if option in OURS:
                 raise ValueError(f"{name} is set by the harness itself; remove it")
+            field = "gpus" if option == "gres" and re.search(r"(^|,)gpu\b", str(value)) else FIELDS.get(option)
+            if field:
+                raise ValueError(f"{name} goes into the profile's own key {field}{SAYS.get(field, '')}")
             if not isinstance(value, str | int | float | bool):
                 raise ValueError(f"{name}: {short(value)} is not allowed; write a text, a number or true")
         return options
 
     @property
     def minutes(self) -> int:
-        """Return the time limit in whole minutes, as Slurm counts."""
-        return max(1, int(read_span(self.time) // 60))
+        """Return the time limit in whole minutes, as Slurm counts; 0 where there is none."""
+        return 0 if self.time in UNLIMITED else max(1, int(read_span(self.time) // 60))
 
     @property
     def bytes(self) -> int:
-        """Return the memory of a process."""
-        return read_memory(self.memory)
+        """Return the memory of a process; 0 where it is all that the node has."""
+        return 0 if self.memory.strip() == "0" else read_memory(self.memory)
 
 
 class Profile(Request):
     """A cluster, or a way of using it."""
 
+    cluster: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")
+    """The cluster to submit to, by its name, where that is not the one whose login node this is."""
     workers: int = Field(8, ge=1, le=10_000)
     """Most workers of a size at once."""
     per_node: int | None = Field(None, ge=1, le=64)
@@ -147,6 +186,13 @@ class Profile(Request):
             ),
             *self.setup,
         ]
+
+    @field_validator("larger")
+    @classmethod
+    def _amounts(cls, steps: list[Request]) -> list[Request]:
+        if any("memory" in step.model_fields_set and not step.bytes for step in steps):
+            raise ValueError("memory: 0 does not say whether it is more than was not enough; write the amount")
+        return steps
 
     @field_validator("idle")
     @classmethod

@@ -18,6 +18,7 @@ class Remedy:
 
 
 REFUSALS = (
+    Remedy(r"[Nn]o cluster|cluster name", "cluster", "`sacctmgr show clusters format=cluster` lists them"),
     Remedy(r"invalid partition", "partition", "choose one that `sinfo -s` lists"),
     Remedy(
         r"[Ii]nvalid account|account/partition combination|InvalidAccount",

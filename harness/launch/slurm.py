@@ -16,44 +16,37 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.allocation import Shell, shell
+from harness.allocation import Shell, named_cluster, of_cluster, scheduler_environment, shell
 from harness.claims import Owner
 from harness.errors import UserError
 from harness.launch import Job, Size
 from harness.launch.profiles import Profile
 from harness.launch.remedies import explain, hopeless
 from harness.reading import Document
-from harness.store import Store, digest, write_whole
+from harness.records import ENDED, ended
+from harness.store import Store, digest, read_json, write_whole
 from harness.terminal import command
 from harness.words import count
 
 MOST_ARRAY = 1000
 """Tasks of an array where the cluster does not say its MaxArraySize (Slurm's own default is 1001)."""
-STATES = {
-    "PENDING": "pending",
-    "CONFIGURING": "pending",
-    "REQUEUED": "pending",
-    "REQUEUE_HOLD": "pending",
-    "SUSPENDED": "pending",
-    "RUNNING": "running",
-    "COMPLETING": "leaving",
-    "STOPPED": "running",
-    "SIGNALING": "running",
-}
+STATES = {"COMPLETING": "leaving", **dict.fromkeys(("RUNNING", "STOPPED", "SIGNALING", "RESIZING"), "running")}
+"""What states of a job in the queue mean. Any other that has not ended waits, also one that is not known here."""
 BECOME = "import os, signal, sys; signal.pthread_sigmask(0, {10, 12, 15}); os.execvp(sys.argv[1], sys.argv[1:])"
 """Holds SIGUSR1, SIGUSR2 and SIGTERM back until the worker listens to them: before, one would be lost, or fatal."""
-KEPT = {"SLURM_CONF", "SLURM_CLUSTERS"}
-"""Variables that say where Slurm is, not which job this is."""
 PROFILE, ARGV = "profile.yaml", "launch.json"
 """Files that say how a sweep's workers were last submitted."""
 CAME = "came"
 """A file that the first worker of a submission makes when it begins its work."""
+OUTSTANDING = "outstanding.json"
+"""A file of a submission's jobs that are not known to have ended; gone when all are."""
+HIDDEN = "the queue does not show it by its name, and neither accounting nor the controller says that it has ended"
 IN_VAIN = 3
 """Submissions in a row whose workers never came, after which something is wrong with the profile."""
 LEAST_NOTICE, MOST_NOTICE = 10, 90
@@ -77,6 +70,19 @@ class Slurm:
     """Whether workers bound to any plan of the sweep are counted: to end them all."""
     queued: int = 0
     """Jobs that this person had in the queue when it was last looked at, of whatever kind."""
+    cluster: str = field(default_factory=named_cluster)
+    """The cluster that every command is asked of; empty: the one this machine is of."""
+
+    def __post_init__(self) -> None:
+        """Find the cluster: the profile's wins. Raises UserError where the shell names several."""
+        self.cluster = self.profile.cluster or self.cluster
+        if not re.fullmatch(r"[\w.-]*", self.cluster):
+            raise UserError(
+                f"SLURM_CLUSTERS={self.cluster}: workers are counted on one cluster; write `cluster:` and its name "
+                "into the profile"
+            )
+        if self.cluster == os.environ.get("SLURM_CLUSTER_NAME"):  # a job of its own asks the controller next to it
+            self.cluster = ""
 
     @property
     def most(self) -> int:
@@ -97,7 +103,7 @@ class Slurm:
         if self.document is None or (self.plan and (folder / ARGV).exists()):
             return
         write_whole(folder / PROFILE, Path(self.document.file).read_bytes())
-        write_whole(folder / ARGV, json.dumps({"argv": list(self.argv)}).encode())
+        write_whole(folder / ARGV, json.dumps({"argv": list(self.argv), "cluster": self.cluster}).encode())
 
     def later(self) -> str:
         """Say that somebody must look again, where jobs may not submit jobs."""
@@ -121,7 +127,8 @@ class Slurm:
 
     def tag(self, size: Size) -> str:
         """Return a digest of what a worker of a size asks for and is told, as the profile is now."""
-        asked = self.profile.at(size.step).model_dump(mode="json", exclude={"workers", "submit", "array", "larger"})
+        no_matter = {"workers", "submit", "array", "larger", "cluster"}
+        asked = self.profile.at(size.step).model_dump(mode="json", exclude=no_matter)
         return digest([asked, list(self.argv)])[:4]
 
     def parameters(self, size: Size) -> dict[str, Any]:
@@ -134,6 +141,10 @@ class Slurm:
         more: dict[str, Any] = {"requeue": True} if self.profile.requeue else {"no-requeue": True}
         if gpus:
             more["gpus-per-node"] = f"{asked.gpu_type}:{gpus}" if asked.gpu_type else gpus
+        if self.cluster:
+            more["clusters"] = self.cluster
+        more |= {k.replace("_", "-"): v for k, v in asked.sbatch.items() if v is not False}
+        cpus = asked.cpus * here
         found = {
             "job_name": f"{self.mark}.{self.bound}.{size}.{self.tag(size)}",
             "partition": asked.partition,
@@ -143,16 +154,18 @@ class Slurm:
             "time": asked.minutes,
             "nodes": size.world // here,
             "ntasks_per_node": 1,
-            "cpus_per_task": asked.cpus * here,
-            "mem": f"{asked.bytes * here // 2**20}M",
-            "signal_delay_s": min(MOST_NOTICE, max(LEAST_NOTICE, asked.minutes * 60 // 20)),
+            "cpus_per_task": cpus,
+            "mem": f"{asked.bytes * here // 2**20}M" if asked.bytes else "0",
+            "signal_delay_s": min(MOST_NOTICE, max(LEAST_NOTICE, asked.minutes * 60 // 20 or MOST_NOTICE)),
             "array_parallelism": self.profile.workers,
-            "setup": self.profile.lines or None,
+            # of Slurm 22.05 to 23.02, srun takes a job's CPUs for its step from this variable alone
+            "setup": [f"export SRUN_CPUS_PER_TASK={cpus}", *self.profile.lines],
             "srun_args": ["--kill-on-bad-exit=1"],
             "stderr_to_stdout": True,
-            "additional_parameters": more | {k.replace("_", "-"): v for k, v in asked.sbatch.items()},
+            "additional_parameters": more,
         }
-        return {name: value for name, value in found.items() if value is not None}
+        # submitit's own default of wckey, its name, is refused where wckeys are enforced
+        return {name: value for name, value in found.items() if value is not None} | {"wckey": None}
 
     @property
     def interpreter(self) -> str:
@@ -171,7 +184,7 @@ class Slurm:
         argv = [self.interpreter, "-m", "harness.worker", *self.argv, *(["--plan", self.plan] if self.plan else [])]
         argv += ["--world", str(size.world), "--idle", self.profile.idle]
         argv += ["--device", "cuda" if asked.gpus else "cpu", "--threads", str(asked.cpus)]
-        argv += ["--memory", f"{asked.bytes / 2**30:.3f}"]
+        argv += ["--memory", f"{asked.bytes / 2**30:.3f}"] if asked.bytes else []
         argv += ["--scratch", self.profile.scratch] if self.profile.scratch else []
         argv += ["--large"] if size.step else []
         argv += ["--submits"] if self.profile.nodes_submit else []
@@ -210,7 +223,7 @@ class Slurm:
         came = ["--came", str(folder / CAME)] if "harness.worker" in argv else []
         become = [self.interpreter, "-c", BECOME, *argv, *came]
         try:
-            with _outside_jobs(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
+            with _own_environment(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
                 executor = SlurmExecutor(folder, python=self.python)
                 executor.update_parameters(**self.parameters(size))
                 jobs = executor.map_array(os.execvp, [become[0]] * tasks, [become] * tasks)
@@ -218,6 +231,8 @@ class Slurm:
             raise UserError(explain(str(error), self.document)) from None
         except (RuntimeError, FileNotFoundError) as error:
             raise UserError(f"no Slurm here: {error}; run this on a login node, or use --via local") from None
+        waiting = {"name": self.parameters(size)["job_name"], "jobs": [job.job_id for job in jobs]}
+        write_whole(folder / OUTSTANDING, json.dumps(waiting).encode())
         each = f" of {size.world} processes" if size.world > 1 else ""
         return f"job {jobs[0].job_id.partition('_')[0]}: {count(tasks, 'worker')}{each}"
 
@@ -229,7 +244,7 @@ class Slurm:
     def in_vain(self, size: Size) -> str:
         """Return what was wrong with the last submissions of a size, if no worker of theirs ever came to its work."""
         last = sorted(self.folder.glob(f"{size}.{self.tag(size)}-*"), key=lambda path: path.name)[-IN_VAIN:]
-        if len(last) < IN_VAIN or any((path / CAME).exists() for path in last):
+        if len(last) < IN_VAIN or any((path / CAME).exists() or (path / OUTSTANDING).exists() for path in last):
             return ""
         logs = sorted(last[-1].glob("*_log.out"))
         words = logs[0].read_text(errors="replace").strip().splitlines()[-3:] if logs else ["it left no log"]
@@ -240,22 +255,55 @@ class Slurm:
         )
 
     def poll(self) -> list[Job]:
-        """Return this sweep's workers in the queue, by one call of squeue."""
+        """Return this sweep's workers: by one call of squeue, and what it leaves out but is not known to have ended."""
         try:
-            told = self.run(["squeue", "--me", "--noheader", "--array", "--format", "%i|%A|%j|%T|%r"])
+            told = self._ask("squeue", "--me", "--noheader", "--array", "--format", "%i|%A|%j|%T|%r")
         except FileNotFoundError:
             raise UserError("no Slurm here: squeue is not on the PATH; run this on a login node") from None
         except subprocess.SubprocessError as error:
             raise UserError(explain(str(getattr(error, "stderr", "") or error), self.document)) from None
-        jobs, self.queued = [], len(told.splitlines())
-        for line in filter(None, told.splitlines()):
-            number, inner, job_name, state, reason = line.split("|", 4)
-            named = re.fullmatch(re.escape(self.mark) + r"\.(\w+)\.w(\d+)m(\d+)\.(\w+)", job_name)
-            if named and state in STATES and (self.every or named[1] == self.bound):
-                size = Size(int(named[2]), int(named[3]))
-                outdated = size.step > len(self.profile.larger) or named[4] != self.tag(size)
-                jobs.append(Job(number, size, STATES[state], reason.strip("()"), inner, outdated))
-        return jobs
+        lines = [line.split("|", 4) for line in told.splitlines() if line.count("|") >= 4]  # others name a cluster
+        jobs, shown = [], set[str]()
+        for number, inner, job_name, state, reason in lines:
+            if state not in ENDED and (known := self._known(job_name)):
+                shown.add(number)
+                size, outdated = known
+                jobs.append(Job(number, size, STATES.get(state, "pending"), reason.strip("()"), inner, outdated))
+        hidden = self._hidden(shown)
+        self.queued = len(lines) + len(hidden)
+        return jobs + hidden
+
+    def _known(self, job_name: str) -> tuple[Size, bool] | None:
+        """Return the size of a worker by its job's name, and whether it is outdated; None for others' jobs."""
+        named = re.fullmatch(re.escape(self.mark) + r"\.(\w+)\.w(\d+)m(\d+)\.(\w+)", job_name)
+        if not named or not (self.every or named[1] == self.bound):
+            return None
+        size = Size(int(named[2]), int(named[3]))
+        return size, size.step > len(self.profile.larger) or named[4] != self.tag(size)
+
+    def _hidden(self, shown: Collection[str]) -> list[Job]:
+        """Return the workers submitted that the queue does not show, but that are not known to have ended."""
+        missing: dict[Path, tuple[str, list[str]]] = {}
+        for path in self.folder.glob(f"*/{OUTSTANDING}"):
+            said = read_json(path)
+            if said and self._known(said["name"]) and set(said["jobs"]) - set(shown):
+                missing[path] = said["name"], said["jobs"]
+        asked = {job for _, jobs in missing.values() for job in jobs} - set(shown)
+        over = ended(asked, lambda command: self._ask(*command)) if asked else set()
+        found = []
+        for path, (name, jobs) in missing.items():
+            left = [job for job in jobs if job not in over]
+            if not left:
+                path.unlink(missing_ok=True)
+            elif left != jobs:
+                write_whole(path, json.dumps({"name": name, "jobs": left}).encode())
+            if known := self._known(name):
+                found += [Job(job, known[0], "pending", HIDDEN, job, known[1], name) for job in left if job in asked]
+        return found
+
+    def _ask(self, command: str, *words: str) -> str:
+        """Ask one of Slurm's commands of the sweep's cluster."""
+        return self.run(of_cluster([command, *words], self.cluster))
 
     def never(self, job: Job) -> str:
         """Return why a pending job can never start."""
@@ -263,9 +311,11 @@ class Slurm:
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """End jobs; those that run get SIGTERM and the site's KillWait to save."""
-        for first in range(0, len(jobs), 500):
-            with contextlib.suppress(subprocess.CalledProcessError):  # one of them has just ended
-                self.run(["scancel", *(job.number for job in jobs[first : first + 500])])
+        for name in sorted({job.name for job in jobs}):  # one that is not shown may be another's by now: by its name
+            numbers = [job.number for job in jobs if job.name == name]
+            for first in range(0, len(numbers), 500):
+                with contextlib.suppress(subprocess.CalledProcessError):  # one of them has just ended
+                    self._ask("scancel", *([f"--name={name}"] if name else []), *numbers[first : first + 500])
 
     def step_for(self, memory: int, resource: str) -> int | None:
         """Return the first of the profile's steps with clearly more memory."""
@@ -273,16 +323,15 @@ class Slurm:
 
     def _array_limit(self) -> int:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            if found := re.search(r"MaxArraySize\s*=\s*(\d+)", self.run(["scontrol", "show", "config"])):
+            if found := re.search(r"MaxArraySize\s*=\s*(\d+)", self._ask("scontrol", "show", "config")):
                 return max(1, int(found[1]) - 1)
         return MOST_ARRAY
 
 
 @contextlib.contextmanager
-def _outside_jobs() -> Iterator[None]:
-    """Hide the job that this process may run in: sbatch hands its variables on, and they would speak of another job."""
-    own = {name for name in os.environ if name.startswith(("SLURM_", "SUBMITIT_"))} - KEPT
-    hidden = {name: os.environ.pop(name) for name in own}
+def _own_environment() -> Iterator[None]:
+    """Give submitit's sbatch, and with it the job, what any command of the scheduler's is given."""
+    hidden = {name: os.environ.pop(name) for name in os.environ.keys() - scheduler_environment(os.environ).keys()}
     try:
         yield
     finally:

@@ -196,6 +196,8 @@ def test_a_budget_takes_cells_in_order_and_pays_for_what_they_share_once(plan: P
         ("1-12:00:00", 129600),
         ("12:30:00", 45000),
         ("30:00", 1800),
+        ("7-00", 604800),
+        ("1-12:30", 131400),
     ],
 )
 def test_times_are_read_as_people_and_slurm_write_them(text: str, seconds: float) -> None:

@@ -16,18 +16,19 @@ from typing import Any
 
 import pytest
 
-from harness.allocation import job, nodes, seconds_left
+from harness.allocation import SETTINGS, job, nodes, scheduler_environment, seconds_left
 from harness.claims import LEASE, Observer, Owner, Process, take
 from harness.demand import demand
 from harness.errors import FileError, UserError
 from harness.index import Standing
 from harness.launch import Size
+from harness.launch.kept import kept
 from harness.launch.local import Machine, slots
-from harness.launch.profiles import FOLDER, Profile, find_profile, load_profile
+from harness.launch.profiles import FIELDS, FOLDER, OURS, Profile, find_profile, load_profile
 from harness.launch.remedies import explain, hopeless
-from harness.launch.slurm import Slurm
+from harness.launch.slurm import IN_VAIN, OUTSTANDING, Slurm
 from harness.plan import Plan, Stage
-from harness.records import Fate, fate, tell_loss
+from harness.records import ENDED, Fate, ended, fate, tell_loss
 from harness.rounds import Turn
 from harness.soundness import convolutions, look
 from harness.states import State, state_of
@@ -107,6 +108,14 @@ def test_workers_are_told_what_they_have(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
+        ("cluster: a,b", "cluster: 'a,b' is not allowed"),
+        ("time: '0:30'", "time: '0:30' is no time limit; write 4:00:00, 1-12:00:00, minutes, or UNLIMITED"),
+        ("memory: 100K", "memory: '100K' is no amount of memory"),
+        ("memory: true", "memory: True is not allowed"),
+        ("gpu_memory: 0", "gpu_memory: '0' is no amount of memory"),
+        ("larger: [{memory: 0}]", "larger: memory: 0 does not say whether it is more"),
+        ('sbatch: {gres: "gpu:a100:1"}', "sbatch: gres goes into the profile's own key gpus"),
+        ("sbatch: {mem_per_cpu: 4G}", "sbatch: mem_per_cpu goes into the profile's own key memory, what one process"),
         ("memory: lots", "memory: 'lots' is no amount of memory; write 16G or 64000M"),
         ("time: 10", ""),
         ("time: never", "time: 'never' is no time"),
@@ -126,6 +135,151 @@ def test_a_profile_is_checked_line_by_line(tmp_path: Path, line: str, said: str)
     with pytest.raises(FileError) as raised:
         load_profile(path)
     assert str(raised.value).startswith(f"{path}:2: {said}")
+
+
+# Slurm's own ways
+
+
+@pytest.mark.parametrize(
+    ("line", "written"),
+    [
+        ("time: 90", "--time=90"),
+        ('time: "90"', "--time=90"),
+        ("time: 90:00", "--time=90"),
+        ("time: 24:0", "--time=24"),
+        ("time: 1:30:00", "--time=90"),
+        ("time: 1:5:00", "--time=65"),
+        ("time: 1-0", "--time=1440"),
+        ("time: 7-00", "--time=10080"),
+        ("time: 1-12:30", "--time=2190"),
+        ("time: 1-12:30:00", "--time=2190"),
+        ("time: 1d12h", "--time=2160"),
+        ("time: 0", "--time=0"),
+        ("time: UNLIMITED", "--time=0"),
+        ("time: infinite", "--time=0"),
+        ("memory: 64000", "--mem=64000M"),
+        ("memory: 64000M", "--mem=64000M"),
+        ("memory: 1.5T", "--mem=1572864M"),
+        ("memory: 32gb", "--mem=32768M"),
+        ("memory: 32GiB", "--mem=32768M"),
+        ("memory: 0", "--mem=0"),
+        ("partition: [gpu, long]", "--partition=gpu,long"),
+        ("partition: gpu,long", "--partition=gpu,long"),
+        ("cluster: beta", "--clusters=beta"),
+        ("sbatch: {exclusive: true}", "--exclusive"),
+        ("sbatch: {gres: 'nvme:1'}", "--gres=nvme:1"),
+        ("sbatch: {mail_type: END}", "--mail-type=END"),
+        ("sbatch: {wckey: ours}", "--wckey=ours"),
+        ("requeue: false", "--no-requeue"),
+    ],
+)
+def test_requests_are_read_as_slurm_spells_them(tmp_path: Path, line: str, written: str) -> None:
+    lines = slurm(tmp_path, f"{line}\n").text(Size(), 1).splitlines()
+    assert f"#SBATCH {written}" in lines
+    options = [each.removeprefix("#SBATCH --").partition("=")[0] for each in lines if each.startswith("#SBATCH")]
+    assert len(set(options)) == len(options), "no option twice"
+    assert len({"mem", "mem-per-cpu", "mem-per-gpu"} & set(options)) == 1, "Slurm takes one of them alone"
+
+
+def test_nothing_is_submitted_that_nobody_asked_for(tmp_path: Path) -> None:
+    text = slurm(tmp_path, "sbatch: {exclusive: false}\n").text(Size(), 1)
+    assert not [name for name in ("--wckey", "--clusters", "--exclusive", "--partition", "None") if name in text]
+
+
+@pytest.mark.parametrize("option", sorted({*OURS, *FIELDS}))
+def test_an_option_that_the_harness_or_another_key_decides_on_is_refused_with_where_it_goes(option: str) -> None:
+    for name in (option, option.replace("-", "_")):
+        with pytest.raises(ValueError, match=f"{name} (is set by the harness itself|goes into the profile's own key)"):
+            Profile(sbatch={name: "1"})
+    assert FIELDS.get(option, "sbatch") in Profile.model_fields
+
+
+def test_a_step_has_its_jobs_cpus_before_anything_else_runs(tmp_path: Path) -> None:
+    """Slurm 22.05 to 23.02: a step takes them from SRUN_CPUS_PER_TASK alone."""
+    lines = slurm(tmp_path, f"{PROFILE}setup: [hostname]\n").text(Size(8), 2).splitlines()
+    (at,) = [number for number, line in enumerate(lines) if line == "export SRUN_CPUS_PER_TASK=32"]
+    assert "#SBATCH --cpus-per-task=32" in lines
+    assert at < lines.index("hostname") < next(n for n, line in enumerate(lines) if line.startswith("srun "))
+
+
+def test_a_job_has_all_memory_of_its_node_where_the_profile_says_so(tmp_path: Path) -> None:
+    assert "--memory" not in slurm(tmp_path, "memory: 0\n").command(Size())
+    assert slurm(tmp_path, "memory: 0\nlarger: [{memory: 64G}]\n").profile.step_for(32 * 2**30, "ram") == 1
+
+
+HOSTILE = {
+    "SBATCH_PARTITION": "batch",
+    "SBATCH_JOB_NAME": "interactive",
+    "SQUEUE_STATES": "RUNNING",
+    "SACCT_FORMAT": "JobID",
+    "SCANCEL_STATE": "PENDING",
+    "SCONTROL_ALL": "1",
+    "SINFO_PARTITION": "debug",
+    "SALLOC_TIMELIMIT": "1",
+    "SRUN_CPUS_PER_TASK": "1",
+    "SLURM_MEM_PER_CPU": "100",
+    "SLURM_CPU_BIND": "quiet,mask_cpu:0x1",
+    "SLURM_CLUSTERS": "alpha",
+    "SLURM_JOB_ID": "7",
+    "SLURMD_DEBUG": "4",
+    "SUBMITIT_EXECUTOR": "slurm",
+}
+PLACES = {"SLURM_CONF": "/etc/slurm/slurm.conf", "SLURM_JWT": "token"}
+
+
+def test_what_a_shell_has_set_for_slurms_commands_does_not_reach_them() -> None:
+    assert {next(prefix for prefix in SETTINGS if name.startswith(prefix)) for name in HOSTILE} == set(SETTINGS)
+    others = {"PATH": "/bin", "LC_SLURM": "x", "MY_SBATCH_PARTITION": "y", "SLURMACCOUNT": "z", "CUDA_HOME": "/cuda"}
+    assert scheduler_environment({**HOSTILE, **PLACES, **others}) == {**PLACES, **others}
+
+
+TIMES = {"SLURM_TIME_FORMAT": "%s"}
+COMMAND = """#!/bin/sh
+env > "$0.env"
+echo "$@" > "$0.argv"
+case "${0##*/}" in sbatch) echo "Submitted batch job 7";; scontrol) echo "MaxArraySize = 11";; esac
+"""
+
+
+def test_every_command_is_given_the_same_environment_and_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("sbatch", "squeue", "scontrol", "sacct", "scancel", "srun")  # submitit looks for srun, no more
+    for name in names:
+        (tmp_path / name).write_text(COMMAND)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for name, value in {**HOSTILE, **PLACES}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "p.yaml").write_text("cluster: beta\n")
+    profile, document = load_profile(tmp_path / "p.yaml")
+    launcher = Slurm(profile, Store(tmp_path / "runs"), "grid", ["grid"], document)
+    launcher.folder.mkdir(parents=True)
+    launcher.begin()
+    assert launcher.submit(Size(), 2) == ["job 7: 2 workers"]
+    assert [(each.number, each.state) for each in launcher.poll()] == [("7_0", "pending"), ("7_1", "pending")]
+    launcher.cancel(launcher.poll())
+    for name in names[:-1]:
+        lines = (tmp_path / f"{name}.env").read_text().splitlines()
+        seen = dict(line.split("=", 1) for line in lines if line.startswith(SETTINGS))
+        assert seen == PLACES | ({} if name == "sbatch" else TIMES), name
+        assert name == "sbatch" or (tmp_path / f"{name}.argv").read_text().startswith("-M beta "), name
+    assert "#SBATCH --clusters=beta\n" in next(launcher.folder.glob("*/*.sh")).read_text()
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "beta")
+    assert kept(launcher.store, "grid").cluster == "", "within a job of it, the next controller answers"
+
+
+def test_the_cluster_that_the_shell_names_is_kept_for_cron(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CLUSTERS", "beta")
+    launcher = slurm(tmp_path)
+    launcher.folder.mkdir(parents=True)
+    launcher.begin()
+    monkeypatch.setenv("SLURM_CLUSTERS", "alpha")
+    assert kept(Store(tmp_path / "runs"), "grid").cluster == "beta"
+    assert slurm(tmp_path, "cluster: gamma\n").cluster == "gamma"
+    monkeypatch.setenv("SLURM_CLUSTERS", "alpha,beta")
+    with pytest.raises(UserError, match="SLURM_CLUSTERS=alpha,beta: workers are counted on one cluster; write"):
+        slurm(tmp_path)
 
 
 def test_a_profile_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +305,92 @@ def test_the_queue_is_read_by_name_and_old_requests_are_known(tmp_path: Path) ->
     assert (waiting.reason, waiting.outdated, old.outdated) == ("Priority", False, True)
     assert not launcher.never(waiting)
     assert "cpus: 8: one job of this kind is over a limit" in launcher.never(old)
+
+
+@pytest.mark.parametrize(
+    ("told", "means"),
+    [
+        ("PENDING", "pending"),
+        ("CONFIGURING", "pending"),
+        ("SUSPENDED", "pending"),
+        ("RESV_DEL_HOLD", "pending"),
+        ("SPECIAL_EXIT", "pending"),
+        ("A_STATE_OF_TOMORROW", "pending"),
+        ("RUNNING", "running"),
+        ("COMPLETING", "leaving"),
+        *((state, "") for state in sorted(ENDED)),
+    ],
+)
+def test_a_job_in_the_queue_that_has_not_ended_waits_or_runs(tmp_path: Path, told: str, means: str) -> None:
+    launcher = slurm(tmp_path)
+    own = f"{launcher.mark}.{launcher.bound}.w1m0.{launcher.tag(Size())}"
+    launcher.run = lambda command: f"CLUSTER: beta\n\nslurm_load_jobs: odd\n7_0|8|{own}|{told}|None\n9|9|a|b|c|d|e\n"
+    assert [job.state for job in launcher.poll()] == ([means] if means else [])
+
+
+def outstanding(launcher: Slurm, *jobs: str, size: Size | None = None, order: int = 0) -> Path:
+    """A submission as it is kept."""
+    size = size or Size()
+    folder = launcher.folder / f"{size}.{launcher.tag(size)}-{order}"
+    folder.mkdir(parents=True)
+    name = f"{launcher.mark}.{launcher.bound}.{size}.{launcher.tag(size)}"
+    (folder / OUTSTANDING).write_text(json.dumps({"name": name, "jobs": jobs}))
+    return folder
+
+
+ARRAY = "JobId={0} ArrayJobId=7 ArrayTaskId={1} JobName=x JobState={2} Reason=None\n"
+
+
+@pytest.mark.parametrize(
+    ("answers", "left"),
+    [
+        ({}, {"7_0", "7_1", "7_2", "8"}),
+        ({"sacct": "", "scontrol": ""}, {"7_0", "7_1", "7_2", "8"}),
+        ({"sacct": "7_0|COMPLETED\n7_[1-2%4]|CANCELLED by 0\n8|RUNNING\n"}, {"8"}),
+        ({"sacct": "7_0|REQUEUED\n7_[1,2]|PENDING\n8|RESV_DEL_HOLD\n"}, {"7_0", "7_1", "7_2", "8"}),
+        ({"sacct": "8|NODE_FAIL\n", "scontrol": ARRAY.format(7, "1-2%4", "PENDING")}, {"7_1", "7_2"}),
+        ({"scontrol": ARRAY.format(9, 0, "COMPLETED") + ARRAY.format(7, 2, "SPECIAL_EXIT")}, {"7_2"}),
+    ],
+)
+def test_jobs_end_when_somebody_who_knows_says_so(answers: dict[str, str], left: set[str]) -> None:
+    def run(command: Sequence[str]) -> str:
+        if command[0] not in answers or (command[0] == "scontrol" and command[-1] != "7"):
+            raise subprocess.CalledProcessError(1, command, stderr="Unable to contact slurm controller")
+        return answers[command[0]]
+
+    jobs = {"7_0", "7_1", "7_2", "8"}
+    assert jobs - ended(jobs, run) == left | ({"8"} if "sacct" not in answers else set())
+
+
+def test_a_job_that_the_controller_no_longer_knows_has_ended() -> None:
+    def run(command: Sequence[str]) -> str:
+        said = "Slurm accounting storage is disabled" if command[0] == "sacct" else "Invalid job id specified"
+        raise subprocess.CalledProcessError(1, command, stderr=f"slurm_load_jobs error: {said}")
+
+    assert ended({"7_0", "7_1", "8"}, run) == {"7_0", "7_1", "8"}
+
+
+def test_a_worker_that_the_queue_does_not_show_counts_until_it_is_known_to_have_ended(tmp_path: Path) -> None:
+    answers = {"squeue": "7_0|8|renamed by the site|RUNNING|None\n", "scancel": ""}
+    launcher = slurm(tmp_path, answers=answers)
+    folders = [outstanding(launcher, f"{n}_0", f"{n}_1", order=n) for n in (7, 9, 11)]
+    assert len(folders) == IN_VAIN
+    hidden = launcher.poll()
+    assert {(job.number, job.size, job.state) for job in hidden} == {
+        (f"{n}_{task}", Size(), "pending") for n in (7, 9, 11) for task in (0, 1)
+    }
+    assert launcher.queued == 1 + 6
+    assert launcher.in_vain(Size()) == "", "nobody says that they have ended"
+    asked: list[Sequence[str]] = []
+    launcher.run, run = (lambda command: asked.append(command) or run(command)), launcher.run
+    launcher.cancel(hidden[:1])
+    assert asked == [["scancel", f"--name={hidden[0].name}", hidden[0].number]], "the number may be another's by now"
+    answers["sacct"] = "7_0|COMPLETED\n7_1|RUNNING\n9_0|FAILED\n9_1|FAILED\n11_0|FAILED\n11_1|TIMEOUT\n"
+    assert [job.number for job in launcher.poll()] == ["7_1"]
+    assert [(folder / OUTSTANDING).exists() for folder in folders] == [True, False, False]
+    answers["sacct"] = answers["sacct"].replace("RUNNING", "OUT_OF_MEMORY")
+    assert launcher.poll() == []
+    assert "submitted 3 times and ended before they took a stage" in launcher.in_vain(Size())
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.allocation import scheduler_environment
 from tests.conftest import environment, kill_tree, until
 
 DEVCLUSTER = Path(__file__).resolve().parents[2] / "slurm" / "devcluster"
@@ -36,8 +37,7 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        own = {"SLURM_CONF": str(self.folder / "etc" / "slurm.conf")}
-        return {name: value for name, value in environment().items() if not name.startswith("SLURM_")} | own
+        return scheduler_environment(environment()) | {"SLURM_CONF": str(self.folder / "etc" / "slurm.conf")}
 
     def control(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run slurm/devcluster."""
@@ -54,12 +54,13 @@ class Cluster:
         chosen = ["--states", ",".join(states)] if states else []
         return self.ask("squeue", "--noheader", "--array", "--format", "%i", *chosen).split()
 
-    def sweep(self, folder: Path, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        """Run the sweep command to its end."""
+    def sweep(
+        self, folder: Path, *arguments: str, timeout: float = 300, **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the sweep command to its end, with more variables in its environment."""
         command = [sys.executable, "-m", "harness.sweep", *arguments]
-        return subprocess.run(
-            command, cwd=folder, env=self.environment, capture_output=True, text=True, timeout=timeout
-        )
+        given = {**self.environment, **more}
+        return subprocess.run(command, cwd=folder, env=given, capture_output=True, text=True, timeout=timeout)
 
 
 ONCE = pytest.mark.parametrize("cluster", ["linuxproc"], indirect=True)

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,6 +27,19 @@ def project(tmp_path: Path) -> Path:
     return write_project(tmp_path)
 
 
+LOGIN_SHELL = {
+    "SBATCH_PARTITION": "short",
+    "SBATCH_TIMELIMIT": "1",
+    "SBATCH_JOB_NAME": "interactive",
+    "SRUN_CPU_BIND": "none",
+    "SQUEUE_STATES": "COMPLETED",
+    "SQUEUE_PARTITION": "short",
+    "SCANCEL_STATE": "PENDING",
+    "SCANCEL_NAME": "other",
+}
+"""What a site's modules or a person's own habits may set."""
+
+
 def ends(folder: Path) -> list[dict[str, object]]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("runs/stages/train/*/*/attempt-*/end.json"))]
 
@@ -46,20 +58,23 @@ def test_what_runs_out_of_memory_goes_to_a_larger_job(cluster: Cluster, project:
 
 
 @MAINLY
-def test_a_cancelled_sweep_stays_so_until_it_is_run_again(
-    cluster: Cluster, project: Path, following: Callable[..., subprocess.Popen[str]]
+def test_a_cancelled_sweep_stays_so_until_it_is_run_again_whatever_the_shell_has_set(
+    cluster: Cluster, project: Path
 ) -> None:
     text = (project / "tiny.yaml").read_text().replace("epochs: 2}", "epochs: 2000}")
     (project / "tiny.yaml").write_text(text)
     write_profile(project)
-    assert cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--detach").returncode == 0
+    assert cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--detach", **LOGIN_SHELL).returncode == 0
     until(lambda: list(project.glob("runs/stages/train/*/*/attempt-0001")), 120, every=0.5)
-    done = cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--cancel")
-    assert "workers asked to save and leave" in done.stderr
+    asked = cluster.ask("squeue", "--noheader", "--array", "--format", "%P %l %.5j").splitlines()
+    assert asked == ["main 30:00 tiny."] * 4
+    done = cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--cancel", **LOGIN_SHELL)
+    assert "4 workers asked to save and leave" in done.stderr
     until(lambda: not cluster.jobs(), 60, every=0.5)
     assert {end["outcome"] for end in ends(project)} == {"stopped"}
     tick = [sys.executable, "-m", "harness.cli", "tick", "tiny"]
-    told = subprocess.run(tick, cwd=project, env=cluster.environment, capture_output=True, text=True, timeout=60)
+    shell = {**cluster.environment, **LOGIN_SHELL}
+    told = subprocess.run(tick, cwd=project, env=shell, capture_output=True, text=True, timeout=60)
     assert told.returncode == 0, told.stderr
     assert not cluster.jobs(), "neither leaving workers nor ticks submit what was cancelled"
     assert cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--detach").returncode == 0
