@@ -24,6 +24,7 @@ from harness.launch.local import this_machine
 from harness.machine import machine
 from harness.meeting import NAMES, Met, judged
 from harness.semantics import ELSEWHERE, broken
+from harness.sources import present
 from harness.store import sync
 from harness.terminal import command
 from harness.words import size, span
@@ -187,8 +188,8 @@ def _wandb() -> Finding:
 
 def _data(folder: Path) -> Finding:
     """Look which known data sets' files are there, without reading them."""
-    wanted = {name: entry.files for name, entry in DATASETS.items() if entry.files}
-    there = [n for n, files in wanted.items() if all(any(folder.glob(f"{file}*")) for file in files)]
+    wanted = {name: entry for name, entry in DATASETS.items() if entry.files}
+    there = [n for n, entry in wanted.items() if all(present(folder / file, entry.zipped) for file in entry.files)]
     said = f"{folder}: {', '.join(there) or 'none of ' + ', '.join(wanted)}; digits comes with scikit-learn"
     if there:
         return Finding("data", said)

@@ -41,6 +41,14 @@ def find_source(choice: Choice, entry: object, data: Path, cache: Path) -> Sourc
         return Source(data, f"absent:{choice.name}", f"{choice.label}: {error.filename}: {error.strerror}")
 
 
+def confirm_content(choice: Choice, entry: object, place: Path, cache: Path, content: str) -> None:
+    """Raise UserError where the files at a place are no longer those whose hash a key holds, or other ones there."""
+    found = find_source(choice, entry, place, cache)
+    if found.content != content:
+        what = found.missing or f"{choice.label}: the files at {place} are not those that were planned with"
+        raise UserError(f"{what}; give the sweep command again, which plans with what is there now")
+
+
 def _find(choice: Choice, entry: object, data: Path, cache: Path) -> Source:
     if choice.name == "digits":
         spec = importlib.util.find_spec("sklearn")
@@ -51,7 +59,7 @@ def _find(choice: Choice, entry: object, data: Path, cache: Path) -> Source:
     if not isinstance(entry, Dataset) or choice.name == "imagefolder":
         folder = Path(choice.folder) if choice.folder else data
         return _folder(choice, folder, cache, plugin=not isinstance(entry, Dataset))
-    files = [_present(data / name, entry.zipped) for name in entry.files]
+    files = [present(data / name, entry.zipped) for name in entry.files]
     absent = [name for name, file in zip(entry.files, files, strict=True) if file is None]
     if absent:
         fetch = f"; or, on a machine with network: {command('data', 'fetch', choice.name, '--data', data)}"
@@ -83,7 +91,8 @@ def _folder(choice: Choice, folder: Path, cache: Path, plugin: bool) -> Source:
     return Source(folder, _content(listed, folder, cache))
 
 
-def _present(path: Path, zipped: bool) -> Path | None:
+def present(path: Path, zipped: bool) -> Path | None:
+    """Return a data set's file or folder where it is there, gzipped or not where it may be."""
     named = [path, *([path.with_name(f"{path.name}.gz")] if zipped else [])]
     there = (each for each in named if each.is_file() or each.is_dir())  # a pipe would be read for ever
     return next(there, None)

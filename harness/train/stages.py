@@ -11,6 +11,8 @@ from safetensors.torch import save
 
 from harness.catalog import DATASETS
 from harness.errors import UserError
+from harness.names import Choice
+from harness.sources import confirm_content
 from harness.train.decode import Decoded, stand_in
 from harness.train.group import ALONE, Group
 from harness.train.images import encode
@@ -43,10 +45,20 @@ def _data(order: Order) -> Outcome:
     args = dict(spec["dataset"].get("args", {}))
     if "source" in spec["dataset"]:
         accepted = inspect.signature(read).parameters
+        _confirm(order)  # before reading: a function of the user's may keep files of its own there
         decoded = _decoded(read(**({"folder": Path(order.place)} if "folder" in accepted else {}), **args))
     else:
         decoded = read(Path(order.place), spec.get("size", 0), **args)
+        _confirm(order)  # after reading, so that what changed meanwhile is seen too
     return _encoded(order, decoded, spec.get("size", 0), spec["content"])
+
+
+def _confirm(order: Order) -> None:
+    """Raise UserError where a data set's files are not, or no longer, those whose hash its key holds."""
+    if order.place:
+        name = order.spec["dataset"].get("name", order.spec["dataset"].get("path", ""))
+        choice, cache = Choice(name, (), order.place, order.place), Path(order.store) / "cache"
+        confirm_content(choice, DATASETS.get(name), Path(order.place), cache, order.spec["content"])
 
 
 def _encoded(order: Order, decoded: Decoded, size: int, content: str) -> Outcome:

@@ -15,13 +15,24 @@ import pytest
 from PIL import Image
 
 from harness.catalog import DATASETS
+from harness.check import load_sweep
 from harness.errors import UserError
 from harness.names import Choice
+from harness.planfile import keep_methods
+from harness.planner import make_plan
 from harness.sources import Source, find_source
-from harness.train import decode
+from harness.store import Store
+from harness.train import decode, loop
 from harness.train.decode import Decoded
 from harness.train.images import encode
+from harness.train.order import Order
+from harness.train.stages import run_stage
 from tests.conftest import SHARED
+
+
+class Watcher(loop.Watcher):
+    """Sees nothing."""
+
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -222,6 +233,39 @@ def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
         root = tree(tmp_path / place.replace("/", "-"), {"train/a": 1, "train/b": 1, "test/a": 1})
         (root / place).symlink_to("gone")
         assert f"{place}: is a link to nothing (gone)" in source(root, tmp_path / "cache").missing
+
+
+OWN = """
+import numpy as np
+
+def load(folder):
+    split = np.zeros((2, 8, 8), np.uint8), [0, 1]
+    return split, split
+"""
+
+
+@pytest.mark.parametrize("name", ["'imagefolder:./set'", "{mine: {folder: ./set}}"])
+def test_files_that_changed_since_they_were_planned_with_are_refused(name: str, tmp_path: Path) -> None:
+    """The key says what is read, also where a worker waited for days."""
+    tree(tmp_path / "set", {"train/a": 1, "train/b": 1, "test/a": 1})
+    (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "x.yaml").write_text(
+        f"name: x\nprotocol: quick\nuse: {{mine: './mine.py:load'}}\n"
+        f"grid: {{dataset: {name}, arch: resnet20, mask: dense}}\n"
+    )
+    store = Store(tmp_path / "runs")
+    plan = make_plan(load_sweep(tmp_path / "x.yaml"), store, tmp_path)
+    keep_methods(plan, store)
+    stage = next(stage for stage in plan.stages.values() if stage.kind == "data")
+    order = Order(stage.key, stage.kind, stage.spec, str(store.root), str(tmp_path), (), {}, stage.place)
+    kept = run_stage(order, Watcher()).draft.read_bytes()
+    assert run_stage(order, Watcher()).draft.read_bytes() == kept
+    shutil.copy(tmp_path / "set" / "train" / "a" / "0.png", tmp_path / "set" / "train" / "b" / "9.png")
+    with pytest.raises(UserError, match=r"the files at .*set are not those that were planned with; give the sweep"):
+        run_stage(order, Watcher())
+    shutil.rmtree(tmp_path / "set" / "test")
+    with pytest.raises(UserError, match=r"needs train/ and test/|are not those that were planned with"):
+        run_stage(order, Watcher())
 
 
 # Splits that disagree -------------------------------------------------------------------------------------------------
