@@ -55,7 +55,8 @@ class GhostSkips(Part):
     skips then multiply along the blocks' own, and training does not survive it (mean loss of resnet20's first epoch on
     digits: 187, against 1.3 with it and 1.6 without skips).
     `authors`: the ToST authors' form, a 1x1 convolution (no bias, filled with 1e-4) with batch norm, trained, unmasked,
-    never removed. T1 above 1 keeps the others too. `shape`: of one image, [C, H, W], to find the sites with.
+    never removed. T1 above 1 keeps the others too. `shape`: of one image, [C, H, W], to find the sites with. Raises
+    ValueError for settings that are not allowed.
     """
 
     def __init__(

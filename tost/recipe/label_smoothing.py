@@ -17,7 +17,8 @@ class LabelSmoothing(Part):
     """Train against softened targets (Szegedy et al., 2016) all training long; other losses stay plain cross-entropy.
 
     `authors`: 1 - alpha on the target, alpha / (C - 1) on each other class. `torch`: alpha spread over all C classes,
-    the target among them. The first equals the second with alpha·C / (C - 1).
+    the target among them. The first equals the second with alpha·C / (C - 1). Raises ValueError for settings that are
+    not allowed.
     """
 
     def __init__(self, alpha: float = 0.1, convention: str = "authors") -> None:

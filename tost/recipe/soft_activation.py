@@ -57,7 +57,8 @@ class SoftActivation(Part):
     then log-linear to b1 at T1, where each site becomes what it was. `blend`: the share of Mish goes from 1 at T0
     linearly to 0 at T1. `hard`: Swish of b0 until T1. `authors`: Swish of b0 for good, as the ToST authors' code has
     it. T1 above 1 keeps any of them to the end. `image`: the shape of one image, [C, H, W], to count with how many
-    ReLUs are reached; without one it has the first convolution's channels and 32x32 pixels.
+    ReLUs are reached; without one it has the first convolution's channels and 32x32 pixels. Raises ValueError for
+    settings that are not allowed.
     """
 
     def __init__(
