@@ -187,5 +187,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "quick": {"epochs": 8, "milestones": (4.0, 6.0), "batch": 64, "warmup": 1.0, "weight_decay": 5e-4},
 }
 
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+"""Devices of torch that trainings may run on."""
 HERE = ("local", "debug", "ray")
 """Launchers whose workers live and die with the command; what else `--via` names is a profile."""

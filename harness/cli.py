@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
-from harness import data, debug, doctor, masks, status, sweep, tick, worker
+from harness import __version__, data, debug, doctor, masks, status, sweep, tick, worker
 from harness.report import command as report
-from harness.terminal import enter, examples
+from harness.terminal import enter, examples, tell
 from harness.track import command as track
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        tell(f"harness {__version__}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +30,17 @@ app = typer.Typer(
         "harness --install-completion",
     ),
 )
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train sparse networks over a whole grid, and get the table."""
+
+
 app.command("sweep", epilog=sweep.EXAMPLES)(sweep.main)
 app.command("status", epilog=status.EXAMPLES)(status.main)
 app.command("report", epilog=report.EXAMPLES)(report.main)

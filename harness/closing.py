@@ -27,10 +27,11 @@ def close(saved: SavedPlan, store: Store, part: bool, interrupted: bool) -> int:
     """Write and print the tables and the failures, of the whole sweep or a part of it; return the exit code."""
     made = make_report(store, [saved], rebuild=True, whole=not part)
     folder = store.sweep(made.name) / ("report.part" if part else "report")
-    where = f"tables in {short_path(folder)}"
+    where, unwritable = f"tables in {short_path(folder)}", False
     try:
         write_report(made, folder)
     except OSError as error:
+        unwritable = True
         where = f"the report could not be written: {error.strerror}"
     if made.done or not interrupted:
         print_tables(made)
@@ -48,7 +49,7 @@ def close(saved: SavedPlan, store: Store, part: bool, interrupted: bool) -> int:
     if interrupted:
         typer.echo("stopped; the same command goes on from here", err=True)
         return 130
-    return 1 if standing.states else 0
+    return 3 if unwritable else 1 if standing.states else 0
 
 
 def clean_up(store: Store, whole: Plan, yes: bool) -> int:

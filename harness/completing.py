@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from harness.catalog import HERE
+from harness.catalog import DATASETS, HERE
 from harness.terminal import STORE
 
 
@@ -28,7 +28,17 @@ def files_here(incomplete: str) -> list[str]:
 
 def launchers_here(incomplete: str) -> list[str]:
     """Complete where workers live: launchers, and the profiles in slurm/."""
-    return beginning([*HERE, *sorted(map(str, Path().glob("slurm/*.yaml")))], incomplete)
+    return [*beginning(HERE, incomplete), *profiles_here(incomplete)]
+
+
+def profiles_here(incomplete: str) -> list[str]:
+    """Complete a cluster profile: those in slurm/."""
+    return beginning(sorted(map(str, Path().glob("slurm/*.yaml"))), incomplete)
+
+
+def datasets_here(incomplete: str) -> list[str]:
+    """Complete a data set that can be fetched."""
+    return beginning([name for name, entry in DATASETS.items() if entry.fetch or name == "digits"], incomplete)
 
 
 def beginning(words: Iterable[str], incomplete: str) -> list[str]:

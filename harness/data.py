@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from harness.catalog import DATASETS
+from harness.completing import datasets_here, profiles_here
 from harness.errors import UserError
 from harness.terminal import STORE, answered, examples, note, tell
 from harness.words import count
@@ -29,7 +30,12 @@ def group() -> None:
 
 @app.command("fetch", epilog=examples("harness data fetch cifar10", "harness data fetch digits --data data"))
 def fetch(
-    name: Annotated[str, typer.Argument(help="A data set: " + ", ".join(n for n, d in DATASETS.items() if d.fetch))],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A data set: " + ", ".join(n for n, d in DATASETS.items() if d.fetch), autocompletion=datasets_here
+        ),
+    ],
     data: Annotated[Path, typer.Option(help="The folder of data sets.", envvar="HARNESS_DATA")] = Path("data"),
 ) -> None:
     """Download a data set into the data folder and check it.
@@ -75,7 +81,9 @@ def stage(
     store: Annotated[Path, typer.Option(help="The store's folder.")] = STORE,
     data: Annotated[Path | None, typer.Option(help="The folder of data sets.")] = None,
     to: Annotated[Path | None, typer.Option(help="Copy the data sets' files to this folder instead.")] = None,
-    via: Annotated[str, typer.Option(help="A cluster profile, whose `stage:` is copied too.")] = "",
+    via: Annotated[
+        str, typer.Option(help="A cluster profile, whose `stage:` is copied too.", autocompletion=profiles_here)
+    ] = "",
 ) -> None:
     """Make a sweep's data sets in the store, so that nodes need neither network nor the files they are made from.
 
@@ -99,10 +107,8 @@ def stage(
         elif not driver.make_data():
             raise UserError("not all data sets could be made; the same command goes on, and shows what failed")
         else:
-            made = [stage for stage in driver.plan.stages.values() if stage.kind == "data"]
-            said.append(f"{count(len(made), 'data set')} of {driver.plan.name} in {store}; workers need no other files")
-            results = {stage.label: driver.store.folder(stage.kind, stage.key).result() for stage in made}
-            said += [f"{label}: {r.metrics['note']}" for label, r in results.items() if r and r.metrics.get("note")]
+            made = sum(stage.kind == "data" for stage in driver.plan.stages.values())
+            said.append(f"{count(made, 'data set')} of {driver.plan.name} in {store}; workers need no other files")
     for sentence in said:
         tell(sentence)
 

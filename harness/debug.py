@@ -22,6 +22,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 STEPS = {"overfit": 200, "profile": 10}
 """Steps of a way to look at a training, where none are given."""
+ELSEWHERE = "mend that, or name another folder with --into"
 EXAMPLES = examples(
     "harness debug sweeps/quickstart.yaml --cell mask=snip,sparsity=0.9,recipe=ls,seed=0 --steps 20",
     "harness debug sweeps/quickstart.yaml --cell mask=dense,recipe=default,seed=0 --profile",
@@ -101,7 +102,7 @@ def main(
     file; 3 the store cannot be read or written.
     """
     wish = Wish(steps, overfit, profile, replay, halt, anomaly)
-    with answered():
+    with answered(into or f"{store}-debug", ELSEWHERE):
         given = {"--cell": cell, "--like": like, "--replay": check_step(replay) if replay else ""}
         named = [option for option, value in given.items() if value]
         if len(named) > 1:
@@ -141,6 +142,7 @@ def _look(case: Case, setup: Setup, wish: Wish) -> int:
     from harness.train.debugging import at_work
     from harness.train.loop import Diverged
     from harness.train.order import Corrupt
+    from harness.train.process import TROUBLE
 
     with tempfile.TemporaryDirectory(prefix="harness-debug-") as attempt:
         try:
@@ -153,6 +155,11 @@ def _look(case: Case, setup: Setup, wish: Wish) -> int:
         except Corrupt as error:
             Path(order.parents[error.role][0]).unlink(missing_ok=True)  # of the store beside the real one
             note(f"{error}; run the same command again: it is made anew")
+        except OSError as error:
+            if error.errno not in TROUBLE:  # of a network or a method
+                raise
+            note(f"{error.filename or case.store.root}: {error.strerror}; {ELSEWHERE}")
+            return 3
         except UserError as error:
             if error.__cause__ is not None:  # a network's or a method's own: here it is wanted whole
                 note(str(error))

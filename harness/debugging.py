@@ -90,7 +90,8 @@ class Case:
             release(frontier, "all")
             saved = SavedPlan(Path(), part, [], source=self.saved.source)
             with contextlib.redirect_stdout(sys.stderr):  # results alone go to stdout
-                run_in_this_process(saved, self.store, setup)
+                if unwritable := run_in_this_process(saved, self.store, setup):
+                    raise OSError(str(unwritable))
             frontier.forget()
             if left := frontier.survey().todo:
                 key, state = next((pair for pair in left.items() if pair[1].over), next(iter(left.items())))

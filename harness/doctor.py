@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
-import uuid
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from harness.completing import launchers_here
+from harness.completing import profiles_here
 from harness.errors import UserError
 from harness.launch import Size
 from harness.launch.profiles import find_profile, load_profile
@@ -23,7 +21,7 @@ from harness.store import Store, read_json, write_whole
 from harness.terminal import STORE, answered, command, examples, note, tell, tell_json
 
 NAME = "doctor"
-"""What the sweeps that its jobs go by begin with, one a call."""
+"""The sweep that its jobs go by."""
 ASK = 10.0
 """Seconds between two questions to the scheduler."""
 
@@ -39,7 +37,7 @@ EXAMPLES = examples(
 def main(
     store: Annotated[Path, typer.Option(help="The store's folder.")] = STORE,
     via: Annotated[
-        str, typer.Option(help="A cluster profile: look from inside a job of it.", autocompletion=launchers_here)
+        str, typer.Option(help="A cluster profile: look from inside a job of it.", autocompletion=profiles_here)
     ] = "",
     scratch: Annotated[str, typer.Option(help="A folder on the machine's own disk.")] = "",
     device: Annotated[str | None, typer.Option(help="The device that is expected, such as cuda.")] = None,
@@ -82,11 +80,9 @@ def _lines(finding: Finding) -> list[str]:
 def _in_a_job(via: str, store: Store) -> list[Finding]:
     """Submit a job that looks, wait for it, and return what it found. Raises UserError where it cannot be had."""
     profile, document = load_profile(find_profile(via, Path.cwd()))
-    name = f"{NAME}-{uuid.uuid4().hex[:8]}"
-    launcher = Slurm(profile, store, name, [name], document)
-    folder = store.sweep(name).absolute()
-    said = folder / "found.json"
-    folder.mkdir(parents=True)
+    launcher = Slurm(profile, store, NAME, [NAME], document)
+    said = store.sweep(NAME).absolute() / f"found-{time.time():.3f}.json"
+    said.parent.mkdir(parents=True, exist_ok=True)
     argv = [launcher.interpreter, "-m", "harness.cli", "doctor", "--store", str(store.root.absolute())]
     argv += ["--report", str(said), "--device", "cuda" if profile.gpus else "cpu"]
     argv += ["--scratch", profile.scratch] if profile.scratch else []
@@ -104,5 +100,5 @@ def _in_a_job(via: str, store: Store) -> list[Finding]:
                 told = job.reason
                 note(f"waiting: {told}")
         time.sleep(ASK / 5 if all(job.state == "running" for job in jobs) else ASK)
-    shutil.rmtree(folder, ignore_errors=True)  # only what went wrong leaves its log
+    said.unlink(missing_ok=True)
     return [Finding(**finding) for finding in found["findings"]]

@@ -15,7 +15,7 @@ import typer
 
 from harness.asked import beside
 from harness.cancel import cancel
-from harness.catalog import HERE
+from harness.catalog import DEVICES, HERE
 from harness.cell import Cell
 from harness.check import load_sweep
 from harness.chosen import choose
@@ -67,6 +67,8 @@ class Driver:
     plan: Plan
     """The plan of the cells that were asked for."""
     frontier: Frontier
+    unwritable: bool = False
+    """Whether workers left since the store cannot be written."""
 
     def __init__(
         self, file: Path, store: Path, data: Path | None, options: Options, yes: bool = False, miniature: bool = False
@@ -87,6 +89,9 @@ class Driver:
         if not self.miniature and (said := beside(self.file, self.sweep.name, self.given_store)):
             note(said)
         self.options = self.options.over(self.sweep.file.launch, self.miniature)
+        if (device := self.options.device) and device.partition(":")[0] not in DEVICES:
+            known = nearest(device, DEVICES)
+            raise UserError(f"--device {device}: choose from {', '.join(DEVICES)}, or one GPU as cuda:0{known}")
         points = self.sweep.size()
         if points > MOST_CELLS:
             raise UserError(
@@ -147,10 +152,6 @@ class Driver:
         """Return how this machine is used, by as many workers as were asked for, or as it has room for."""
         return this_machine(self.options.most, self.options.threads, self.options.device)
 
-    def workers_machine(self) -> Machine:
-        """Return what workers will run on, this machine or a profile's jobs: forecasts are for that."""
-        return self.machine() if self.options.via in HERE else self.slurm().machine
-
     def packed(self, machine: Machine) -> Machine:
         """Return how a machine is used; with `auto` by as many workers as train fastest."""
         if self.options.workers != "auto" or self.miniature or not self.frontier.survey().todo or not self.make_data():
@@ -163,27 +164,21 @@ class Driver:
         self.frontier = Frontier(self.plan, self.store, self.observer)
         if (survey := self.frontier.survey()).todo:
             saved = save_plan(self.plan, self.store, self.sweep, whole=False)
-            if Crew(self.frontier, self._argv(saved), self.machine()).run(survey):
+            crew = Crew(self.frontier, self._argv(saved), self.machine())
+            if crew.run(survey):
                 raise KeyboardInterrupt
+            if crew.unwritable:
+                raise OSError("not all data sets could be made, since it takes no more")
         self.frontier.forget()
         made = not self.frontier.survey().todo
         self.plan, self.frontier = asked, Frontier(asked, self.store, self.observer)
         return made
 
     def pilot(self) -> None:
-        """Make the data sets, and try out some steps of everything that no record tells of.
-
-        Raises UserError where this machine cannot stand for the one that workers will run on.
-        """
-        machine = self.workers_machine()
-        if machine.device == "cuda" and not this_machine(None, None, None).gpus:
-            raise UserError(
-                f"--pilot times steps on this machine, which has no GPU, and the workers of {self.options.via} have; "
-                "call it on a node that has one, or leave --pilot out"
-            )
+        """Make the data sets, and try out some steps of everything that no record tells of."""
         self.make_data()
         keep_methods(self.plan, self.store)
-        outlook = Outlook(self.frontier, self.frontier.survey(), machine)
+        outlook = Outlook(self.frontier, self.frontier.survey(), self.machine())
         outlook.pilot(_say)
 
     def run(self, budget: str = "") -> int:
@@ -191,6 +186,8 @@ class Driver:
         options = self.options
         if options.retry and options.retry not in CAUSES:
             raise UserError(f"--retry {options.retry}: choose from {', '.join(CAUSES)}{nearest(options.retry, CAUSES)}")
+        if options.via not in HERE:
+            self.slurm()  # a profile that is none is said even where nothing is left to do
         if self.lacks() or self.unfit():
             return 2
         if self.sweep.search:
@@ -239,21 +236,24 @@ class Driver:
             stopped = self._with_ray(saved, machine)
         elif via == "debug":
             setup = self.options.setup(self.options.device or machine.device, machine.threads)
-            stopped = run_in_this_process(read_plan(saved), self.store, setup)
+            self.unwritable = run_in_this_process(read_plan(saved), self.store, setup) is not None
+            stopped = False  # a stop is raised, not told
         else:
             crew = Crew(self.frontier, self._argv(saved), machine, pre_empt=self.miniature)
             stopped = crew.run(survey) or crew.again_with_more_memory()
+            self.unwritable = crew.unwritable
         self.frontier.forget()
         if said := outlook.outcome(saved.parent, time.monotonic() - began):
             typer.echo(said, err=True)
         return bool(stopped)
 
     def _close(self, interrupted: bool) -> int:
-        return close(as_saved(self.plan, self.sweep), self.store, self.chosen, interrupted)
+        code = close(as_saved(self.plan, self.sweep), self.store, self.chosen, interrupted)
+        return 3 if code == 1 and self.unwritable else code
 
     def _keep_to(self, budget: str) -> None:
         """Leave out the cells that a budget does not cover. Raises UserError where that is all of them."""
-        self.choose(Outlook(self.frontier, self.frontier.survey(), self.workers_machine()).within(budget))
+        self.choose(Outlook(self.frontier, self.frontier.survey(), self.machine()).within(budget))
         if not self.plan.cells:
             raise UserError(
                 f"--budget {budget}: no cell fits, at the upper end of its estimate; "

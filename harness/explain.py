@@ -221,7 +221,15 @@ def _table(table: Table, frame: Frame) -> Iterator[str]:
             "of the difference it makes."
         )
     elif any(metric(value).compared for value in table.values):
-        yield _told(f"Table {table.name}", f"{_baseline(table)} of the same place and seed", found)
+        if not found and table.compared and all(_is_baseline(table, line) for _, _, lines in blocks for line in lines):
+            yield f"Table {table.name} has nothing but {_baseline(table)}, which the others would be compared with."
+        else:
+            yield _told(f"Table {table.name}", f"{_baseline(table)} of the same place and seed", found)
+
+
+def _is_baseline(table: Table, line: Line) -> bool:
+    """Return whether a cell is one that a table compares others with."""
+    return all(value != PLAIN and line.axis(axis) == str(value) for axis, value in table.compared.items())
 
 
 def _baseline(table: Table) -> str:

@@ -9,9 +9,10 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import typer
 
@@ -34,7 +35,7 @@ from harness.planfile import SavedPlan
 from harness.rounds import go_round
 from harness.shift import Limits, work
 from harness.store import Store
-from harness.supervisor import Setup, Trouble
+from harness.supervisor import Setup, Trouble, Unwritable
 from harness.words import count, span
 
 DEBUG_LEASE = 86400.0
@@ -48,6 +49,8 @@ class Crew:
     argv: Sequence[str]
     machine: Machine
     pre_empt: bool = False
+    unwritable: bool = field(default=False, init=False)
+    """Whether a worker left since the store cannot be written."""
 
     def run(self, survey: Survey) -> bool:
         """Start workers where something is to be done; return whether they were stopped."""
@@ -57,7 +60,12 @@ class Crew:
         machine = replace(self.machine, workers=min(self.machine.workers, len(survey.todo)))
         places = slots(machine, [stages[key].world for key in survey.todo])
         display = Display(len(stages) - len(survey.todo), len(stages), len(places))
-        crew = Workers([*self.argv, *machine.argv], places, display.hear, pre_empt=self.pre_empt)
+
+        def hear(slot: int, event: dict[str, Any]) -> None:
+            self.unwritable = self.unwritable or bool(event.get("unwritable"))
+            display.hear(slot, event)
+
+        crew = Workers([*self.argv, *machine.argv], places, hear, pre_empt=self.pre_empt)
         began, before_run = time.monotonic(), display.done
 
         def stop(number: int, frame: FrameType | None) -> None:
@@ -86,11 +94,16 @@ class Crew:
         if not short:
             return False
         typer.echo(f"{count(len(short), 'stage')} ran out of memory: once more, one at a time", err=True)
-        return replace(self, frontier=frontier, machine=alone).run(survey)
+        crew = replace(self, frontier=frontier, machine=alone)
+        stopped = crew.run(survey)
+        self.unwritable = self.unwritable or crew.unwritable
+        return stopped
 
 
-def run_in_this_process(saved: SavedPlan, store: Store, setup: Setup) -> bool:
-    """Run what a plan lacks in this process, where a debugger reaches it; return False: a stop is raised, not told.
+def run_in_this_process(saved: SavedPlan, store: Store, setup: Setup) -> Unwritable | None:
+    """Run what a plan lacks in this process, where a debugger reaches it.
+
+    Return why no more was run where the store cannot be written, None otherwise.
 
     Between two stages nobody can say that it lives, so that others must not take it for dead for a long while.
     """
@@ -99,7 +112,8 @@ def run_in_this_process(saved: SavedPlan, store: Store, setup: Setup) -> bool:
         work(saved, store, patient, Limits(), threading.Event(), in_words, Inline)
     except Trouble as error:
         in_words(event="trouble", message=f"no more stages are taken: {error}")
-    return False
+        return error if isinstance(error, Unwritable) else None
+    return None
 
 
 def launcher_for(via: str, beside: Path, store: Store, name: str, argv: Sequence[str], plan: str) -> Slurm:

@@ -123,7 +123,7 @@ def export(
 
     Exit codes: 0 written, 2 a mistake, such as a file that is there already, 3 a file cannot be read or written.
     """
-    with answered(store):
+    with answered(target):
         if target.exists():
             raise UserError(f"{target} exists; name a file that does not")
         from tost.masks.files import read_weights, write_masks
@@ -134,6 +134,9 @@ def export(
             write_masks(masks, target, form, read_weights(path, entry) if form in ("prune", "zeros") else {})
         except ValueError as error:
             raise UserError(str(error)) from None
+        except OSError:
+            target.unlink(missing_ok=True)  # half of it
+            raise
         tell(f"wrote {target}")
 
 

@@ -165,6 +165,11 @@ def read_choice(kind: str, value: object, names: Names) -> Choice:
         written = str(given["folder"])
         folder = str(usable_path(written, names.folder))
         given = {k: v for k, v in given.items() if k != "folder"}
+    for knob, listed in given.items():
+        if isinstance(listed, list) and knob in entry.knobs:
+            each = [f"{{{name}: {{{knob}: {item}}}}}" for item in listed[:3] or ["VALUE"]]
+            shown = ", ".join([*each, *(["..."] if len(listed) > 3 else [])])
+            raise ValueError(f"{name}: {knob} takes one value; for several, list the method once for each: [{shown}]")
     try:
         full = settings(entry, given)
     except ValueError as error:

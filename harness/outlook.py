@@ -98,7 +98,9 @@ class Outlook:
         if seen.basis:
             low, mid, high = seen.work
             basis = ", ".join(f"{basis} ({count(number, 'stage')})" for basis, number in seen.basis.items())
-            yield f"  forecast: {self.compute(mid, low, high)}, from records of {basis}"
+            known = len(self.todo) - sum(seen.unknown.values())
+            part = f" for {known:,} of {count(len(self.todo), 'stage')}" if seen.unknown else ""
+            yield f"  forecast{part}: {self.compute(mid, low, high)}, from records of {basis}"
             first, middle, last = seen.wall
             yield (
                 f"  done in {span(middle)} ({span(first)} to {span(last)}) with {count(seen.slots, 'slot')}; "
@@ -135,6 +137,8 @@ class Outlook:
         taken = sum(float(r.provenance.get("seconds_of_all_attempts", 0.0)) for r in done.values())
         low, mid, high = said["work"]
         part = "" if len(done) == len(said["todo"]) else f" for {len(done):,} of {len(said['todo']):,} stages"
+        if unseen := sum(said["unknown"].values()):
+            part += f", {unseen:,} of which nothing was known and no forecast was made"
         return (
             f"forecast: {self.compute(mid, low, high)} in {span(said['wall'][1])}; "
             f"it took {self.compute(taken)} in {span(wall)}{part}"

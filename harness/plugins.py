@@ -20,6 +20,13 @@ from tost.catalog import Entry, Knob, nearest
 OFFERED = frozenset({"model", "batches", "shape", "generator", "classes", "channels", "folder", "window", "self"})
 """Parameter names that the harness fills; every other one with a literal default is a knob."""
 
+FILLED = {
+    "mask": {"model", "batches", "shape", "generator"},
+    "arch": {"classes", "channels"},
+    "dataset": {"folder"},
+    "part": {"shape", "window"},
+}
+"""Which of them a method of a kind is given."""
 RESERVED = frozenset({"at", "rewind", "control"})
 """Knobs of every mask method that are composed around the score."""
 
@@ -38,6 +45,8 @@ class Plugin(Entry):
     """What `path`, and the files' names in a frozen copy, are relative to."""
     files: tuple[Path, ...] = ()
     parameters: frozenset[str] = frozenset()
+    required: frozenset[str] = frozenset()
+    """Those without a default."""
     halvings: int = 0
     package: str = ""
     """Name and version of the installed package that offers it."""
@@ -48,9 +57,14 @@ class Plugin(Entry):
             raise ValueError(
                 f"{self.path}: {', '.join(taken)}: the harness's own knob; give the parameter another name"
             )
+        said = "architecture" if kind == "arch" else kind
+        if never := sorted(self.required - FILLED[kind] - {"self"}):
+            raise ValueError(
+                f"{self.path}: a method for {said} is given {', '.join(sorted(FILLED[kind]))}, "
+                f"never {', '.join(never)}; take it out, or give it a plain default"
+            )
         needed = {"mask": {"model"}, "arch": {"classes", "channels"}}.get(kind, set())
         if lacking := sorted(needed - self.parameters):
-            said = "architecture" if kind == "arch" else kind
             raise ValueError(
                 f"{self.path}: a method for {said} takes the parameters {', '.join(sorted(needed))}; "
                 f"it lacks {', '.join(lacking)}"
@@ -71,9 +85,9 @@ def find_plugin(reference: str, folder: Path) -> Plugin:
 
 def make_plugin(attribute: str, files: Sequence[Path], root: Path, package: str = "") -> Plugin:
     """Return the method of a name in the first of some files. Raises ValueError where it is none, or not there."""
-    knobs, parameters = _signature(files[0], attribute)
+    knobs, parameters, required = _signature(files[0], attribute)
     path = f"{files[0].relative_to(root).as_posix()}:{attribute}"
-    return Plugin(path, 1, knobs, _source(files, root), root, tuple(files), parameters, package=package)
+    return Plugin(path, 1, knobs, _source(files, root), root, tuple(files), parameters, required, package=package)
 
 
 def _source(files: Iterable[Path], root: Path) -> str:
@@ -129,7 +143,8 @@ def _parse(path: Path) -> ast.Module:
 def with_siblings(path: Path) -> list[Path]:
     """Return a file and all modules beside it that it imports, directly or through one another.
 
-    Raises ValueError for a relative import, and for a file that is not Python.
+    Raises ValueError for a relative import, for one of a folder beside it that is nowhere else, and for a file that is
+    not Python.
     """
     found, waiting = [], [path]
     while waiting:
@@ -146,12 +161,26 @@ def with_siblings(path: Path) -> list[Path]:
                 raise ValueError(f"{file}:{node.lineno}: a relative import; write `import name` for a file beside it")
             elif isinstance(node, ast.ImportFrom) and node.module:
                 names = [node.module]
-            siblings = (path.parent / f"{name.split('.')[0]}.py" for name in names if len(name) < 200)
-            waiting += [sibling for sibling in siblings if sibling.is_file()]
+            for module in {name.split(".")[0] for name in names if len(name) < 200}:
+                if (sibling := path.parent / f"{module}.py").is_file():
+                    waiting.append(sibling)
+                elif any((path.parent / module).glob("*.py")) and not _installed(module):
+                    raise ValueError(
+                        f"{file}: imports the folder {module}/ beside it, which is neither copied nor part of the key; "
+                        "put what it needs into modules beside the file, or install it as a package"
+                    )
     return [path, *sorted(set(found) - {path})]
 
 
-def _signature(path: Path, attribute: str) -> tuple[dict[str, Knob], frozenset[str]]:
+def _installed(module: str) -> bool:
+    """Return whether a module comes with Python or an installed package, wherever the command was started."""
+    others = [finder for finder in sys.meta_path if finder is not PathFinder]
+    found = PathFinder.find_spec(module, sys.path[1:])  # the first is where it was started
+    return found is not None or any(finder.find_spec(module, None) for finder in others)
+
+
+def _signature(path: Path, attribute: str) -> tuple[dict[str, Knob], frozenset[str], frozenset[str]]:
+    """Return a method's knobs, all its parameters, and those of them without a default."""
     tree = _parse(path)
     nodes = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     if attribute not in nodes:
@@ -163,7 +192,7 @@ def _signature(path: Path, attribute: str) -> tuple[dict[str, Knob], frozenset[s
     if isinstance(node, ast.ClassDef):
         inits = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
         if not inits:
-            return {}, frozenset()
+            return {}, frozenset(), frozenset()
         node = inits[0]
     args = [*node.args.posonlyargs, *node.args.args]
     defaults: list[ast.expr | None] = [None] * (len(args) - len(node.args.defaults))
@@ -183,7 +212,8 @@ def _signature(path: Path, attribute: str) -> tuple[dict[str, Knob], frozenset[s
                 f"({', '.join(sorted(OFFERED - {'self'}))}) and has no plain default that would make it a knob"
             )
         knobs[arg.arg] = Knob(value)
-    return knobs, frozenset(arg.arg for arg, _ in pairs)
+    required = frozenset(arg.arg for arg, default in pairs if default is None)
+    return knobs, frozenset(arg.arg for arg, _ in pairs), required
 
 
 def _imported_from(tree: ast.Module, attribute: str) -> str:

@@ -65,7 +65,11 @@ class Setup:
 
 
 class Trouble(Exception):
-    """The file system is full, read-only or failing: no stage's fault, and a reason to take no more."""
+    """No stage's fault, and a reason to take no more."""
+
+
+class Unwritable(Trouble):
+    """The file system is full, read-only or failing."""
 
 
 class Supervisor:
@@ -149,7 +153,7 @@ class Supervisor:
         return Owner.me(*self.trainer.pids, lease=self.setup.lease, memory=self.setup.memory, starved=starved)
 
     def run(self, stage: Stage, claim: Claim) -> str:
-        """Run a claimed stage; return how it ended. Raises Trouble where the store cannot be written."""
+        """Run a claimed stage; return how it ended. Raises Trouble, Unwritable where the store cannot be written."""
         self.tell(event="start", label=stage.label, kind=stage.kind, key=stage.key)
         began = time.monotonic()
         try:
@@ -172,7 +176,7 @@ class Supervisor:
             self.trainer.kill()
             with contextlib.suppress(OSError):
                 claim.end("stopped", message=str(error))
-            raise Trouble(f"{claim.folder.path}: {error}") from error
+            raise Unwritable(f"{claim.folder.path}: {error}") from error
         except ValueError as error:  # such as a metric that JSON cannot hold: this stage's fault, not the worker's
             claim.end("failed", cause="code", message=f"its result cannot be written: {error}")
             end, outcome = {"outcome": "failed", "message": str(error)}, "failed"
@@ -188,7 +192,7 @@ class Supervisor:
             seconds=time.monotonic() - began,
         )
         if end["outcome"] == "trouble":
-            raise Trouble(str(end["message"]))
+            raise Unwritable(str(end["message"]))
         self._heed()
         if outcome in ("failed", "fault") or not self.trainer.alive:
             self._restart()

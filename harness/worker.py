@@ -26,7 +26,7 @@ from harness.planfile import SavedPlan, find_plan, read_plan
 from harness.rounds import leaving_round
 from harness.shift import Limits, work
 from harness.store import Store
-from harness.supervisor import Setup, Trouble
+from harness.supervisor import Setup, Trouble, Unwritable
 from harness.terminal import STORE, enter, examples, note
 from harness.trainer import Trainer
 from harness.trainer_signals import HEEDED
@@ -189,7 +189,8 @@ def main(
         note(str(error))
         raise typer.Exit(2) from None
     except (Trouble, NodeLost, OSError) as error:
-        tell(event="trouble", message=f"this worker takes no more stages: {error}")
+        told = {"unwritable": isinstance(error, Unwritable | OSError)}
+        tell(event="trouble", message=f"this worker takes no more stages: {error}", **told)
         raise typer.Exit(3) from None
     finally:
         if printer:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from harness.store import file_sha256
 from harness.train.execution import hasten
@@ -118,7 +118,7 @@ def mask_seconds(order: Order) -> float:
         spec = {k: v for k, v in order.spec.items() if k != "needs_trained"}
         path = Path(order.attempt) / "trained.safetensors"
         model = build(order, open_images(order))
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
+        path.write_bytes(save({name: value.contiguous() for name, value in model.state_dict().items()}))
         order = _with(order, spec=spec, parents={**order.parents, "trained": (str(path), file_sha256(path))})
     began = time.monotonic()
     make_mask(order)

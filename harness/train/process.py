@@ -36,7 +36,7 @@ from harness.train.stages import run_stage
 from harness.train.watch import Desk, Stopped, Watch
 from harness.trainer_signals import DUMP, HEEDED
 
-TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EROFS})
+TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EROFS})
 """Errors of the file system, which say nothing about the stage."""
 
 OUT_OF_MEMORY = re.compile(r"can't allocate memory|CUDA (error: )?out of memory|CUBLAS_STATUS_ALLOC_FAILED")

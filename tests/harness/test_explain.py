@@ -299,6 +299,12 @@ tables: [any-mask, factorial, diagnostics, {shape: any-mask, name: mixed, mix: [
 """
 
 
+def test_a_grid_of_nothing_but_the_baseline_is_said_to_be_that(tmp_path: Path) -> None:
+    text = REFUSED.partition("when:")[0].replace("recipe: ls", "recipe: default") + "tables: [any-mask]\n"
+    said = sentences(explained(tmp_path, text, "--json").stdout, "compared")
+    assert "Table any-mask has nothing but recipe default, which the others would be compared with." in said
+
+
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     said = sentences(explained(tmp_path, REFUSED, "--json").stdout, "compared")
     refused = [

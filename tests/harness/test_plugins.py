@@ -125,6 +125,32 @@ def test_a_method_without_what_its_kind_is_given_is_refused(folder: Path) -> Non
         plugin.check("arch")
 
 
+def test_what_is_never_given_to_a_kind_is_refused_where_it_has_no_default(folder: Path) -> None:
+    (folder / "net.py").write_text("def build(classes, channels, shape, generator, width=8):\n    return None\n")
+    with pytest.raises(ValueError, match="is given channels, classes, never generator, shape; take"):
+        find_plugin("./net.py:build", folder).check("arch")
+    (folder / "net.py").write_text("def build(classes, channels, shape=None):\n    return None\n")
+    find_plugin("./net.py:build", folder).check("arch")
+    for kind, text in {
+        "mask": "def make(model, batches, shape, generator):",
+        "dataset": "def make(folder):",
+        "part": "class make:\n    def __init__(self, shape, window):",
+    }.items():
+        (folder / "own.py").write_text(f"{text} ...\n")
+        find_plugin("./own.py:make", folder).check(kind)
+
+
+def test_a_folder_beside_a_file_is_refused_unless_it_is_installed(folder: Path) -> None:
+    for name in ("parts", "json"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("VALUE = 1\n")
+    (folder / "mine.py").write_text("import json.decoder\n" + GOOD)
+    assert find_plugin("./mine.py:score", folder).files
+    (folder / "helper.py").write_text("def late():\n    from parts.inner import VALUE\n")
+    with pytest.raises(ValueError, match=r"helper.py: imports the folder parts/ beside it, which is neither copied"):
+        find_plugin("./mine.py:score", folder)
+
+
 def test_an_installed_module_can_be_a_plugin() -> None:
     plugin = find_plugin("tost.masks.scores:magnitude", Path())
     assert plugin.path == "scores.py:magnitude"

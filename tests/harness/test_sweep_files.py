@@ -68,6 +68,10 @@ BROKEN: dict[str, tuple[str, str]] = {
         grid(mask="{snip: {bnn: eval}}"),
         "'bnn' is not a knob; it has bn, per_class, scope, control (did you mean 'bn'?)",
     ),
+    "a list for a knob": (
+        grid(mask="{synflow: {steps: [1, 2, 10, 100]}}"),
+        "list the method once for each: [{synflow: {steps: 1}}, {synflow: {steps: 2}}, {synflow: {steps: 10}}, ...]",
+    ),
     "knob out of range": (grid(mask="{synflow: {steps: 0}}"), "steps: 0 lies outside 1 .. 10000"),
     "infinite knob": (grid(recipe="{gsw: {b1: 1e999}}"), "b1: inf is not a finite number"),
     "folder of digits": (grid(dataset="{digits: {folder: /nope}}"), "'folder' is not a knob"),

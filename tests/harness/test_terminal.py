@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import resource
 import shlex
 import shutil
 import subprocess
@@ -20,7 +21,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import harness
 from harness import completing, sweep
+from harness.catalog import DATASETS
 from harness.cli import app
 from harness.options import CAUSES
 from harness.terminal import command
@@ -118,9 +121,38 @@ def test_what_is_completed_is_there(place: Path) -> None:
     assert completing.sweeps_here(context, "ti") == ["tiny.yaml"]
     assert completing.files_here("sweeps/fu") == ["sweeps/full_grid.yaml"]
     assert completing.launchers_here("l") == ["local"]
+    assert completing.profiles_here("slurm/a") == ["slurm/a100.yaml"]
+    assert completing.datasets_here("m") == ["mnist"]
+    assert set(completing.datasets_here("")) == {"digits", *(name for name, data in DATASETS.items() if data.fetch)}
     assert "slurm/a100.yaml" in completing.launchers_here("slurm/")
     assert sweep.causes("d") == [cause for cause in CAUSES if cause.startswith("d")]
     assert sweep.causes("x") == []
+
+
+def test_the_version_is_told() -> None:
+    done = run("--version")
+    assert (done.exit_code, done.stdout) == (0, f"harness {harness.__version__}\n")
+
+
+def test_a_python_without_the_packages_is_told_in_a_sentence() -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "harness.sweep", "x.yaml"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert "lacks the packages that harness needs; activate the environment" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_where_workers_would_live_is_looked_at_even_where_nothing_is_to_do(place: Path) -> None:
+    text = (place / "tiny.yaml").read_text()
+    (place / "tiny.yaml").write_text(text.replace("seed: 0..1", "seed: 0"))
+    for more, said in {
+        ("--device", "tpu"): "--device tpu: choose from cpu, cuda, mps, xpu",
+        ("--via", "slurm/none.yaml"): "none.yaml",
+    }.items():
+        done = run("sweep", "tiny.yaml", *more)
+        assert done.exit_code == 2
+        assert said in done.stderr
 
 
 def test_a_printed_command_is_one_that_a_shell_takes_from_here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,6 +297,31 @@ def test_a_command_ends_with_the_code_that_the_table_says(
         assert done.stdout == "", "a mistake is no result"
         assert done.stderr.strip()
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("room", "argv"),
+    [
+        (64, ("mask", "export", "a.pt", "c.safetensors")),
+        (64, ("mask", "export", "a.pt", "c.pt", "--form", "weight_mask")),
+        (500, ("sweep", "tiny.yaml", "--store", "new")),
+        (50_000, ("sweep", "tiny.yaml", "--store", "new", "--only", "mask=dense,seed=0", "--via", "debug")),
+        (500, ("report", "tiny", "--quiet")),
+        (500, ("data", "stage", "tiny.yaml", "--store", "new")),
+        (50_000, ("debug", "tiny.yaml", "--cell", "mask=dense,seed=0", "--steps", "1", "--store", "new")),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else str(value),
+)
+def test_a_disk_that_takes_no_more_ends_a_command_with_3(room: int, argv: tuple[str, ...], place: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))  # as a full disk does it, but for anybody
+    try:
+        done = run(*argv)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert done.exit_code == 3, done.output
+    assert "File too large" in done.stderr
+    assert not list(place.glob("c.*")), "half a file is none"
 
 
 def test_the_codes_that_no_case_here_has_are_those_of_long_runs_and_servers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -124,14 +125,21 @@ def write_masks(
         case "safetensors":
             save_masks(masks, path)
         case "weight_mask":
-            torch.save(entries, path)
+            path.write_bytes(_saved(entries))
         case "prune":
             originals = {f"{n}_orig" if n in masks else n: w for n, w in plain.items()}
-            torch.save({**originals, **entries}, path)
+            path.write_bytes(_saved({**originals, **entries}))
         case "zeros":
-            torch.save({n: torch.where(masks[n], w, 0) if n in masks else w for n, w in plain.items()}, path)
+            path.write_bytes(_saved({n: torch.where(masks[n], w, 0) if n in masks else w for n, w in plain.items()}))
         case _:
             raise ValueError(f"{form!r} is no form; choose from {', '.join(FORMS)}{nearest(form, FORMS)}")
+
+
+def _saved(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return what torch.save writes; its own error for a full disk is no OSError."""
+    buffer = io.BytesIO()
+    torch.save(dict(tensors), buffer)
+    return buffer.getvalue()
 
 
 def _by_name(masks: Masks, shapes: Mapping[str, Any]) -> dict[str, str]:
