@@ -228,6 +228,22 @@ def test_torchvision_reads_the_same_images(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", [name for name, entry in DATASETS.items() if entry.files])
+def test_only_what_a_reader_unzips_is_there_when_it_is_zipped(name: str, tmp_path: Path) -> None:
+    for file in DATASETS[name].files:
+        (tmp_path / f"{file}.gz").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{file}.gz").write_bytes(gzip.compress(b"x"))
+    found = find_source(Choice(name), DATASETS[name], tmp_path, tmp_path / "cache")
+    assert bool(found.missing) == (name not in ("mnist", "fashion_mnist"))
+
+
+def test_a_hidden_name_counts_below_the_folder_and_not_above_it(tmp_path: Path) -> None:
+    folders(tmp_path / "set")
+    plain = seen("imagefolder", tmp_path / "set", tmp_path / "cache")
+    (tmp_path / ".hidden").symlink_to(tmp_path / "set", target_is_directory=True)
+    assert seen("imagefolder", tmp_path / ".hidden", tmp_path / "cache") == plain
+
+
 def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
     for place in ("train/a/9.png", "train/a/deep", "test/b"):
         root = tree(tmp_path / place.replace("/", "-"), {"train/a": 1, "train/b": 1, "test/a": 1})
