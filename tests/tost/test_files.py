@@ -20,10 +20,11 @@ from torch.nn.utils import prune
 from torch.testing import assert_close
 
 from tests.tost.nets import small_net
+from tost.catalog import MODELS, resolve
 from tost.masks import Masks, find_masks, prunable
 from tost.masks.apply import apply_masks
 from tost.masks.files import FORMS as FORMS_WRITTEN
-from tost.masks.files import fit_masks, read_masks, write_masks
+from tost.masks.files import fit_masks, pair_masks, read_masks, rename_masks, write_masks
 from tost.masks.io import save_masks
 from tost.masks.scores import magnitude
 
@@ -294,6 +295,25 @@ def test_an_order_that_the_names_contradict_is_refused() -> None:
         fit_masks(theirs, pairs, match="order")
 
 
+@pytest.mark.parametrize("name", sorted({*MODELS} - {"resnet104"}))
+def test_no_networks_own_order_is_refused_under_other_names(name: str) -> None:
+    with torch.device("meta"):
+        net = resolve(MODELS[name].path)(10, 3)
+    own = [n for n, _ in net.named_parameters() if n in prunable(net)]
+    kept = {n: torch.ones(1).bool().expand(w.shape) for n, w in prunable(net).items()}
+    for rename in (str, "net.{}".format, lambda n: n.replace("layer", "unit").replace("conv1", "c1")):
+        assert pair_masks({rename(n): kept[n] for n in own}, {n: kept[n].shape for n in own}, match="order") == {
+            n: rename(n) for n in own
+        }
+
+
+def test_masks_are_compared_under_one_name(masks: Masks) -> None:
+    wrapped = {f"1.module.{name}": mask for name, mask in masks.items()}
+    assert list(rename_masks(wrapped, masks)) == list(masks)
+    for other in (masks, {"8.weight": masks["8.weight"]}):
+        assert rename_masks(other, wrapped) is other, "nothing is left out, and what fits no name stays"
+
+
 def test_a_list_in_the_networks_order_is_all_that_order_needs(net: nn.Module, masks: Masks, tmp_path: Path) -> None:
     ordered = [masks[f"{layer}.weight"] for layer in LAYERS]
     for dtype in DTYPES:
@@ -342,7 +362,9 @@ def test_the_lines_that_a_refusal_gives_convert_the_file(
     NUMPY[form]({f"{layer}.weight": masks[f"{layer}.weight"].numpy().astype("uint8") for layer in LAYERS}, Path("f"))
     with pytest.raises(ValueError, match="convert it:") as refused:
         read_masks(Path("f"))
-    exec("\n".join(line.strip() for line in str(refused.value).splitlines()[1:]))  # noqa: S102
+    space: dict[str, Any] = {}
+    exec("\n".join(line.strip() for line in str(refused.value).splitlines()[1:]), space)  # noqa: S102
+    getattr(space["found"], "close", lambda: None)()
     found = read_masks(Path("masks.pt"), ordered=True)[0]
     assert_close(fit_masks(found, small_net(), match="order"), masks, rtol=0, atol=0)
 

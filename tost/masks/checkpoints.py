@@ -178,7 +178,8 @@ def _globals(path: Path) -> set[str]:
                 with whole.open(inner) as pickled:
                     return _named(pickled)[1]
         file.seek(0)
-        if MAGIC_NUMBER in [argument for _, argument, _ in pickletools.genops(file)]:
+        first = [argument == MAGIC_NUMBER for _, argument, _ in islice(pickletools.genops(file), 10)]
+        if any(first):
             for _ in range(2):  # the version, and what machine wrote it
                 _named(file)
             return _named(file)[1]
