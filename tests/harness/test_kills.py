@@ -15,7 +15,6 @@ import pytest
 from rich.console import Console
 
 from harness.claims import Observer, take
-from harness.failures import look_at
 from harness.frontier import Frontier
 from harness.plan import Stage
 from harness.planfile import find_plan, read_plan
@@ -23,6 +22,7 @@ from harness.states import GIVE_UP_AFTER
 from harness.status import as_json, gather, render
 from harness.store import Store
 from harness.supervisor import Setup, Supervisor
+from harness.why import explain
 from tests.conftest import claims, descendants, hashes, kill_tree, results, save_whole_plan, send, until
 
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -159,7 +159,9 @@ def spin(model):
 """Native code that crashes, that finds its heap broken, as the C library says it, and that gives Python no turn."""
 
 
-def test_what_crashes_or_hangs_in_native_code_leaves_its_stack_and_what_to_do(project: Path) -> None:
+def test_what_crashes_or_hangs_in_native_code_leaves_its_stack_and_what_to_do(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (project / "bad.py").write_text(BAD)
     text = (project / "tiny.yaml").read_text().replace("mask: [random, lth]", "mask: [segfault, abort, spin]")
     own = ", ".join(f'{name}: "./bad.py:{name}"' for name in ("segfault", "abort", "spin"))
@@ -197,9 +199,8 @@ def test_what_crashes_or_hangs_in_native_code_leaves_its_stack_and_what_to_do(pr
     shown = Console(width=200)
     with shown.capture() as status_text:
         shown.print(render(status))
-    state = status.standing.states[stages["abort"].key]
-    lines = "\n".join(look_at(stages["abort"], state, store, "tiny"))  # as where the sweep command ends, and --why
-    for text in (status_text.get(), lines):
+    explain(saved, store, stages["abort"].key, accept=False)
+    for text in (status_text.get(), capsys.readouterr().out):
         assert "| corrupted double-linked list" in text
         assert "in abort" in text
         assert f"harness debug tiny --like {stages['abort'].key[:8]}" in text
