@@ -427,9 +427,11 @@ def test_parts_change_a_compiled_network_that_has_already_run() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).eval()
     x = torch.randn(2, 3, 8, 8)
     compiled = torch.compile(net, backend="eager", fullgraph=True)
-    plain = compiled(x)
-    for part in (*(GhostSkips(WINDOW, variant) for variant in SKIPS), SoftActivation(WINDOW)):
-        part.attach(compiled)
+    plain, given = compiled(x), (compiled, net, compiled, net)
+    for model, part in zip(
+        given, (*(GhostSkips(WINDOW, variant) for variant in SKIPS), SoftActivation(WINDOW)), strict=True
+    ):
+        part.attach(model)
         part.step(0.0)
         assert_close(compiled(x), net(x))
         assert not torch.allclose(compiled(x), plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -90,6 +91,8 @@ class GhostSkips(Part):
             branches = [_branch(site, conv) for site, conv in zip(sites, convolutions, strict=True)]
             for conv, branch in zip(convolutions, branches, strict=True):
                 conv.add_module(BRANCH, branch)  # a convolution's forward looks at no child
+        if "torch._dynamo" in sys.modules:  # code that is compiled already does not look for hooks that come later
+            torch.compiler.reset()
         model.register_buffer(ALPHA, torch.ones((), device=device_of(model)), persistent=False)
         self.handles = [handle for site in sites for handle in _Skip(model, site, self.variant).hook()]
         self.model, self.ghosts = model, True

@@ -79,15 +79,9 @@ def check_window(window: object) -> None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network that torch.compile has wrapped, its compiled code thrown away, or the model itself.
-
-    Compiled code does not look for hooks that come later.
-    """
+    """Return the network that torch.compile has wrapped, or the model itself."""
     inner = getattr(model, "_orig_mod", None)  # torch has no other name for it
-    if not isinstance(inner, nn.Module):
-        return model
-    torch.compiler.reset()
-    return inner
+    return inner if isinstance(inner, nn.Module) else model
 
 
 def device_of(model: nn.Module) -> torch.device:
