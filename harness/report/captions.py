@@ -12,7 +12,7 @@ from harness.report.grids import ALL, Grid
 from harness.report.guard import told
 from harness.report.metrics import metric
 from harness.report.pairing import ORDER, REBUILT, Pair
-from harness.report.remarks import MOST, beyond, devices, origins, several, some, tuned, warnings
+from harness.report.remarks import MOST, activations, beyond, devices, origins, several, some, tuned, warnings
 from harness.words import count
 
 UNITS = (
@@ -59,6 +59,8 @@ def _numbers(table: Table, grid: Grid) -> Iterator[str]:
         yield f"Test accuracy in percent ({columns})."
     if table.values != ("accuracy",):
         yield UNITS
+    if {"near_zero", "silent_channels"} & set(table.values):
+        yield from activations(grid.lines)
     if grid.of_effects:
         pooled = any(column[0] == ALL for column in grid.column_keys)
         yield (

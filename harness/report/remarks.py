@@ -88,6 +88,13 @@ def reach(label: str, prunable: int, left_out: Mapping[str, int] | None, refused
     return f"{label}: {beyond(prunable, left_out)}" if left_out else ""
 
 
+def activations(lines: Sequence[Line]) -> Iterator[str]:
+    """Say where what is told of activations is of some of them alone."""
+    partly = {f"{of} of {line.axis('arch')}" for line in lines if (of := line.metrics.get("activations_of"))}
+    if partly:
+        yield f"Activations are seen behind modules, not behind calls of functions: {some(partly)}."
+
+
 def some(texts: Iterable[str]) -> str:
     """Return texts in order, the first few of many."""
     shown = sorted(texts)

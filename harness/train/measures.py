@@ -14,7 +14,7 @@ from harness.train.run import Training
 from tost.accounting import TRAINING_FACTOR, Layer, ghost_parameters, layers
 from tost.masks import Masks
 from tost.masks.apply import EVERY, dead_filters, empty_layers, is_ghost, left_out, prunable
-from tost.recipe.soft_activation import Soft
+from tost.recipe.soft_activation import Soft, relu_reach
 
 NEAR_ZERO = 1e-3
 """An activation of at most this absolute value counts as near zero."""
@@ -91,7 +91,10 @@ def sparse_flops(table: dict[str, Layer]) -> int:
 
 @torch.inference_mode()
 def activations(run: Training) -> dict[str, Any]:
-    """Return by activation site the share of values near zero, and how many of its channels never leave it."""
+    """Return by activation site the share of values near zero, and how many of its channels never leave it.
+
+    Seen are modules; `activations_of` is there where some ReLUs are calls of functions, as `1 of 3 ReLUs`.
+    """
     split = run.images.dev if len(run.images.dev) else run.images.train
     some = Split(split.cut(slice(LOOKED_AT)), split.labels[:LOOKED_AT])
     near: Counter[str] = Counter()
@@ -122,7 +125,8 @@ def activations(run: Training) -> dict[str, Any]:
         hook.remove()
     sites = {site: [near[site] / seen[site], int((~alive[site]).sum()), alive[site].numel()] for site in seen}
     total = sum(seen.values())
-    return {
+    reach = relu_reach(run.model, run.images.shape)
+    return ({"activations_of": str(reach)} if reach and reach.partial else {}) | {
         "near_zero": sum(near.values()) / total if total else None,
         "silent_channels": sum(silent for _, silent, _ in sites.values()),
         "activations": sites,

@@ -180,10 +180,13 @@ def test_what_is_no_better_than_guessing_is_counted_and_named(frame: Frame) -> N
 
 def test_what_a_part_reaches_only_in_part_stands_below(frame: Frame) -> None:
     assert "Reached in part" not in grid(frame).caption
-    told = {"reached": {"gsw": "1 of 3 ReLUs"}}
+    told = {"reached": {"gsw": "1 of 3 ReLUs"}, "activations_of": "1 of 3 ReLUs"}
     lines = [measured(metrics={**one.metrics, **told})(one) for one in frame.lines]
     said = f"Reached in part, the others being calls of functions: gsw 1 of 3 ReLUs of {lines[0].axis('arch')}."
     assert said in grid(Frame.of(lines)).caption
+    said = f"not behind calls of functions: 1 of 3 ReLUs of {lines[0].axis('arch')}."
+    assert said in grid(Frame.of(lines), TABLES["diagnostics"]).caption
+    assert said not in grid(Frame.of(lines)).caption
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])

@@ -588,6 +588,7 @@ def test_what_a_part_reaches_only_in_part_stands_in_the_result(
     with pytest.warns(UserWarning, match="soft neurons reach 1 of 2 ReLUs of Sequential: the others are calls"):
         metrics = run_stage(orders(recipe="gsw+gsk")["train"], Watcher()).metrics
     assert metrics["reached"] == {"gsw": "1 of 2 ReLUs"}
+    assert (metrics["activations_of"], list(metrics["activations"])) == ("1 of 2 ReLUs", ["2"])
 
 
 def frozen(project: Path, *layers: str) -> None:

@@ -17,7 +17,6 @@ from tost.recipe.reach import Calls, Probe
 
 CLIP = 6.0
 """The upper bound of ReLU6."""
-REPLACED = (nn.ReLU, nn.ReLU6)
 
 
 class Soft(nn.Module):
@@ -84,19 +83,29 @@ class SoftActivation(Part):
         Warns where some ReLUs are calls of functions (F.relu, torch.relu), which cannot be replaced.
         """
         model = unwrapped(model)
-        self.sites = _sites(model)
+        self.sites = [
+            (parent, name, child)
+            for parent in model.modules()
+            for name, child in parent._modules.items()  # named_children skips a second name of the same module
+            if child is not None and type(child) in (nn.ReLU, nn.ReLU6)
+        ]
         if not self.sites:
             raise ValueError(f"soft neurons need nn.ReLU modules to replace; {type(model).__name__} has none")
-        self.reach = _reach(model, self.image)
+        device = device_of(model)
+        for parent, name, child in self.sites:
+            soft = Soft(self.shape, torch.tensor(self.strength(0.0), device=device), isinstance(child, nn.ReLU6))
+            setattr(parent, name, soft)
+            self.softs.append(soft)
+        self.ghosts, self.reach = True, relu_reach(model, self.image, (Soft,))
         if self.reach and self.reach.partial:
-            said = f"soft neurons reach {self.reach} of {type(model).__name__}"
-            hint = "the others are calls of functions (F.relu, torch.relu); make them nn.ReLU modules"
+            said = (
+                f"soft neurons reach {self.reach} of {type(model).__name__}: the others are calls of functions "
+                "(F.relu, torch.relu); make them nn.ReLU modules"
+            )
             if not self.reach.reached:
-                self.sites = []
-                raise ValueError(f"{said}: {hint}")
-            warnings.warn(f"{said}: {hint}", stacklevel=2)
-        self.softs = _soften(model, self.sites, self.shape, self.strength(0.0))
-        self.ghosts = True
+                self.detach()
+                raise ValueError(said)
+            warnings.warn(said, stacklevel=2)
 
     def strength(self, progress: float) -> float:
         """Return b, or Mish's share of a blend, at a point of training."""
@@ -125,30 +134,17 @@ class SoftActivation(Part):
         self.sites, self.softs, self.ghosts = [], [], False
 
 
-def _sites(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Return every ReLU module with its parent and its name there: two names of one module are two sites."""
-    return [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent._modules.items()  # named_children skips a second name
-        if child is not None and type(child) in REPLACED
-    ]
+def relu_reach(
+    model: nn.Module,
+    image: Sequence[int] | None = None,
+    modules: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6, Soft),
+) -> Reach | None:
+    """Return of how many ReLUs of one forward pass the network's modules make, of all; None where it cannot be run.
 
-
-def _soften(model: nn.Module, sites: Sequence[tuple[nn.Module, str, nn.Module]], shape: str, b: float) -> list[Soft]:
-    """Put soft activations in place of a model's ReLUs, and return them."""
-    softs = []
-    for parent, name, child in sites:
-        soft = Soft(shape, torch.tensor(b, device=device_of(model)), isinstance(child, nn.ReLU6))
-        setattr(parent, name, soft)
-        softs.append(soft)
-    return softs
-
-
-def _reach(model: nn.Module, image: Sequence[int] | None) -> Reach | None:
-    """Return how many ReLUs of one forward pass are soft, of all; None where it cannot be run."""
+    `image`: the shape of one image, [C, H, W]. A ReLU6 counts as one, as does an activation that was made soft.
+    """
     probe = Probe(model, image)
-    calls = Calls(_soften(probe.model, _sites(probe.model), "swish", 1.0), _is_relu)
+    calls = Calls([module for module in probe.model.modules() if isinstance(module, modules)], _is_relu)
     try:
         probe.run(calls)
     except ValueError:  # an image of another shape than the network's, or no image at all
