@@ -21,6 +21,7 @@ __all__ = [
     "fit_masks",
     "imp_count",
     "keep_count",
+    "left_out",
     "load_masks",
     "overlap",
     "prunable",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
         find_masks,
         imp_count,
         keep_count,
+        left_out,
         prunable,
         select,
     )

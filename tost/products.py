@@ -85,6 +85,8 @@ class Products(TorchDispatchMode):  # type: ignore[misc]
 
     def _origins(self, tensor: Tensor) -> Mapping[str, int]:
         """Return the weights that a tensor is, is a part of or was copied from, and how much of it each is."""
+        if tensor.layout is not torch.strided:  # it has no one place in memory
+            return {}
         place = tensor.data_ptr()
         if place in self._copies:
             return self._copies[place][1]

@@ -151,6 +151,18 @@ def test_the_account_agrees_with_torchs_count_of_convolutions_and_linear_layers(
     assert sum(layer.dense_flops for layer in layers(net, (3, 32, 32)).values()) == wanted
 
 
+def test_what_has_no_place_in_memory_is_passed_by() -> None:
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sparse.mm(torch.eye(4).to_sparse(), self.lin(x.flatten(2)[0].t()))
+
+    assert layers(Graph(), (3, 2, 2))["lin.weight"].multiply_adds == 24
+
+
 def test_a_network_of_no_weights_has_an_empty_account() -> None:
     assert layers(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), (3, 4, 4)) == {}
 

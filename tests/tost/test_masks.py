@@ -346,3 +346,11 @@ def test_weights_put_in_others_place_are_pruned_too() -> None:
         assert all(weight.dtype is dtype for weight in weights.values())
     with pytest.raises(KeyError, match=r"no\.weight"):
         Pruned(net, {"no.weight": torch.ones(1, dtype=torch.bool)})
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_prunable_set_has_every_weight_of_the_catalogs_networks(name: str) -> None:
+    with torch.device("meta"):
+        net = resolve(MODELS[name].path)(10, 3)
+    assert left_out(net) == {}
+    assert [weight.dim() for weight in left_out(net, "conv").values()] == [2], "the classifier"

@@ -1,6 +1,6 @@
 """Masks: which weights of a network are kept, found by a score and an exact selection."""
 
-from tost.masks.apply import MaskError, Masks, Pruned, apply_masks, density, prunable
+from tost.masks.apply import MaskError, Masks, Pruned, apply_masks, density, left_out, prunable
 from tost.masks.find import find_masks
 from tost.masks.select import imp_count, keep_count, select
 
@@ -13,6 +13,7 @@ __all__ = [
     "find_masks",
     "imp_count",
     "keep_count",
+    "left_out",
     "prunable",
     "select",
 ]
