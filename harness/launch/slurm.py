@@ -158,8 +158,9 @@ class Slurm:
             "mem": f"{asked.bytes * here // 2**20}M" if asked.bytes else "0",
             "signal_delay_s": min(MOST_NOTICE, max(LEAST_NOTICE, asked.minutes * 60 // 20 or MOST_NOTICE)),
             "array_parallelism": self.profile.workers,
-            # of Slurm 22.05 to 23.02, srun takes a job's CPUs for its step from this variable alone
-            "setup": [f"export SRUN_CPUS_PER_TASK={cpus}", *self.profile.lines],
+            # srun takes a job's CPUs for its step from the first alone (Slurm 22.05 to 23.02); without the second, what
+            # the lines set stays from the worker where the job was given no environment (sbatch --export=NONE)
+            "setup": [f"export SRUN_CPUS_PER_TASK={cpus} SRUN_EXPORT_ENV=ALL", *self.profile.lines],
             "srun_args": ["--kill-on-bad-exit=1"],
             "stderr_to_stdout": True,
             "additional_parameters": more,

@@ -19,6 +19,7 @@ import pytest
 from harness.allocation import SETTINGS, job, nodes, scheduler_environment, seconds_left
 from harness.claims import LEASE, Observer, Owner, Process, take
 from harness.demand import demand
+from harness.driver import Driver
 from harness.errors import FileError, UserError
 from harness.index import Standing
 from harness.launch import Size
@@ -26,14 +27,17 @@ from harness.launch.kept import kept
 from harness.launch.local import Machine, slots
 from harness.launch.profiles import FIELDS, FOLDER, OURS, Profile, find_profile, load_profile
 from harness.launch.remedies import explain, hopeless
-from harness.launch.slurm import IN_VAIN, OUTSTANDING, Slurm
+from harness.launch.slurm import CAME, IN_VAIN, OUTSTANDING, Slurm
+from harness.options import Options
 from harness.plan import Plan, Stage
+from harness.planfile import as_saved
 from harness.records import ENDED, Fate, ended, fate, tell_loss
-from harness.rounds import Turn
+from harness.rounds import Turn, go_round
 from harness.soundness import convolutions, look
 from harness.states import State, state_of
 from harness.store import Store
 from harness.team import Team
+from tests.conftest import write_project
 
 PROFILE = """
 partition: gpu
@@ -195,9 +199,9 @@ def test_an_option_that_the_harness_or_another_key_decides_on_is_refused_with_wh
 
 
 def test_a_step_has_its_jobs_cpus_before_anything_else_runs(tmp_path: Path) -> None:
-    """Slurm 22.05 to 23.02: a step takes them from SRUN_CPUS_PER_TASK alone."""
+    """Of Slurm 22.05 to 23.02, a step takes them from SRUN_CPUS_PER_TASK alone; and it has what the lines have set."""
     lines = slurm(tmp_path, f"{PROFILE}setup: [hostname]\n").text(Size(8), 2).splitlines()
-    (at,) = [number for number, line in enumerate(lines) if line == "export SRUN_CPUS_PER_TASK=32"]
+    (at,) = [number for number, line in enumerate(lines) if line == "export SRUN_CPUS_PER_TASK=32 SRUN_EXPORT_ENV=ALL"]
     assert "#SBATCH --cpus-per-task=32" in lines
     assert at < lines.index("hostname") < next(n for n, line in enumerate(lines) if line.startswith("srun "))
 
@@ -241,14 +245,23 @@ case "${0##*/}" in sbatch) echo "Submitted batch job 7";; scontrol) echo "MaxArr
 """
 
 
-def test_every_command_is_given_the_same_environment_and_cluster(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = ("sbatch", "squeue", "scontrol", "sacct", "scancel", "srun")  # submitit looks for srun, no more
-    for name in names:
+NAMES = ("sbatch", "squeue", "scontrol", "sacct", "scancel", "srun")
+"""Of which submitit looks for srun, no more."""
+
+
+@pytest.fixture
+def _commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm's commands: they write down what they are given, take every job in, and show none."""
+    for name in NAMES:
         (tmp_path / name).write_text(COMMAND)
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+
+@pytest.mark.usefixtures("_commands")
+def test_every_command_is_given_the_same_environment_and_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in {**HOSTILE, **PLACES}.items():
         monkeypatch.setenv(name, value)
     (tmp_path / "p.yaml").write_text("cluster: beta\n")
@@ -259,7 +272,7 @@ def test_every_command_is_given_the_same_environment_and_cluster(
     assert launcher.submit(Size(), 2) == ["job 7: 2 workers"]
     assert [(each.number, each.state) for each in launcher.poll()] == [("7_0", "pending"), ("7_1", "pending")]
     launcher.cancel(launcher.poll())
-    for name in names[:-1]:
+    for name in NAMES[:-1]:
         lines = (tmp_path / f"{name}.env").read_text().splitlines()
         seen = dict(line.split("=", 1) for line in lines if line.startswith(SETTINGS))
         assert seen == PLACES | ({} if name == "sbatch" else TIMES), name
@@ -267,6 +280,20 @@ def test_every_command_is_given_the_same_environment_and_cluster(
     assert "#SBATCH --clusters=beta\n" in next(launcher.folder.glob("*/*.sh")).read_text()
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "beta")
     assert kept(launcher.store, "grid").cluster == "", "within a job of it, the next controller answers"
+
+
+@pytest.mark.usefixtures("_commands")
+def test_there_are_never_more_workers_than_the_profile_says_whatever_the_queue_shows(tmp_path: Path) -> None:
+    driver = Driver(write_project(tmp_path) / "tiny.yaml", tmp_path / "runs", None, Options("p.yaml"))
+    driver.load()
+    saved = as_saved(driver.plan, driver.sweep)
+    launcher = Slurm(Profile(workers=2), Store(tmp_path / "runs"), saved.plan.name, ["tiny"])
+    for number in range(6):
+        seen = go_round(saved, driver.store, launcher, Observer(), by_hand=number == 0)
+        assert sum(seen.wanted.values()) > 2
+        assert (len(seen.submitted), len(seen.jobs)) == ((0, 2) if number else (1, 0))
+        for folder in launcher.folder.iterdir():  # as workers do that begin their work
+            (folder / CAME).touch()
 
 
 def test_the_cluster_that_the_shell_names_is_kept_for_cron(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
