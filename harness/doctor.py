@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
+import uuid
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +23,7 @@ from harness.store import Store, read_json, write_whole
 from harness.terminal import STORE, answered, command, examples, note, tell, tell_json
 
 NAME = "doctor"
-"""The sweep that its jobs go by."""
+"""What the sweeps that its jobs go by begin with, one a call."""
 ASK = 10.0
 """Seconds between two questions to the scheduler."""
 
@@ -80,9 +82,11 @@ def _lines(finding: Finding) -> list[str]:
 def _in_a_job(via: str, store: Store) -> list[Finding]:
     """Submit a job that looks, wait for it, and return what it found. Raises UserError where it cannot be had."""
     profile, document = load_profile(find_profile(via, Path.cwd()))
-    launcher = Slurm(profile, store, NAME, [NAME], document)
-    said = store.sweep(NAME).absolute() / f"found-{time.time():.3f}.json"
-    said.parent.mkdir(parents=True, exist_ok=True)
+    name = f"{NAME}-{uuid.uuid4().hex[:8]}"
+    launcher = Slurm(profile, store, name, [name], document)
+    folder = store.sweep(name).absolute()
+    said = folder / "found.json"
+    folder.mkdir(parents=True)
     argv = [launcher.interpreter, "-m", "harness.cli", "doctor", "--store", str(store.root.absolute())]
     argv += ["--report", str(said), "--device", "cuda" if profile.gpus else "cpu"]
     argv += ["--scratch", profile.scratch] if profile.scratch else []
@@ -100,5 +104,5 @@ def _in_a_job(via: str, store: Store) -> list[Finding]:
                 told = job.reason
                 note(f"waiting: {told}")
         time.sleep(ASK / 5 if all(job.state == "running" for job in jobs) else ASK)
-    said.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # only what went wrong leaves its log
     return [Finding(**finding) for finding in found["findings"]]

@@ -152,6 +152,10 @@ class Driver:
         """Return how this machine is used, by as many workers as were asked for, or as it has room for."""
         return this_machine(self.options.most, self.options.threads, self.options.device)
 
+    def workers_machine(self) -> Machine:
+        """Return what workers will run on, this machine or a profile's jobs: forecasts are for that."""
+        return self.machine() if self.options.via in HERE else self.slurm().machine
+
     def packed(self, machine: Machine) -> Machine:
         """Return how a machine is used; with `auto` by as many workers as train fastest."""
         if self.options.workers != "auto" or self.miniature or not self.frontier.survey().todo or not self.make_data():
@@ -175,10 +179,19 @@ class Driver:
         return made
 
     def pilot(self) -> None:
-        """Make the data sets, and try out some steps of everything that no record tells of."""
+        """Make the data sets, and try out some steps of everything that no record tells of.
+
+        Raises UserError where this machine cannot stand for the one that workers will run on.
+        """
+        machine = self.workers_machine()
+        if machine.device == "cuda" and not this_machine(None, None, None).gpus:
+            raise UserError(
+                f"--pilot times steps on this machine, which has no GPU, and the workers of {self.options.via} have; "
+                "call it on a node that has one, or leave --pilot out"
+            )
         self.make_data()
         keep_methods(self.plan, self.store)
-        outlook = Outlook(self.frontier, self.frontier.survey(), self.machine())
+        outlook = Outlook(self.frontier, self.frontier.survey(), machine)
         outlook.pilot(_say)
 
     def run(self, budget: str = "") -> int:
@@ -253,7 +266,7 @@ class Driver:
 
     def _keep_to(self, budget: str) -> None:
         """Leave out the cells that a budget does not cover. Raises UserError where that is all of them."""
-        self.choose(Outlook(self.frontier, self.frontier.survey(), self.machine()).within(budget))
+        self.choose(Outlook(self.frontier, self.frontier.survey(), self.workers_machine()).within(budget))
         if not self.plan.cells:
             raise UserError(
                 f"--budget {budget}: no cell fits, at the upper end of its estimate; "

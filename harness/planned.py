@@ -28,7 +28,7 @@ def print_plan(driver: Driver, pilot: bool, budget: str, in_words: bool, as_json
     if pilot and not driver.plan.missing():
         driver.pilot()
     survey = driver.frontier.survey()
-    outlook = Outlook(driver.frontier, survey, driver.machine())
+    outlook = Outlook(driver.frontier, survey, driver.workers_machine())
     dropped = [] if driver.chosen else orphans(driver.store, driver.plan)
     submits = [] if driver.options.via in HERE else texts(driver.slurm(), driver.plan, driver.observer)
     reached = reaches([cell for cell, _ in driver.plan.cells], driver.sweep.names, driver.store.root / "cache")

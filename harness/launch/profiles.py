@@ -236,7 +236,8 @@ def _fault(document: Document, error: Any) -> Fault:
 
 
 def find_profile(named: str, beside: Path) -> Path:
-    """Return a profile's file: as named, from the sweep file's folder, from here, or one that comes with the project.
+    """Return a profile's file: as named, from the sweep file's folder, from here, from a folder above the sweep file
+    within its project, or one that comes with this project.
 
     `slurm/a100.yaml`, `a100.yaml` and `a100` all name slurm/a100.yaml. Raises UserError.
     """
@@ -247,7 +248,7 @@ def find_profile(named: str, beside: Path) -> Path:
         raise UserError(f"launch.via: {error}; write local, debug, ray, or the name of a file in slurm/") from None
     given = Path(name).expanduser()
     places = [beside / given, Path.cwd() / given, beside / "slurm" / given.name, Path.cwd() / "slurm" / given.name]
-    for path in [*places, FOLDER / given.name]:
+    for path in [*places, *(folder / given for folder in _above(beside.absolute())), FOLDER / given.name]:
         if path.is_file():
             return path
     there = sorted({p.stem for folder in (beside / "slurm", Path("slurm"), FOLDER) for p in folder.glob("*.yaml")})
@@ -255,3 +256,11 @@ def find_profile(named: str, beside: Path) -> Path:
         f"{named!r} is no launcher and no profile; write local, debug, ray, or the name of a file in slurm/: "
         f"{', '.join(there) or 'there is none yet'}{nearest(given.stem, there)}"
     )
+
+
+def _above(folder: Path) -> list[Path]:
+    """Return the folders that a folder lies in, up to its project's root; none where it is in no project."""
+    for number, above in enumerate(folder.parents):
+        if any((above / name).exists() for name in (".git", "pyproject.toml")):
+            return list(folder.parents[: number + 1])
+    return []

@@ -26,6 +26,7 @@ from harness.allocation import Shell, named_cluster, of_cluster, scheduler_envir
 from harness.claims import Owner
 from harness.errors import UserError
 from harness.launch import Job, Size
+from harness.launch.local import Machine
 from harness.launch.profiles import Profile
 from harness.launch.remedies import explain, hopeless
 from harness.reading import Document
@@ -88,6 +89,11 @@ class Slurm:
     def most(self) -> int:
         """Return the profile's most workers of a size."""
         return self.profile.workers
+
+    @property
+    def machine(self) -> Machine:
+        """Return what a job has, as a machine of its workers: what a forecast is for."""
+        return Machine(self.profile.workers, self.profile.cpus, "cuda" if self.profile.gpus else "cpu")
 
     def size_for(self, world: int, step: int) -> Size:
         """Return a size of its own for every number of processes and step of memory."""

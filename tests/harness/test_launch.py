@@ -320,6 +320,23 @@ def test_a_profile_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monk
         find_profile("a10", tmp_path)
 
 
+def test_a_sweep_files_project_has_its_profile_wherever_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeps, elsewhere = tmp_path / "clone" / "sweeps" / "old", tmp_path / "elsewhere"
+    for folder in (sweeps, elsewhere, tmp_path / "clone" / "slurm", tmp_path / "slurm"):
+        folder.mkdir(parents=True)
+    (tmp_path / "clone" / "slurm" / "ours.yaml").write_text("partition: clone\n")
+    (tmp_path / "slurm" / "ours.yaml").write_text("partition: outside\n")
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(UserError, match="no launcher and no profile"):
+        find_profile("slurm/ours.yaml", sweeps)
+    (tmp_path / "clone" / ".git").write_text("")
+    assert find_profile("slurm/ours.yaml", sweeps) == tmp_path / "clone" / "slurm" / "ours.yaml"
+    monkeypatch.chdir(tmp_path)
+    assert find_profile("slurm/ours.yaml", sweeps) == tmp_path / "slurm" / "ours.yaml"
+
+
 def test_the_queue_is_read_by_name_and_old_requests_are_known(tmp_path: Path) -> None:
     launcher = slurm(tmp_path)
     own = f"{launcher.mark}.{launcher.bound}.w4m1.{launcher.tag(Size(4, 1))}"

@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.costs import Place
+from harness.driver import Driver
+from harness.errors import FileError, UserError
+from harness.options import Options
+from harness.outlook import Outlook
 from tests.conftest import environment, hashes, kill_tree, results, run_sweep, save_whole_plan, until, write_project
 
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -40,6 +45,28 @@ def test_in_this_process_the_numbers_are_the_same_and_prints_are_seen(project: P
     assert "seen" in done.stdout
     assert "Traceback" in done.stderr
     assert "KeyError: 'oops'" in done.stderr
+
+
+def test_a_plan_by_a_profile_is_forecast_for_its_workers_and_a_faulty_profile_leaves_nothing(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    profile = project / "gpu.yaml"
+    profile.write_text("partition: gpu\ngpus: 1\ncpus: 8\nworkers: 3\n")
+    driver = Driver(project / "tiny.yaml", project / "runs", None, Options("gpu.yaml", told=True))
+    driver.load()
+    outlook = Outlook(driver.frontier, driver.frontier.survey(), driver.workers_machine())
+    assert (outlook.forecast().slots, outlook.costs.place) == (3, Place("cuda", 8))
+    assert outlook.compute(7200) == "2.0 GPU-hours"
+    with pytest.raises(
+        UserError, match="--pilot times steps on this machine, which has no GPU, and the workers of gpu"
+    ):
+        driver.pilot()
+    profile.write_text("gpu: 1\n")
+    with pytest.raises(FileError, match="gpu: unknown key"):
+        driver.run()
+    assert not (project / "runs" / "sweeps").exists()
 
 
 @pytest.mark.slow

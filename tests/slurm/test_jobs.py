@@ -155,6 +155,7 @@ def test_the_doctor_looks_from_inside_a_job(cluster: Cluster, project: Path) -> 
     for name in ("torch", "store", "scratch", "clock"):
         assert f"ok    {name}: " in done.stdout
     assert "accounting answers (sacct)" in done.stdout
+    assert not list(project.glob("runs/sweeps/*")), "what went well leaves nothing behind"
 
 
 @ONCE
