@@ -30,6 +30,7 @@ DTYPES: Mapping[str, str] = {
     "at_chance": "boolean",
     "diverged": "boolean",
     "seconds": "Float64",
+    "seconds_before": "Float64",
     "threads": "Int64",
     "finished": TIME,
     **{name: "Int64" if kind == "count" else "Float64" for name, kind in METRICS.items()},
@@ -107,6 +108,7 @@ def _rows(frame: Frame) -> Iterator[dict[str, Any]]:
             "at_chance": line.at_chance if line.measured else None,
             **{name: stamp.get(name) for name in STAMP},
             "seconds": provenance.get("seconds"),
+            "seconds_before": line.seconds_before,
             "finished": provenance.get("finished"),
             "key": line.key,
         }

@@ -15,7 +15,7 @@ from harness.facts import Facts
 from harness.foreign import Foreign, read_foreign
 from harness.index import Standing
 from harness.names import DENSE
-from harness.plan import Plan
+from harness.plan import Plan, Stage
 from harness.planfile import SavedPlan
 from harness.report.identity import UNKNOWN, Identity, identify
 from harness.report.measured import Measured, read_measured
@@ -72,6 +72,8 @@ class Line:
     sweep: str = ""
     on_accepted: bool = False
     """Whether a mask, training or data set that the result was made from was accepted from older code."""
+    seconds_before: float | None = None
+    """What the masks and trainings took that it is made from, however many cells share them; None where not known."""
 
     def axis(self, name: str) -> str:
         """Return the label of an axis; of a protocol field that is none, its value."""
@@ -160,7 +162,7 @@ def read_lines(
     blocked = standing.blocked(plan)
     found = read_measured(store, plan.name, standing.done, (cell.key for cell in saved.cells), rebuild, keep)
     data = {key: _told_of_data(store, key) for key, stage in plan.stages.items() if stage.kind == "data"}
-    resting = _resting(plan, standing)
+    resting, before = _resting(plan, standing), _Before(plan, standing)
     lines = []
     for cell in saved.cells:
         stage, measured = plan.stages[cell.key], found.get(cell.key)
@@ -179,6 +181,7 @@ def read_lines(
                 *data.get(stage.parents.get("data", ""), ("", 0, 0)),
                 plan.name,
                 cell.key in resting,
+                before(stage) if measured else None,
             )
         )
     return lines
@@ -192,6 +195,23 @@ def _resting(plan: Plan, standing: Standing) -> set[str]:
         if any(parent in accepted or parent in resting for parent in stage.parents.values()):
             resting.add(key)
     return resting
+
+
+class _Before:
+    """Adds up what the stages took that a training is made from, once for all that are made from the same."""
+
+    def __init__(self, plan: Plan, standing: Standing) -> None:
+        self.plan, self.standing = plan, standing
+        self.known: dict[tuple[str, ...], float | None] = {}
+
+    def __call__(self, stage: Stage) -> float | None:
+        """Return the seconds of a stage's masks and earlier trainings; None where one has no result any more."""
+        above = tuple(stage.parents.values())
+        if above not in self.known:
+            keys = [key for key in self.plan.ancestors(stage.key) - {stage.key} if self.plan.stages[key].kind != "data"]
+            done = [self.standing.done.get(key) for key in keys]
+            self.known[above] = None if None in done else sum(one.seconds for one in done if one is not None)
+        return self.known[above]
 
 
 def _told_of_data(store: Store, key: str) -> tuple[str, int, int]:

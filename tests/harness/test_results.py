@@ -78,6 +78,19 @@ def test_every_cell_is_a_row_with_the_store_s_numbers(cells: pd.DataFrame) -> No
     assert cells.loc[cells["state"] == "done", "cause"].isna().all()
 
 
+def test_what_a_ticket_took_stands_beside_the_cell(folder: Path, cells: pd.DataFrame) -> None:
+    plan, store = read_plan(find_plan(Store(folder / "runs"), "synthetic")).plan, Store(folder / "runs")
+    done = cells[cells["state"] == "done"]
+    for name in ("dense", "random", "lth"):
+        cell = done[done["mask"] == name].iloc[0]
+        above = [plan.stages[key] for key in plan.ancestors(cell["key"]) - {cell["key"]}]
+        results = [store.folder(stage.kind, stage.key).result() for stage in above if stage.kind != "data"]
+        told = [float(result.provenance["seconds"]) for result in results if result]
+        assert cell["seconds_before"] == sum(told)
+        assert bool(told) == (name != "dense")
+    assert cells.loc[cells["state"] != "done", "seconds_before"].isna().all()
+
+
 def test_columns_have_their_types(cells: pd.DataFrame) -> None:
     assert list(cells["mask"].cat.categories) == ["random", "snip", "lth", "dense"]
     assert list(cells["recipe"].cat.categories) == ["default", "gsw", "ls", "tost"]
@@ -86,7 +99,16 @@ def test_columns_have_their_types(cells: pd.DataFrame) -> None:
     assert set(cells["sparsity_share"].unique()) == {0, 0.9, 0.95, 0.98}
     kinds = {
         "Int64": ["seed", "ticket_seed", "world", "best_epoch", "kept", "training_flops", "empty_layers", "threads"],
-        "Float64": ["sparsity_share", "accuracy", "test@last", "dev_accuracy", "density", "near_zero", "seconds"],
+        "Float64": [
+            "sparsity_share",
+            "accuracy",
+            "test@last",
+            "dev_accuracy",
+            "density",
+            "near_zero",
+            "seconds",
+            "seconds_before",
+        ],
         "boolean": ["at_chance", "diverged"],
         "string": ["state", "cause", "key", "mask_id", "device", "reported"],
         "datetime64[ms, UTC]": ["finished"],
