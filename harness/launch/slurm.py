@@ -115,7 +115,8 @@ class Slurm:
         """Say that somebody must look again, where jobs may not submit jobs."""
         if self.profile.nodes_submit:
             return ""
-        tick = command("tick", self.name, store=self.store.root)
+        words = command("tick", self.name, store=self.store.root).removeprefix("harness")
+        tick = f"{shlex.quote(sys.executable)} -m harness.cli{words}"  # cron's PATH has no environment's commands
         return (
             "workers leave at their time limit, and what becomes ready later needs others: follow the sweep, or "
             f"let cron run `*/10 * * * * cd {shlex.quote(str(Path.cwd()))} && {tick}`"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from harness.asked import edited, reported, sweep_file
+from harness.asked import FILES, beside, edited, reported, sweep_file
 from harness.completing import sweeps_here
 from harness.declared import GUARDED
 from harness.errors import UserError, printable
@@ -18,7 +18,7 @@ from harness.report.grids import Grid
 from harness.report.latex import MARK
 from harness.report.writers import on_terminal
 from harness.store import Store, write_whole
-from harness.terminal import STORE, answered, command, examples, out_console, short_path, show_tables, tell
+from harness.terminal import STORE, answered, command, examples, note, out_console, short_path, show_tables, tell
 from harness.words import count
 from tost.catalog import nearest
 
@@ -117,6 +117,8 @@ def main(
         def make(names: list[str], hashes: Iterable[str] = ()) -> Report:
             plans = {name: reported(name, place, data) for name in names}
             for name, saved in plans.items():
+                if name.endswith(FILES) and (there := beside(Path(name), saved.plan.name, store)):
+                    note(there)
                 if edited(name, saved, place):
                     file = sweep_file(saved, place)
                     now = command("report", file, store=store)

@@ -201,6 +201,7 @@ def test_looking_at_a_file_from_elsewhere_creates_nothing_and_names_its_store(
     assert done.exit_code == 0, done.output
     assert "--store ../runs" in done.stderr
     assert not list(Path().iterdir())
+    assert "--store ../runs" in run("report", "../tiny.yaml", "--quiet").stderr
 
 
 TYPED = {"status ti": "tiny", "sweep tiny.yaml --via r": "ray", "wandb re": "report"}
