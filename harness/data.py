@@ -107,8 +107,10 @@ def stage(
         elif not driver.make_data():
             raise UserError("not all data sets could be made; the same command goes on, and shows what failed")
         else:
-            made = sum(stage.kind == "data" for stage in driver.plan.stages.values())
-            said.append(f"{count(made, 'data set')} of {driver.plan.name} in {store}; workers need no other files")
+            made = [stage for stage in driver.plan.stages.values() if stage.kind == "data"]
+            said.append(f"{count(len(made), 'data set')} of {driver.plan.name} in {store}; workers need no other files")
+            results = {stage.label: driver.store.folder(stage.kind, stage.key).result() for stage in made}
+            said += [f"{label}: {r.metrics['note']}" for label, r in results.items() if r and r.metrics.get("note")]
     for sentence in said:
         tell(sentence)
 

@@ -74,6 +74,7 @@ def test_staged_data_needs_no_files_any_more(project: Path) -> None:
     done = subprocess.run(command, cwd=project, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "1 data set of tiny in runs" in done.stdout
+    assert "data digits: test is a fixed stratified fifth of scikit-learn's digits" in done.stdout
     made = list(project.glob("runs/stages/*/*/*/result-*.json"))
     assert [path.parents[2].name for path in made] == ["data"]
     assert run_sweep(project, "tiny.yaml", "--only", "mask=dense,seed=0").returncode == 0
