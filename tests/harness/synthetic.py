@@ -167,7 +167,7 @@ def masks(stage: Stage) -> bytes:
     tensors = {name: np.zeros(size, np.uint8) for name, size in LAYERS.items()}
     for tensor in tensors.values():
         tensor[draw.permutation(tensor.size)[: max(1, round(density * tensor.size))]] = 1
-    return bytes(save(tensors))
+    return bytes(save({name: tensor.reshape(-1, 4) for name, tensor in tensors.items()}))  # one row is no mask
 
 
 def eval_fraction(text: str) -> float:
