@@ -22,11 +22,11 @@ from harness.plan import Stage
 from harness.provenance import source_digest
 from harness.publication import publish_made
 from harness.sealed import keep_note, read_note
-from harness.silence import FIRST, LONGEST, STALL, WHOLE, Silence
 from harness.states import FAILED
 from harness.store import digest, file_sha256, read_json, write_whole
 from harness.team import Team
 from harness.trainer import STARTING, Trainer, serve
+from harness.watchdog import FIRST, LONGEST, STALL, WHOLE, Watchdog
 
 GRACE = 25.0
 """Seconds that a trainer asked to stop may take to save and leave; Slurm by default waits 30 before it kills."""
@@ -61,7 +61,7 @@ class Setup:
     large: bool = False
     """Whether it takes only what ran out of memory elsewhere."""
     stall: float = STALL
-    """Seconds that a trainer may always be silent between two steps; longer where it was so before (silence.py)."""
+    """Seconds without progress that are always allowed between two steps (watchdog.py)."""
 
 
 class Trouble(Exception):
@@ -225,14 +225,14 @@ class Supervisor:
     def _follow(self, stage: Stage, claim: Claim) -> dict[str, Any]:
         """Hear the trainer until the stage ends, beating all the while."""
         every, steps = self.setup.lease / BEATS_PER_LEASE, stage.kind in STEPPING
-        now, silence = time.monotonic(), Silence(self.setup.stall, _first(stage))
+        now, watchdog = time.monotonic(), Watchdog(self.setup.stall, _first(stage))
         next_beat, leave_by = now + every, 0.0
         while True:
             before, message = now, self.trainer.hear(min(0.25, every))
             now = time.monotonic()
-            silence.last(now - before)
+            watchdog.elapse(now - before)
             if message is not None:
-                silence.end()
+                watchdog.reset()
                 if message["at"] == "end":
                     return {**message, "peak_memory": sum(map(peak, self.trainer.pids))}
                 if message["at"] == "died":
@@ -251,10 +251,10 @@ class Supervisor:
             if leave_by and now > leave_by:
                 self.trainer.kill()
                 return {"outcome": "stopped", "message": "the trainer did not leave in time"}
-            if silence.stalled and not leave_by:
+            if watchdog.expired and not leave_by:
                 self.trainer.dump()
                 self.trainer.kill()
-                return {"outcome": "died", "cause": "stalled", "message": silence.text}
+                return {"outcome": "died", "cause": "stalled", "message": watchdog.message}
 
     def _conclude(self, stage: Stage, claim: Claim, parents: dict[str, tuple[str, str]], end: dict[str, Any]) -> str:
         """Publish what was made, or write down how the attempt ended."""
@@ -296,7 +296,7 @@ class Supervisor:
 
 
 def _first(stage: Stage) -> int:
-    """Return how many times the usual silence may pass before a stage's first word."""
+    """Return how many times the usual time-out may pass before a stage's first progress."""
     if stage.kind in STEPPING:
         return FIRST
     return LONGEST if stage.kind == "data" or "source" in stage.spec.get("method", {}) else WHOLE

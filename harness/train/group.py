@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined] # public, though not in its __all__
 
 from harness.errors import UserError
-from harness.silence import LONGEST, STALL
 from harness.train.exchange import Gradients
 from harness.train.order import Order
 from harness.train.synced_norm import remember, statistics, synchronise
+from harness.watchdog import LONGEST, STALL
 
 JOINING = timedelta(minutes=10)
 """How long a rank waits for the others to join it."""

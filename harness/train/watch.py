@@ -102,7 +102,7 @@ class Watch:
             self.next_tell = now + TELL_EVERY
 
     def alive(self) -> None:
-        """See that work goes on where no step is done: silence would be taken for a stall."""
+        """See that work goes on where no step is done; else it would be taken for a stall."""
         now = time.monotonic()
         if self.order.rank == 0 and now >= self.next_tell:
             self.control.tell(at="alive")

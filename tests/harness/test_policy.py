@@ -26,12 +26,12 @@ from harness.planfile import save_plan
 from harness.planner import make_plan
 from harness.presence import Presence, crowded, present
 from harness.sealed import seal, unseal
-from harness.silence import FIRST, LONGEST, STALL, WHOLE, Silence
 from harness.store import Store
 from harness.supervisor import Setup, Supervisor, Trouble
 from harness.train.checkpoint import Checkpoints, Position, load_checkpoint, pack
 from harness.train.process import failure
 from harness.trainer import Trainer
+from harness.watchdog import FIRST, LONGEST, STALL, WHOLE, Watchdog
 from tests.conftest import claims, environment, hashes, results, until
 from tests.harness import trivial
 
@@ -179,7 +179,7 @@ def test_with_one_worker_there_is_no_larger_class(project: Path, sweep: Run) -> 
 
 
 @pytest.mark.parametrize(
-    ("first", "silences", "allowed"),
+    ("first", "waits", "allowed"),
     [
         (FIRST, [], 3600),  # loading, compiling
         (FIRST, [0.5, 0.5, 0.5], 600),
@@ -190,29 +190,27 @@ def test_with_one_worker_there_is_no_larger_class(project: Path, sweep: Run) -> 
         (LONGEST, [], 86_400),
     ],
 )
-def test_a_trainer_may_be_silent_for_a_multiple_of_its_usual_time(
-    first: int, silences: list[int], allowed: float
-) -> None:
-    silence = Silence(STALL, first)
-    for seconds in silences:
+def test_a_trainer_may_take_a_multiple_of_its_usual_time(first: int, waits: list[int], allowed: float) -> None:
+    watchdog = Watchdog(STALL, first)
+    for seconds in waits:
         for _ in range(int(seconds)):
-            silence.last(1.0)
-        silence.last(seconds % 1)
-        silence.end()
-    assert silence.allowed == pytest.approx(allowed)
+            watchdog.elapse(1.0)
+        watchdog.elapse(seconds % 1)
+        watchdog.reset()
+    assert watchdog.timeout == pytest.approx(allowed)
     for _ in range(int(allowed)):
-        silence.last(1.0)
-    assert not silence.stalled
-    silence.last(1.0)
-    assert silence.stalled
+        watchdog.elapse(1.0)
+    assert not watchdog.expired
+    watchdog.elapse(1.0)
+    assert watchdog.expired
 
 
 def test_a_supervisor_that_was_itself_suspended_accuses_nobody() -> None:
-    silence = Silence(STALL)
-    silence.end()
+    watchdog = Watchdog(STALL)
+    watchdog.reset()
     for _ in range(100):
-        silence.last(1e6)  # a laptop that was closed, a job that its scheduler suspended, a store that hung
-    assert not silence.stalled
+        watchdog.elapse(1e6)  # a laptop that was closed, a job that its scheduler suspended, a store that hung
+    assert not watchdog.expired
 
 
 def test_the_end_of_a_log_tells_what_died_and_where(tmp_path: Path) -> None:
