@@ -52,22 +52,22 @@ class Plugin(Entry):
     """Name and version of the installed package that offers it."""
 
     def check(self, kind: str) -> None:
-        """Raise ValueError where the method cannot be one of its kind: it lacks a parameter that is always given."""
+        """Raise ValueError where a method cannot be one of its kind: it lacks what is given, or wants what never is."""
         if kind == "mask" and (taken := sorted(RESERVED & self.parameters)):
             raise ValueError(
                 f"{self.path}: {', '.join(taken)}: the harness's own knob; give the parameter another name"
             )
         said = "architecture" if kind == "arch" else kind
-        if never := sorted(self.required - FILLED[kind] - {"self"}):
-            raise ValueError(
-                f"{self.path}: a method for {said} is given {', '.join(sorted(FILLED[kind]))}, "
-                f"never {', '.join(never)}; take it out, or give it a plain default"
-            )
         needed = {"mask": {"model"}, "arch": {"classes", "channels"}}.get(kind, set())
         if lacking := sorted(needed - self.parameters):
             raise ValueError(
                 f"{self.path}: a method for {said} takes the parameters {', '.join(sorted(needed))}; "
                 f"it lacks {', '.join(lacking)}"
+            )
+        if never := sorted(self.required - FILLED[kind] - {"self"}):
+            raise ValueError(
+                f"{self.path}: a method for {said} is given {', '.join(sorted(FILLED[kind]))}, "
+                f"never {', '.join(never)}; take it out, or give it a plain default"
             )
 
 
