@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import os
 import signal
@@ -17,6 +18,8 @@ from typing import Any
 
 import pytest
 
+THREADS = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+"""Threads that torch has in tests."""
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 THIN = """
@@ -217,3 +220,20 @@ def claims(store: Path) -> dict[str, int]:
     for path in store.glob("stages/*/*/*/claim-*"):
         found[path.parent.name] = found.get(path.parent.name, 0) + 1
     return found
+
+
+@pytest.fixture(autouse=True)
+def _settings() -> Iterator[None]:
+    """Give the next test torch's settings as they were: commands that are run in this process leave theirs."""
+    yield
+    gc.enable()
+    if "torch" not in sys.modules:
+        return
+    import torch
+
+    if torch.is_anomaly_enabled():
+        torch.autograd.set_detect_anomaly(False)
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(False)
+    if torch.get_num_threads() != THREADS:
+        torch.set_num_threads(THREADS)
