@@ -254,7 +254,7 @@ def test_without_a_server_runs_are_kept_for_browsing_and_sent_later(tmp_path: Pa
     store, saved = small(tmp_path)
     server.fault = "dead"
     kept = wandb(tmp_path, server.url, "publish")
-    assert kept.returncode == 0
+    assert kept.returncode == 1, "nothing was sent, and that was not asked for"
     assert "does not answer" in kept.stderr
     assert "`harness wandb sync small` sends it later" in kept.stderr
     folders = sorted((store.root / "wandb" / "offline--mine" / "offline" / "wandb").glob("offline-run-*"))
