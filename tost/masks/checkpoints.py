@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import pickletools  # nosec B403 - opcodes are listed, and none is run
+import pickletools  # its opcodes are listed, none is run # nosec B403
 import sys
 import warnings
 import zipfile
