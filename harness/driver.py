@@ -135,8 +135,8 @@ class Driver:
 
     @cached_property
     def imports(self) -> list[Import]:
-        """Return the files of masks that the plan uses, each with whether it can be."""
-        return [] if self.miniature else imports_of(self.plan, self.store.root / "cache")
+        """Return the files of masks that stages to be run use, each with whether it can be."""
+        return [] if self.miniature else imports_of(self.plan, self.store.root / "cache", self.frontier.survey().todo)
 
     def unfit(self) -> list[str]:
         """Return which files of masks cannot be used, printed too."""
@@ -207,8 +207,6 @@ class Driver:
             return self._search()
         if not (self.miniature or options.told):
             refuse_login_node()
-        if options.via not in HERE:
-            self.slurm()  # a fault of the profile is told before anything is written
         if self.plan.united:
             typer.echo(f"{self.plan.united} duplicate cells united", err=True)
         if budget:

@@ -20,8 +20,8 @@ from harness.store import Store, digest, publish, read_json
 
 MOST_FAULTS = 2
 """Stages that met a fault since a host's last boot, after which it is avoided."""
-CRASHES = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGALRM"})
-"""How a process ends that a kernel of torch brought down, or that SIGALRM ended as it hung in one."""
+CRASHES = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGPROF"})
+"""How a process ends that a kernel of torch brought down, or that SIGPROF ended as it hung in one."""
 CHECK = 1
 """The version of what a machine's torch is tried with; to be raised where that changes."""
 

@@ -135,7 +135,8 @@ def _disagreeing(folder: Path, test: str, unknown: Mapping[str, int], known: Ite
         return f"{said}; name folders as in train/, or move them out of {test}/"
     same = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", meant)
     has = f"{name!r} in another Unicode form" if same else f"{meant!r} for {name!r}"
-    return f"{said}, which has {has}; rename it: {shlex.join(['mv', f'{test}/{name}', f'{test}/{meant}'])}"
+    move = shlex.join(["mv", str(folder / test / name), str(folder / test / meant)])
+    return f"{said}, which has {has}; rename it: {move}"
 
 
 def _plain(name: str) -> str:

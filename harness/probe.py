@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from harness.sealed import keep_note, read_note
 from harness.store import digest
 from tost.catalog import MODELS
 
-PROBES_VERSION = 1
-IMPORTS_VERSION = 1
+PROBES_VERSION = 2
+"""Raised whenever networks are looked at, or parts attached, in another way."""
+IMPORTS_VERSION = 2
 """Raised whenever files of masks are read, or held against networks, in another way."""
 FIXED = frozenset(DATASETS) - {"imagefolder"}
 """Data sets whose images have channels that are known beforehand."""
@@ -70,24 +71,25 @@ def reaches(cells: Sequence[Cell], names: Names, cache: Path) -> dict[str, Reach
         with tempfile.TemporaryDirectory(prefix="probe-") as folder:
             for label in plugins.keys() & unknown.keys():
                 freeze(plugins[label], Path(folder))
-            answers = _answers({"networks": unknown, "store": folder})
+            answers = _ask_process("fit", {"networks": unknown, "store": folder}) or {}
         for label, answer in answers.items():
             keep_note(notes[label], answer)
         known |= answers
-    return {label: Reach(**known[label]) for label in questions if label in known}
+    return {label: Reach(**known[label]) for label in questions if known.get(label)}
 
 
-def _answers(question: Mapping[str, Any]) -> dict[str, Any]:
-    """Ask a process of its own; nothing where it fails, whose reason the trainer will tell in the place for it."""
-    command = [sys.executable, "-m", "harness.train.fit", json.dumps(question)]
+def _ask_process(module: str, question: Any) -> Any:
+    """Return the answer of a module of harness.train, run as a process of its own since it loads torch.
+
+    None where it fails or takes too long: the trainer will say why, in the place where it matters.
+    """
+    command = [sys.executable, "-m", f"harness.train.{module}"]
+    text = json.dumps(question)
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, timeout=PATIENCE
-        )
-    except subprocess.TimeoutExpired:
-        return {}
-    answers: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
-    return answers
+        done = subprocess.run(command, capture_output=True, text=True, input=text, check=False, timeout=PATIENCE)
+        return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
+    except (subprocess.TimeoutExpired, ValueError, IndexError):  # a user's own network may end the process, or print
+        return None
 
 
 def misfit(arch: Choice, parts: Sequence[Choice], cache: Path) -> str:
@@ -104,12 +106,11 @@ def misfit(arch: Choice, parts: Sequence[Choice], cache: Path) -> str:
     note = cache / "probes" / digest(question)
     if known := read_note(note):
         return str(known["said"])
-    command = [sys.executable, "-m", "harness.train.fit", json.dumps(question)]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    if done.returncode != 0:  # a broken installation; the trainer will say it in the place where it matters
+    said = _ask_process("fit", question)
+    if said is None:
         return ""
-    keep_note(note, {"said": done.stdout})
-    return done.stdout
+    keep_note(note, {"said": said})
+    return str(said)
 
 
 @dataclass
@@ -124,16 +125,17 @@ class Import:
     """Weight -> the mask's name in the file, where the two are paired by their order."""
 
 
-def imports_of(plan: Plan, cache: Path) -> list[Import]:
+def imports_of(plan: Plan, cache: Path, todo: Container[str] | None = None) -> list[Import]:
     """Hold the files of masks that a plan uses against its networks and sparsities; of what is equal but seeds, one.
 
     The answers are kept in `cache` by the files' content. What is asked for the first time takes seconds, because torch
-    is loaded and networks are built; a plan without such files asks nothing.
+    is loaded and networks are built; a plan without such files asks nothing. With `todo`, only
+    those stages are looked at.
     """
     asked: dict[str, tuple[str, dict[str, Any]]] = {}
     for stage in plan.stages.values():
         spec = stage.spec
-        if stage.kind == "mask" and "sha256" in spec.get("method", ()):
+        if stage.kind == "mask" and "sha256" in spec.get("method", ()) and (todo is None or stage.key in todo):
             data = plan.stages[stage.parents["data"]].spec.get("dataset", {})
             question = {
                 "version": [IMPORTS_VERSION, library_version("torch")],
@@ -160,15 +162,8 @@ def _ask(questions: Mapping[str, dict[str, Any]], plan: Plan, cache: Path) -> di
     with tempfile.TemporaryDirectory(prefix="probe-") as folder:
         for plugin in plan.plugins:
             freeze(plugin, Path(folder))
-        text = json.dumps([{**question, "plugins": folder} for question in questions.values()])
-        command = [sys.executable, "-m", "harness.train.imported"]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, input=text, check=False, timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            return {}
-    if done.returncode != 0:  # a broken installation; the trainer will say it in the place where it matters
-        return {}
-    answers = dict(zip(questions, json.loads(done.stdout.splitlines()[-1]), strict=True))
+        found = _ask_process("imported", [{**question, "plugins": folder} for question in questions.values()])
+    answers = dict(zip(questions, found or (), strict=found is not None))
     for key, answer in answers.items():
         keep_note(cache / "imports" / key, answer)
     return answers

@@ -168,13 +168,13 @@ class Protocol(BaseModel):
 
 
 def read_augment(value: object) -> str:
-    """Return an augmentation as one text: `standard`, `none`, or its settings as `crop=4, flip=false`.
+    """Return an augmentation as one text: `standard`, `none`, or its settings as `crop=4 flip=false`.
 
     Raises ValueError.
     """
     if isinstance(value, str) and value not in AUGMENTS:
         found: dict[str, Any] = {name: json.loads(text) for name, text in AUGMENT.findall(value)}
-        value = found if _shown(found) == value else value
+        value = found if _shown(found) == value.replace(",", "") else value
     if isinstance(value, str) and value in AUGMENTS:
         return value
     if not isinstance(value, dict) or not value:
@@ -192,7 +192,7 @@ def read_augment(value: object) -> str:
 
 
 def _shown(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={json.dumps(value)}" for name, value in sorted(settings.items()))
+    return " ".join(f"{name}={json.dumps(value)}" for name, value in sorted(settings.items()))
 
 
 def matched_recipe(epochs: object) -> str:

@@ -27,7 +27,7 @@ from harness.semantics import ELSEWHERE, broken
 from harness.sources import present
 from harness.store import sync
 from harness.terminal import command
-from harness.words import size, span
+from harness.words import count, size, span
 
 SKEW = 5.0
 """Seconds that a machine's clock may differ from the store's without a word."""
@@ -138,8 +138,8 @@ def convolutions(lines: Sequence[Any], code: int, complaint: str) -> Iterator[Fi
     if relied is None:
         yield Finding("convolutions", f"were not tried: {ended(code)} {' '.join(last)}", "bad", ELSEWHERE_TORCH)
     elif relied:
-        said = f"this machine's torch computes {len(relied)} kinds wrongly, so no worker trains on its CPU: {relied[0]}"
-        yield Finding("convolutions", said, "bad", ELSEWHERE_TORCH)
+        wrongly = f"{count(len(relied), 'kind')} wrongly, so no worker trains on its CPU: {relied[0]}"
+        yield Finding("convolutions", f"this machine's torch computes {wrongly}", "bad", ELSEWHERE_TORCH)
     else:
         yield Finding("convolutions", "every kind that trainings on a CPU are made of is right")
     if avoided:
@@ -153,7 +153,7 @@ def ended(code: int) -> str:
     if code >= 0:
         return f"the process ended with code {code}"
     name = signal.Signals(-code).name
-    return "the process did not end and was ended" if name in ("SIGALRM", "SIGKILL") else f"the process died by {name}"
+    return "the process did not end and was ended" if name in ("SIGPROF", "SIGKILL") else f"the process died by {name}"
 
 
 def _driver() -> str:

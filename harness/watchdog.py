@@ -41,8 +41,10 @@ class Watchdog:
     """How many times that may pass until the first progress."""
     seconds: float = 0.0
     """Seconds since the last progress."""
+    startup: float = 0.0
+    """Seconds until the first progress: what compiles a network again may take as long."""
     longest: float = 0.0
-    """Seconds of the longest wait that has ended."""
+    """Seconds of the longest wait since, among those that have ended."""
     begun: bool = False
     """Whether there was any progress."""
 
@@ -52,12 +54,16 @@ class Watchdog:
 
     def reset(self) -> None:
         """Note progress."""
-        self.longest, self.seconds, self.begun = max(self.longest, self.seconds), 0.0, True
+        if self.begun:
+            self.longest = max(self.longest, self.seconds)
+        else:
+            self.startup = self.seconds
+        self.seconds, self.begun = 0.0, True
 
     @property
     def timeout(self) -> float:
         """Return how many seconds may pass without progress."""
-        usual = max(self.stall, TIMES * self.longest) if self.begun else self.first * self.stall
+        usual = max(self.stall, self.startup, TIMES * self.longest) if self.begun else self.first * self.stall
         return min(usual, LONGEST * self.stall)
 
     @property

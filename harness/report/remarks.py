@@ -84,7 +84,7 @@ def beyond(prunable: int, left_out: Mapping[str, int]) -> str:
 def reach(label: str, prunable: int, left_out: Mapping[str, int] | None, refused: str) -> str:
     """Say what masks reach of a network, by its label; nothing where that is all of it."""
     if refused or not prunable:
-        return f"{label} is refused{'' if refused else ' masks'}: {refused or NOTHING}"
+        return f"{label} {'is refused' if refused else 'takes no masks'}: {refused or NOTHING}"
     return f"{label}: {beyond(prunable, left_out)}" if left_out else ""
 
 

@@ -20,7 +20,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """The largest error that is taken for rounding, as a share of the largest value. Measured: below 5e-6 and 0.03."""
 BATCH = 4
 SECONDS = 120
-"""Seconds after which a process that checks is ended by SIGALRM; it is the work of one."""
+"""Seconds after which a process that checks is ended by SIGPROF; it is the work of one."""
 Convolve = Callable[..., Tensor]
 """Called as torch.nn.functional.conv2d is: images, kernel, stride=, padding=, groups=."""
 
@@ -70,11 +70,11 @@ AVOIDED = tuple(Convolution(inputs, 16, 1, 2, side) for side in (16, 64) for inp
 def wrong(convolutions: Iterable[Convolution], threads: int, convolve: Convolve = F.conv2d) -> Iterator[str]:
     """Yield which convolutions differ from what channels first in float64 makes of them, and by how much."""
     torch.set_num_threads(threads)
-    signal.alarm(SECONDS)  # a hang in a kernel hears of nothing else
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # a hang in a kernel hears of nothing else; a suspended job is none
     for convolution in convolutions:
         if said := difference(convolution, convolve):
             yield f"{convolution}, {threads} thread{'s' * (threads > 1)}: {said}"
-    signal.alarm(0)
+    signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def difference(convolution: Convolution, convolve: Convolve = F.conv2d) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from harness.plugins import load_frozen
+from harness.plugins import forget_frozen, load_frozen
 from harness.train.measures import unmasked
 from tost.catalog import LIBRARIES, PARTS, asked_for, resolve
 from tost.masks import MaskError, prunable
@@ -47,10 +47,10 @@ def complaint(question: dict[str, Any]) -> str:
     return ""
 
 
-def reached(question: Mapping[str, Any], store: Path) -> dict[str, Any] | None:
+def reached(question: Mapping[str, Any], store: Path) -> dict[str, Any]:
     """Return how many of a network's weights a prunable set has and what it leaves out, or why it is refused.
 
-    None where the network cannot be built here.
+    Nothing where the network cannot be built here.
     """
     spec, which = question["arch"], question["prunable"]
     try:
@@ -63,8 +63,10 @@ def reached(question: Mapping[str, Any], store: Path) -> dict[str, Any] | None:
         pruned = prunable(model, which)
     except MaskError as error:
         return {"refused": str(error)}
-    except Exception:  # a user's code; its trainer tells it
-        return None
+    except (Exception, SystemExit):  # a user's code; its trainer tells it
+        return {}
+    finally:
+        forget_frozen()  # the next network's helpers may have the same names
     return {
         "prunable": sum(weight.numel() for weight in pruned.values()),
         "left_out": unmasked(model, pruned),
@@ -72,11 +74,9 @@ def reached(question: Mapping[str, Any], store: Path) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    asked = json.loads(sys.argv[1])
-    with contextlib.redirect_stdout(sys.stderr):  # a user's network may print
-        if "networks" in asked:
-            found = {label: reached(one, Path(asked["store"])) for label, one in asked["networks"].items()}
-            said = json.dumps({label: answer for label, answer in found.items() if answer is not None})
-        else:
-            said = complaint(asked)
-    sys.stdout.write(said)
+    asked = json.load(sys.stdin)
+    if "networks" in asked:
+        said = json.dumps({label: reached(one, Path(asked["store"])) for label, one in asked["networks"].items()})
+    else:
+        said = json.dumps(complaint(asked))
+    sys.stdout.write(f"\n{said}")  # a user's own network may have printed something

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from harness.errors import UserError
+from harness.plugins import forget_frozen
 from harness.train.network import kept_of, network_maker
 from harness.train.order import Order
 from tost.masks import Masks, prunable
@@ -89,6 +90,8 @@ def _shapes(plugins: str, arch: str, which: str, channels: int) -> dict[str, tup
             found.append({name: tuple(weight.shape) for name, weight in net.named_parameters() if name in mine})
     except (Exception, SystemExit):  # a user's own code raises anything
         return {}
+    finally:
+        forget_frozen()  # the next network's helpers may have the same names
     first, second = found
     if list(first) != list(second) or any(len(first[n]) != len(second[n]) for n in first):
         return {}

@@ -110,7 +110,7 @@ def serve(pipe: Connection, device: str, check: int = 0) -> None:
         control.tell(at="unfit", message=said)
         return
     if check:
-        control.tell(at="checking")  # a wrong kernel may end this process, or SIGALRM one that hangs
+        control.tell(at="checking")  # a wrong kernel may end this process, or SIGPROF one that hangs
         if said := next(wrong(RELIED, check), ""):
             control.tell(at="unsound", message=said)
             return

@@ -21,6 +21,7 @@ from harness.names import Choice, Names
 from harness.plan import Plan
 from harness.planfile import read_plan, save_plan
 from harness.planner import make_plan
+from harness.plugins import find_plugin, freeze
 from harness.probe import reaches
 from harness.protocol import Protocol, as_fields, make_protocol
 from harness.report.remarks import reach
@@ -136,7 +137,7 @@ def test_augmentation_is_in_keys_by_what_is_done_however_it_is_written(name: str
         {"crop": pad},
         {"flip": flip},
         {"flip": flip, "crop": pad},
-        f"crop={pad}, flip={str(flip).lower()}",
+        f"crop={pad} flip={str(flip).lower()}",
     ):
         assert held(same) == usual
     assert held({"flip": not flip}) == {"augment": {"pad": pad, "flip": not flip}}
@@ -253,6 +254,24 @@ def broken(classes, channels):
 """
 
 
+def test_helpers_of_one_name_in_two_folders_are_each_their_networks_own(tmp_path: Path) -> None:
+    from harness.train.fit import reached
+
+    store, sizes = tmp_path / "frozen", {}
+    for folder, width in (("a", 3), ("b", 5)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "blocks.py").write_text(f"WIDTH = {width}\n")
+        (tmp_path / folder / "net.py").write_text(
+            "import blocks\nfrom torch import nn\n\n\n"
+            "def build(classes, channels):\n    return nn.Sequential(nn.Flatten(), nn.Linear(blocks.WIDTH, classes))\n"
+        )
+        plugin = find_plugin(f"./{folder}/net.py:build", tmp_path)
+        freeze(plugin, store)
+        arch = {"name": folder, "args": {}, "path": plugin.path, "source": plugin.source}
+        sizes[folder] = reached({"arch": arch, "prunable": "conv+linear", "shape": [10, 1]}, store)["prunable"]
+    assert sizes == {"a": 30, "b": 50}
+
+
 def test_a_plan_says_what_masks_reach_of_own_networks_and_asks_them_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,9 +289,9 @@ def test_a_plan_says_what_masks_reach_of_own_networks_and_asks_them_once(
         "normed is refused: the weight of '1' is re-parametrised (weight_norm, spectral_norm, prune), so that pruned "
         "weights would not stay 0; make it plain first (remove_weight_norm, remove_parametrizations, prune.remove), or "
         "use a network with plain layers",
-        "none is refused masks: no Conv2d or Linear of it is trained, so that there is no weight to prune; write mask: "
+        "none takes no masks: no Conv2d or Linear of it is trained, so that there is no weight to prune; write mask: "
         "dense",
     ]
-    monkeypatch.setattr(probe, "_answers", lambda question: {} if list(question["networks"]) == ["broken"] else None)
+    monkeypatch.setattr(probe, "_ask_process", lambda *asked: pytest.fail("it was asked twice"))
     assert reaches(cells, sweep.names, cache) == found
     assert reaches([cell for cell in cells if cell.mask.name == "dense"], sweep.names, cache) == {}
