@@ -6,6 +6,7 @@ import argparse
 import copy
 import datetime
 import pickle
+import zipfile
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,7 @@ from tests.tost.nets import small_net
 from tost.catalog import MODELS, resolve
 from tost.masks import Masks, find_masks, prunable
 from tost.masks.apply import apply_masks
+from tost.masks.checkpoints import CLASS, levels
 from tost.masks.files import FORMS as FORMS_WRITTEN
 from tost.masks.files import fit_masks, pair_masks, read_masks, rename_masks, write_masks
 from tost.masks.io import save_masks
@@ -199,12 +201,28 @@ CONTAINERS: dict[str, Callable[[Any], Any]] = {
     "numpy scalar": lambda state: {"net": state, "accuracy": np.float64(91.2)},
     "path and date": lambda state: {"weights": state, "dir": PurePosixPath("/x"), "at": datetime.date(2026, 1, 1)},
     "a dict of one's own": lambda state: {"weights": state, "settings": Settings(lr=0.1), "last": deque([1, 2])},
+    "attributes named as a dict's methods": lambda state: {"weights": state, "model": Methods(), "net": Ordered()},
     "an object with slots": lambda state: {"weights": state, "settings": Slotted()},
 }
 
 
 class Settings(dict[str, Any]):
     """A dict with attributes, as many configurations are."""
+
+
+class Methods:
+    """An object whose attributes have the names of a dict's methods."""
+
+    def __init__(self) -> None:
+        self.items = self.get = self.keys = self.values = [1, 2]
+
+
+class Ordered(OrderedDict[str, Any]):
+    """A dict of one's own with such attributes."""
+
+    def __init__(self) -> None:
+        super().__init__(lr=0.1)
+        vars(self).update(get=3, keys=[1, 2])
 
 
 class Slotted:
@@ -235,6 +253,89 @@ def test_of_several_places_one_is_named(net: nn.Module, masks: Masks, tmp_path: 
     for entry in ("run.em", "args"):
         with pytest.raises(ValueError, match=rf"no tensors under the entry '{entry}'.*tensors are under 'run\.a\.1'"):
             read_masks(tmp_path / "f", entry=entry)
+
+
+def test_one_state_dict_under_two_names_is_read_under_each(net: nn.Module, masks: Masks, tmp_path: Path) -> None:
+    torch.save({"runs": {"a.1": masks, "last": masks}, "best": masks}, tmp_path / "f")
+    for entry in ("auto", "best", "runs.a.1", "runs.last"):
+        assert_close(fit_masks(read_masks(tmp_path / "f", entry=entry)[0], net), masks, rtol=0, atol=0)
+    for entry in ("runs", "runs.a", "runs.last.0.weight", "last", "."):
+        with pytest.raises(ValueError, match="no tensors under the entry"):
+            read_masks(tmp_path / "f", entry=entry)
+
+
+class Called:
+    """Pickled as a call."""
+
+    def __init__(self, function: Callable[..., Any], *given: Any) -> None:
+        self.given = (function, given)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.given
+
+
+def doubled(times: int) -> tuple[Any, ...]:
+    """Return a tuple of some bytes in a file whose text doubles with each time."""
+    value: tuple[Any, ...] = ("x",)
+    for _ in range(times):
+        value = (value, value)
+    return value
+
+
+class Settable(OrderedDict[str, Any]):
+    """A dict that may have any attributes."""
+
+
+@pytest.mark.parametrize("plain", [OrderedDict, Settable], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("attribute", ["foreign", CLASS])
+def test_what_a_file_calls_a_class_is_not_repeated(
+    attribute: str, plain: type[OrderedDict[str, Any]], tmp_path: Path
+) -> None:
+    for value in (doubled(12), "x" * 10_000):
+        record = plain()
+        vars(record)[attribute] = value
+        for content in (record, {"x": record}, {doubled(12): {"x": record}}, {"x": {doubled(12): record}}):
+            torch.save(content, tmp_path / "f")
+            with pytest.raises(ValueError, match="holds no state dict") as refused:
+                read_masks(tmp_path / "f")
+            assert len(str(refused.value)) < 1000
+
+
+def test_names_of_places_are_bounded() -> None:
+    """Else thousands of lists under one long key would each repeat it."""
+    assert [name for name, _ in levels({"x" * 200: [[]], doubled(12): [], "y" * 201: [[]]})][1:] == [
+        "x" * 200,
+        "(((...), (...)), ((...), (...)))",
+        f"{'x' * 200}.0",
+    ]
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "old"])
+def test_memory_that_the_file_does_not_hold_is_not_taken(old: bool, masks: Masks, tmp_path: Path) -> None:
+    for content in ({**masks, "x": Called(bytearray, 9)}, {"model": masks, "x": [Called(bytearray, 9)]}):
+        torch.save(content, tmp_path / "f", _use_new_zipfile_serialization=not old)
+        with pytest.raises(ValueError, match=r"names builtins\.bytearray, which is never loaded(?s:.*)convert it"):
+            read_masks(tmp_path / "f")
+    for content in ({"a.mask": Called(torch.FloatTensor, 9999)}, {"x": {"a.mask": Called(torch.FloatTensor, 9999)}}):
+        torch.save(content, tmp_path / "f", _use_new_zipfile_serialization=not old)
+        with pytest.raises(ValueError, match=r"'a(\.mask)?' is of 39,996 bytes, which the file does not hold"):
+            read_masks(tmp_path / "f")
+
+
+def test_no_pickle_of_a_file_is_loaded_before_all_are_listed(masks: Masks, tmp_path: Path) -> None:
+    torch.save(masks, tmp_path / "old", _use_new_zipfile_serialization=False)
+    magic, call = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.", pickle.dumps(Called(bytearray, 9), 2)
+    old = (tmp_path / "old").read_bytes()
+    assert old.startswith(magic)
+    for data in (call[:-1] + old[2:], magic + call + old[len(magic) :], old[: len(magic) + 5] + call):
+        (tmp_path / "f").write_bytes(data)
+        with pytest.raises(ValueError, match=r"neither safetensors|never loaded"):
+            read_masks(tmp_path / "f")
+    torch.save(masks, tmp_path / "f")
+    with zipfile.ZipFile(tmp_path / "f", "a") as file:
+        file.writestr("f/DATA.PKL", call)
+    with pytest.raises(ValueError, match="neither safetensors"):
+        read_masks(tmp_path / "f")
 
 
 WRAPPED: dict[str, Callable[[str], str]] = {

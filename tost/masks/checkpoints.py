@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickletools  # its opcodes are listed, none is run # nosec B403
+import reprlib
 import sys
 import warnings
 import zipfile
@@ -28,17 +29,33 @@ MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 MOST_OPCODES = 1_000_000
 MOST_LEVELS = 10_000
 DEEPEST = 8
+LONGEST = 200
+"""Characters of a name that is shown or gone into."""
+
+MEMORY = "builtins.bytearray"
+"""What torch lets a file of some bytes call with any size."""
+
+CLASS = "<class>"
+"""The entry of a record's attributes that names its class; no attribute has such a name."""
 
 PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 """Modules whose names torch.save writes as Python 2 knew them."""
 
 ARRAY = "numpy.ndarray"
 RECONSTRUCT = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
+SHORT = reprlib.Repr()
+SHORT.maxlevel = 2
 CONTAINERS: Mapping[str, Callable[..., Any]] = {
     "collections.defaultdict": lambda *_: {},
     "collections.deque": lambda *_: [],
 }
 """Containers that are read as their plain kind; functions, because the unpickler only fills exact dicts and lists."""
+
+
+class ClassName(str):
+    """The name of a class that a record stands for, which no file can write: only a text of this type is one."""
+
+    __slots__ = ()
 
 
 class Foreign:
@@ -76,14 +93,21 @@ def load_checkpoint(path: Path, ordered: bool = False) -> Any:
         _check_unpacked(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of pickle protocols; what cannot be read raises
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:  # junk raises anything: struct.error, KeyError, UnpicklingError
-            named = _globals(path)
-        for records in (True, False) if named else ():
+        named, whole = _globals(path)
+        if MEMORY in named:
+            kept = "{n: v for n, v in found.items() if not isinstance(v, bytearray)}"
+            raise ValueError(
+                f"{path}: names {MEMORY}, which is never loaded: a few bytes make it any size{_lines(path, kept)}"
+            )
+        if whole:
+            with contextlib.suppress(Exception):  # what torch.save did not write raises anything
+                return torch.load(path, map_location="cpu", weights_only=True)
+        for records in (True, False) if named and whole else ():
             with contextlib.suppress(Exception), safe_globals([(_stub(name, records), name) for name in named]):
                 return torch.load(path, map_location="cpu", weights_only=True)
-    raise ValueError(f"{path}: is neither safetensors nor a file of tensors that torch.save wrote{_described(path)}")
+    raise ValueError(
+        f"{path}: is neither safetensors nor a file of tensors that torch.save wrote{_described(path, named)}"
+    )
 
 
 def levels(root: Any) -> Iterator[tuple[str, Any]]:
@@ -97,16 +121,26 @@ def levels(root: Any) -> Iterator[tuple[str, Any]]:
         seen.add(id(level))
         yield name, level
         if depth < DEEPEST:
-            below = ((key, value) for key, value in items(level) if isinstance(value, Level))
-            waiting.extend((f"{name}.{key}" if name else str(key), value, depth + 1) for key, value in below)
+            below = ((text(key), value) for key, value in items(level) if isinstance(value, Level))
+            waiting.extend((joined(name, key), value, depth + 1) for key, value in below if len(key) <= LONGEST)
 
 
 def items(level: Any) -> Iterator[tuple[Any, Any]]:
     """Yield what a dict holds by its keys, what a list holds by its places, and nothing of anything else."""
     if isinstance(level, Mapping):
-        yield from level.items()
+        yield from type(level).items(level)  # a file may hold attributes of that name
     elif isinstance(level, Level):
         yield from enumerate(level)
+
+
+def text(key: Any) -> str:
+    """Return a key as text; one that is none is shortened, as tuples that share their parts can fill any memory."""
+    return str(key) if isinstance(key, str | int) else SHORT.repr(key)
+
+
+def joined(name: str, key: str) -> str:
+    """Return the name of what stands under a key of a dict or list that has a name itself."""
+    return f"{name}.{key}" if name else key
 
 
 def in_the_way(path: Path, root: Any) -> str:
@@ -121,10 +155,10 @@ def in_the_way(path: Path, root: Any) -> str:
             kind = "dict" if isinstance(level, Mapping) else "list"
             what = f"its entry {name!r}" if name else "it"
             return f"{what} is a {kind} of numpy arrays, {NEVER}{_lines(path, each % _found(name))}"
-    wholes = [(f"{name}.{key}" if name else str(key), said) for name, _, key, said in found if said]
-    wholes.sort(key=lambda whole: whole[1].partition(".")[0] in {*sys.stdlib_module_names, "numpy"})
+    wholes = [(name, key, said) for name, _, key, said in found if said]
+    wholes.sort(key=lambda whole: whole[2].partition(".")[0] in {*sys.stdlib_module_names, "numpy"})
     if wholes:
-        name, said = wholes[0]
+        name, said = joined(wholes[0][0], text(wholes[0][1])), wholes[0][2]
         return f"its entry {name!r} is a pickled {said}, {NEVER}{_lines(path, f'{_found(name)}.state_dict()')}"
     return "write one with torch.save(model.state_dict(), path)"
 
@@ -132,8 +166,9 @@ def in_the_way(path: Path, root: Any) -> str:
 def _class(value: Any) -> str:
     """Return the name of the class that an object stands for, or nothing where it is what it seems."""
     if isinstance(value, Foreign):
-        return ARRAY if value.name in RECONSTRUCT else value.name
-    return str(vars(value).get("foreign", "")) if type(value) is OrderedDict else ""
+        return ARRAY if value.name in RECONSTRUCT else value.name[:LONGEST]
+    name = vars(value).get(CLASS) if type(value) is OrderedDict else None
+    return name[:LONGEST] if isinstance(name, ClassName) else ""
 
 
 def _found(name: str) -> str:
@@ -160,33 +195,37 @@ def _stub(name: str, records: bool) -> Callable[..., Any]:
 
     def new(*_: object) -> OrderedDict[Any, Any]:
         record: OrderedDict[Any, Any] = OrderedDict()
-        vars(record)["foreign"] = name
+        vars(record)[CLASS] = ClassName(name)
         return record
 
     return type(name, (), {"__new__": new})
 
 
-def _globals(path: Path) -> set[str]:
-    """Return the globals that the pickle inside a file of torch.save names, without unpickling it."""
+def _globals(path: Path) -> tuple[set[str], bool]:
+    """Return the globals that the pickles inside a file of torch.save name, without unpickling, and whether it is one.
+
+    All that torch.load would unpickle is listed; what cannot be listed to its end is no such file.
+    """
+    found: set[str] = set()
     with contextlib.suppress(Exception), path.open("rb") as file:  # junk raises anything
         if file.read(4) == b"PK\3\4":
             with zipfile.ZipFile(file) as whole:
-                (inner,) = [name for name in whole.namelist() if name.endswith("/data.pkl")]
+                (inner,) = [name for name in whole.namelist() if name.lower().endswith("/data.pkl")]
                 with whole.open(inner) as pickled:
-                    return _named(pickled)[1]
+                    return _named(pickled)[1], True
         file.seek(0)
-        first = [argument == MAGIC_NUMBER for _, argument, _ in islice(pickletools.genops(file), 10)]
-        if any(first):
-            for _ in range(2):  # the version, and what machine wrote it
-                _named(file)
-            return _named(file)[1]
-    return set()
+        if any(argument == MAGIC_NUMBER for _, argument, _ in islice(pickletools.genops(file), 10)):
+            file.seek(0)
+            for _ in range(5):  # the magic number, the version, what machine wrote it, the object, its storages
+                found |= _named(file)[1]
+            return found, True
+    return found, False
 
 
-def _named(file: Any) -> tuple[str, set[str]]:
+def _named(file: Any, most: int | None = None) -> tuple[str, set[str]]:
     """Return what the next pickle in a file is outermost (list, dict or nothing), and the globals that it names."""
     outermost, found, texts = "", set(), ["", ""]
-    for number, (code, argument, _) in enumerate(islice(pickletools.genops(file), MOST_OPCODES)):
+    for number, (code, argument, _) in enumerate(islice(pickletools.genops(file), most)):
         if number < 4 and not outermost:
             outermost = {"EMPTY_LIST": "list", "EMPTY_DICT": "dict", "LIST": "list", "DICT": "dict"}.get(code.name, "")
         if isinstance(argument, str) and "UNICODE" in code.name:
@@ -210,7 +249,7 @@ def _check_unpacked(path: Path) -> None:
         )
 
 
-def _described(path: Path) -> str:
+def _described(path: Path, named: set[str]) -> str:
     """Return what a file is that cannot be loaded, and the lines that convert it, as the end of a sentence."""
     tensors = "{n: torch.as_tensor(a) for n, a in found.items()}"
     with contextlib.suppress(Exception), zipfile.ZipFile(path) as whole:  # junk raises anything
@@ -219,13 +258,14 @@ def _described(path: Path) -> str:
             return f"; it is numpy's .npz{_lines(path, tensors, 'numpy.load({})', 'numpy, torch')}"
         if any("/code/" in name for name in names):
             return f"; it is a TorchScript archive{_lines(path, 'found.state_dict()', 'torch.jit.load({})')}"
-    outermost, named = "", _globals(path)
     if not named:
         with contextlib.suppress(Exception), path.open("rb") as file:
-            outermost, named = _named(file)
+            outermost, named = _named(file, MOST_OPCODES)
             if not outermost and not named:
                 raise ValueError(path)
-            array = "numpy arrays" if named & set(RECONSTRUCT) else ", ".join(sorted(named)[:3])
+            array = (
+                "numpy arrays" if named & set(RECONSTRUCT) else ", ".join(name[:LONGEST] for name in sorted(named)[:3])
+            )
             said = "".join((f" of a {outermost}" if outermost else "", f" with {array}" if array else ""))
             value = "[torch.as_tensor(a) for a in found]" if outermost == "list" else tensors
             lines = _lines(path, value, "pickle.loads(pathlib.Path({}).read_bytes())", "pathlib, pickle, torch")
@@ -233,5 +273,5 @@ def _described(path: Path) -> str:
     foreign = [name for name in sorted(named) if not name.startswith(("torch.", "collections.", "_codecs."))]
     if foreign:
         value = "{n: t for n, t in found.items() if torch.is_tensor(t)}"
-        return f"; it names {', '.join(foreign[:3])}, {NEVER}{_lines(path, value)}"
+        return f"; it names {', '.join(name[:LONGEST] for name in foreign[:3])}, {NEVER}{_lines(path, value)}"
     return "; write one with torch.save(model.state_dict(), path) (a whole pickled model is never loaded)"

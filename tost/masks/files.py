@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tost.catalog import nearest
 from tost.masks.apply import Masks, prunable
-from tost.masks.checkpoints import in_the_way, items, levels, load_checkpoint
+from tost.masks.checkpoints import in_the_way, items, levels, load_checkpoint, text
 from tost.masks.io import save_masks, split_masks
 
 NESTS = ("masks", "mask", "state_dict", "model_state_dict", "model", "net", "network")
@@ -251,10 +251,10 @@ def _place(path: Path, root: Any, entry: str) -> tuple[dict[str, Tensor], str, d
     """Return the tensors of the dict or list in a checkpoint that tells masks, in which form, and which of them do."""
     level = root if entry == AUTO else _entry(path, root, entry)
     for _ in NESTS if entry == AUTO else ():  # no deeper: a dict can hold itself
-        nested = [k for k in NESTS if isinstance(level, Mapping) and isinstance(level.get(k), Mapping)]
+        nested = [k for k in NESTS if isinstance(level, Mapping) and isinstance(dict(items(level)).get(k), Mapping)]
         level = level[nested[0]] if nested else level
     if entry == AUTO and not _told(level)[1]:
-        telling = {name: other for name, other in levels(root) if _tells(other)}
+        telling = {name: other for name, other in levels(root) if _tells(path, other)}
         if len(telling) > 1:
             raise ValueError(
                 f"{path}: has masks or weights under {_few(telling)}; write which, such as entry: {next(iter(telling))}"
@@ -270,20 +270,30 @@ def _place(path: Path, root: Any, entry: str) -> tuple[dict[str, Tensor], str, d
 
 def _entry(path: Path, root: Any, entry: str) -> Any:
     """Return what a checkpoint holds under a name. Raises ValueError, with the names that there are, for another."""
-    everywhere = dict(levels(root))
-    holding = [name for name, level in everywhere.items() if name and _tensors(level)]
-    if not _tensors(everywhere.get(entry)):
+    found = next(filter(_tensors, _within(root, entry)), None)
+    if found is None:
+        holding = [name for name, level in levels(root) if name and _tensors(level)]
         there = f"tensors are under {_few(holding)}" if holding else "no entry of it holds tensors"
         raise ValueError(f"{path}: holds no tensors under the entry {entry!r}{nearest(entry, holding)}; {there}")
-    return everywhere[entry]
+    return found
 
 
-def _tells(level: Any) -> bool:
+def _within(level: Any, entry: str) -> Iterator[Any]:
+    """Yield what stands at a path of keys joined by dots: more than one thing where the keys themselves have dots."""
+    for key, value in items(level):
+        name = text(key)
+        if name == entry:
+            yield value
+        elif entry.startswith(f"{name}."):
+            yield from _within(value, entry.removeprefix(f"{name}."))
+
+
+def _tells(path: Path, level: Any) -> bool:
     """Tell whether a dict or list that nobody named holds masks or weights; numbers other than 0 and 1 are no masks."""
     form, found = _told(level)
     try:
         for name, tensor in found.items():
-            _plain(Path(), name, tensor)
+            _plain(path, name, tensor)
     except ValueError:
         return True  # it is refused by its name, should it be the only place
     return bool(found) and (form == ZEROS or all(bool(((t == 0) | (t == 1)).all()) for t in found.values()))
@@ -291,7 +301,7 @@ def _tells(level: Any) -> bool:
 
 def _tensors(level: Any) -> dict[str, Tensor]:
     """Return the tensors that a dict or a list of a checkpoint itself holds."""
-    plain = {str(name): value for name, value in items(level) if isinstance(value, Tensor)}
+    plain = {text(name): value for name, value in items(level) if isinstance(value, Tensor)}
     if not isinstance(level, Mapping):
         return plain
     while wrapped := [w for w in WRAPPERS if plain and all(name.startswith(f"{w}.") for name in plain)]:
@@ -328,6 +338,8 @@ def _plain(path: Path, name: str, tensor: Tensor) -> None:
             f"{path}: {name!r} has shape {list(tensor.shape)}, stretched over fewer numbers; "
             "write mask.clone(memory_format=torch.contiguous_format)"
         )
+    if (size := tensor.untyped_storage().nbytes()) > path.stat().st_size:
+        raise ValueError(f"{path}: {name!r} is of {size:,} bytes, which the file does not hold")
 
 
 def _entries(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
