@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from tost.masks.apply import EVERY, MaskError, Masks, is_ghost, not_as_it_is, prunable
-from tost.products import Products
+from tost.masks.apply import EVERY, MaskError, Masks, copied, forked_rng, is_ghost, not_as_it_is, prunable
+from tost.products import Products, spreading
 
 TRAINING_FACTOR = 3
 """A backward pass is counted as two forward passes, as is usual."""
@@ -52,27 +51,35 @@ def layers(model: nn.Module, shape: Sequence[int], masks: Masks | None = None) -
     taken with, however they are called: other convolutions, an attention layer's projections. Those that recipe parts
     have added are among them, under names that `is_ghost` tells.
     Raises MaskError for a Conv2d or Linear whose weight is not multiplied as it is (weight standardisation): what is
-    pruned there would be dense all the same.
+    pruned there would be dense all the same; and for a network on the meta device.
     """
     own = prunable(model, EVERY)
-    net = copy.deepcopy(model).eval()
-    weights = dict(net.named_parameters())
-    at = next(iter(weights.values()), torch.zeros(()))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), Products(weights) as products:
-        net(torch.zeros(1, *shape, device=at.device, dtype=floating(net)))
-    for name in own:
-        if name in products.computed and not products.multiply_adds[name]:
-            raise MaskError(not_as_it_is(name.removesuffix(".weight"), products.computed[name]))
+    with torch.inference_mode(False), torch.no_grad():
+        net = copied(model).eval()
+        weights = dict(net.named_parameters())
+        if any(weight.is_meta for weight in weights.values()):
+            raise MaskError("the network is on the meta device, where nothing is multiplied; make it on the CPU")
+        at = next(iter(weights.values()), torch.zeros(()))
+        image = torch.zeros(1, *shape, device=at.device, dtype=floating(net))
+        with forked_rng(at):
+            with Products(weights) as products:
+                net(image)
+            found = products.multiply_adds
+            computed = [name for name in own if name in products.computed and not found[name]]
+            if computed and (dense := spreading(lambda: net(image), weights, computed)):
+                name = min(dense)
+                raise MaskError(not_as_it_is(name.removesuffix(".weight"), products.computed[name]))
+    found.update({name: products.derived[name] for name in computed})
     held = {id(module.weight) for module in net.modules() if isinstance(module, nn.Conv2d | nn.Linear)}
     masks = masks or {}
     return {
         name: Layer(
             weights[name].numel(),
             int(masks[name].sum()) if name in masks else weights[name].numel(),
-            products.multiply_adds[name],
+            found[name],
         )
         for name in sorted(weights)
-        if id(weights[name]) in held or products.multiply_adds[name]
+        if id(weights[name]) in held or found[name]
     }
 
 
@@ -146,9 +153,10 @@ def step_operations(model: nn.Module, criterion: Callable[[Tensor, Tensor], Tens
     Measured on two images with a copy of the model as it stands, its ghosts included, so that the number is a property
     of the network and no machine's speed.
     """
-    net = copy.deepcopy(model).train()
-    device = next(net.parameters()).device
-    images = torch.zeros(2, *shape, device=device, dtype=floating(net))
-    labels = torch.zeros(2, dtype=torch.long, device=device)
-    with torch.random.fork_rng(devices=[]):  # a user's network may draw: dropout
-        return operations(lambda: torch.autograd.backward(criterion(net(images), labels))) // 2
+    with torch.inference_mode(False), torch.enable_grad():
+        net = copied(model).train()
+        at = next(net.parameters())
+        images = torch.zeros(2, *shape, device=at.device, dtype=floating(net))
+        labels = torch.zeros(2, dtype=torch.long, device=at.device)
+        with forked_rng(at):  # a user's network may draw: dropout
+            return operations(lambda: torch.autograd.backward(criterion(net(images), labels))) // 2

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.tost.nets import thin
+from tests.tost.nets import small_net, thin
 from tost.accounting import layers, operations, step_operations
 from tost.catalog import MODELS
 from tost.masks import MaskError
@@ -179,3 +179,28 @@ def test_a_weight_that_is_standardised_by_its_network_is_refused() -> None:
 
     with pytest.raises(MaskError, match=r"the weight of 'conv' is not multiplied as it is: (mean|sub) comes first"):
         layers(Standardised(), (3, 8, 8))
+
+
+def test_a_network_on_the_meta_device_is_refused_rather_than_miscounted() -> None:
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    with pytest.raises(MaskError, match="the network is on the meta device"):
+        layers(net, (4,))
+
+
+def test_an_account_can_be_taken_in_inference_mode() -> None:
+    net, criterion = small_net(), nn.CrossEntropyLoss()
+    with torch.inference_mode():
+        assert layers(net, (3, 8, 8)) == layers(small_net(), (3, 8, 8))
+        counted = step_operations(net, criterion, (3, 8, 8))
+    assert counted == step_operations(net, criterion, (3, 8, 8))
+
+
+def test_a_forward_that_changes_many_tensors_at_once_is_counted() -> None:
+    class Many(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scaled = [self.weight.clone()]
+            torch._foreach_mul_(scaled, 2.0)
+            return F.linear(x, scaled[0], self.bias)
+
+    assert layers(nn.Sequential(Many(4, 3)), (4,))["0.weight"].multiply_adds == 12

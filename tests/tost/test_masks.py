@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from tost.masks.apply import (
 )
 from tost.masks.controls import overlap, shuffled
 from tost.masks.io import load_masks, save_masks
-from tost.masks.scores import magnitude, synflow
+from tost.masks.scores import magnitude, snip, synflow
 
 METHODS = sorted(MASKS)
 
@@ -267,6 +268,94 @@ def test_a_layer_that_standardises_its_weight_is_refused_and_another_subclass_is
     assert list(prunable(plain)) == ["0.weight"]
     with pytest.raises(MaskError, match=r"weight of '1' is not multiplied as it is: (mean|sub) comes first"):
         prunable(centred)
+
+
+SPARING: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "scale": lambda w: w * torch.linspace(0.5, 1, len(w)).view(-1, 1),
+    "mask": lambda w: w * (torch.arange(w.numel()).view(w.shape) % 3 > 0),
+    "dropout": lambda w: nn.functional.dropout(w, 0.5),
+    "normalize": nn.functional.normalize,
+    "index": lambda w: w[:, [5, 4, 3, 2, 1, 0]],
+    "pad": lambda w: nn.functional.pad(w, (0, 0, 0, 1)),
+    "copy": lambda w: torch.zeros_like(w).copy_(w),
+    "slice of another dtype": lambda w: w.double()[1:].float(),
+    "slice of a copy": lambda w: w.clone()[1:],
+    "quantisation": lambda w: torch.fake_quantize_per_tensor_affine(w, 0.01, 0, -128, 127),
+}
+SPREADING: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "centring": lambda w: w - w.mean(1, keepdim=True),
+    "centring, flat": lambda w: (w.flatten() - w.mean()).view_as(w),
+    "softmax": lambda w: w.softmax(1),
+    "noise": lambda w: w + 0.1 * torch.randn(w.shape),
+}
+
+
+class Through(nn.Linear):
+    """A layer that multiplies with something made of its weight, and keeps what came out."""
+
+    def __init__(self, made: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__(6, 5, bias=False)
+        self.made, self.last = made, torch.zeros(0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.last = nn.functional.linear(x, self.made(self.weight))
+        return self.last
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+@pytest.mark.parametrize("kind", SPARING)
+def test_a_layer_is_plain_where_zeros_of_its_weight_stay_zeros(kind: str, mode: Callable[[], Any]) -> None:
+    net, state = nn.Sequential(Through(SPARING[kind])), torch.get_rng_state()
+    with mode():
+        assert list(prunable(net)) == ["0.weight"]
+        rows = 6 if kind == "pad" else 4 if kind.startswith("slice") else 5
+        assert layers(net, (6,))["0.weight"].multiply_adds == 6 * rows
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+@pytest.mark.parametrize("kind", SPREADING)
+def test_a_layer_is_refused_where_zeros_of_its_weight_do_not_stay_zeros(kind: str, mode: Callable[[], Any]) -> None:
+    class Outside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = nn.Linear(6, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(x, SPREADING[kind](self.held.weight))
+
+    with mode():
+        with pytest.raises(MaskError, match="weight of '0' is not multiplied as it is"):
+            prunable(nn.Sequential(Through(SPREADING[kind])))
+        with pytest.raises(MaskError, match="weight of 'held' is not multiplied as it is"):
+            layers(Outside(), (6,))
+
+
+def test_a_low_rank_addition_that_begins_at_zero_is_refused() -> None:
+    class Added(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(6, 5)
+            self.a, self.b = nn.Parameter(torch.zeros(5, 2)), nn.Parameter(torch.randn(2, 6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(x, self.weight + self.a @ self.b, self.bias)
+
+    with pytest.raises(MaskError, match="add comes first"):
+        prunable(nn.Sequential(Added()))
+
+
+def test_a_layer_that_keeps_an_activation_is_scored_in_mid_training_and_tried_once() -> None:
+    net = nn.Sequential(Through(lambda w: w), nn.Linear(5, 2))
+    net(torch.randn(3, 6)).sum().backward()
+    assert not net[0].last.is_leaf  # type: ignore[union-attr]
+    assert list(magnitude(net)) == ["0.weight", "1.weight"]
+    assert layers(net, (6,))["0.weight"].multiply_adds == 30
+    batches = [(torch.randn(4, 6), torch.arange(4) % 2)]
+    net[0].made = lambda w: pytest.fail("tried again")  # type: ignore[assignment]
+    assert list(magnitude(net)) == ["0.weight", "1.weight"]
+    net[0].made = lambda w: w  # type: ignore[assignment]
+    for found in (synflow(net, (6,)), snip(net, batches)):
+        assert list(found) == ["0.weight", "1.weight"]
 
 
 def test_timms_standardised_convolutions_are_refused_and_its_padded_ones_are_not() -> None:

@@ -109,6 +109,15 @@ def test_asked_once_more_when_training_is_done_the_last_update_may_come_there() 
     assert sum(int(mask.sum()) for mask in pruning.masks.values()) == 60
 
 
+@pytest.mark.parametrize(("steps", "begin", "end"), [(10, 0.98, 1.0), (4, 0.9, 0.95), (1, 0.5, 1.0), (60, 0.999, 1.0)])
+def test_a_window_at_the_very_end_ends_at_the_exact_count_when_training_is_done(
+    steps: int, begin: float, end: float
+) -> None:
+    pruning = GradualPruning(small_net(), 60, steps, begin=begin, end=end, after=True)
+    deque(map(pruning, range(steps + 1)))
+    assert sum(int(mask.sum()) for mask in pruning.masks.values()) == 60
+
+
 def test_what_cannot_be_pruned_gradually_is_refused() -> None:
     for keep in (0, total(small_net()) + 1):
         with pytest.raises(MaskError, match=f"cannot keep {keep} of"):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import weakref
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from tost.flat import room_for
-from tost.products import Products
+from tost.products import Products, spreading
 
 GHOSTS = "ghost_"
 """What a recipe part adds to a model bears a name that starts so; it is never pruned, never counted as the network."""
@@ -91,18 +92,53 @@ def _check_plain(name: str, module: nn.Module) -> None:
             "a network with plain layers"
         )
     if any(getattr(type(module), call, None) is not getattr(_plain(module), call, None) for call in FORWARDS):
-        weight = module._parameters["weight"]
-        assert weight is not None  # it is a parameter of its layer # noqa: S101
-        tried = copy.deepcopy(module)
+        if module not in _TRIED:
+            _TRIED[module] = _computed(module)
+        if operation := _TRIED[module]:
+            raise MaskError(not_as_it_is(name, operation))
+
+
+_TRIED: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+"""What `_computed` has found of layers; scores ask for it at every step."""
+
+
+def _computed(module: nn.Module) -> str:
+    """Return the operation that makes a layer multiply with something dense in its weight's place; "" if none does."""
+    weight = module._parameters["weight"]
+    assert weight is not None  # it is a parameter of its layer # noqa: S101
+    products = Products({})
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        forked_rng(weight),
+        contextlib.suppress(Exception),  # what takes another input than the plain layer is left to accounting.layers
+    ):
+        tried = copied(module)
         if weight.is_meta:
             tried = tried.to_empty(device="cpu")
+            for one in (*tried.parameters(), *tried.buffers()):
+                one.fill_(1) if one.is_floating_point() else one.zero_()
         weights = dict(tried.named_parameters())
         products = Products(weights)
-        # Called without hooks. What takes another input than the plain layer is left to tost.accounting.layers.
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), contextlib.suppress(Exception), products:
-            tried.forward(_input(tried, weights["weight"]))
+        with products:
+            tried.forward(_input(tried, weights["weight"]))  # without hooks
         if "weight" in products.computed and not products.multiply_adds["weight"]:
-            raise MaskError(not_as_it_is(name, products.computed["weight"]))
+            if spreading(lambda: tried.forward(_input(tried, weights["weight"])), weights, ["weight"]):
+                return products.computed["weight"]
+            return ""
+    return "" if products.multiply_adds["weight"] else products.computed.get("weight", "")
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy; an activation that a module keeps in an attribute is taken out of its graph first."""
+    kept = (one for module in model.modules() for one in vars(module).values() if isinstance(one, Tensor))
+    return copy.deepcopy(model, {id(one): one.detach() for one in kept if not one.is_leaf})
+
+
+def forked_rng(like: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Return a context after which the random streams are as before: the CPU's and that of a tensor's CUDA device."""
+    fork: contextlib.AbstractContextManager[None] = torch.random.fork_rng(devices=[like.device] if like.is_cuda else [])
+    return fork
 
 
 FORWARDS = ("forward", "_conv_forward")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tost.catalog import asked_for
-from tost.masks.apply import MaskError, Masks, apply_masks, left_out, prunable
+from tost.masks.apply import MaskError, Masks, apply_masks, copied, left_out, prunable
 from tost.masks.scores import held
 from tost.masks.select import select, unranked
 
@@ -62,7 +61,7 @@ def find_masks(
         total, density = sum(int(mask.sum()) for mask in within.values()), None
     share = float(density) if density is not None else keep / total
     for step in range(1, steps + 1):
-        work = copy.deepcopy(model)
+        work = copied(model)
         if masks is not None:
             apply_masks(work, masks)
         count = keep if step == steps else max(keep, round(total * share ** (step / steps)))

@@ -66,7 +66,7 @@ class GradualPruning:
         if at_least * len(self.weights) > keep:
             raise MaskError(f"{keep} weights cannot be {at_least} in each of {len(self.weights)} layers")
         last = steps if after else steps - 1
-        self.begin = round(begin * steps) if after else min(round(begin * steps), last - 1)
+        self.begin = min(round(begin * steps), last - 1)
         until = min(round(end * steps), last)
         window = max(1, until - self.begin)
         self.every = every if every <= window else max(1, window // SHORT_UPDATES)

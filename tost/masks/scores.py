@@ -8,7 +8,6 @@ a mask does not depend on the device or the number of threads.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from tost.catalog import BN, check_choice
-from tost.masks.apply import EVERY, MaskError, prunable
+from tost.masks.apply import EVERY, MaskError, copied, prunable
 
 Batch = tuple[Tensor, Tensor]
 
@@ -114,7 +113,7 @@ def synflow(model: nn.Module, shape: Sequence[int]) -> dict[str, Tensor]:
     Raises MaskError for softmax, attention, sigmoid and tanh, to which none of this applies, for a network that takes
     token ids, and where a score is negative all the same.
     """
-    net = copy.deepcopy(model).eval()
+    net = copied(model).eval()
     for module in net.modules():
         if isinstance(module, _BatchNorm) and module.running_mean is None:  # it would normalise the flow away
             module.register_buffer("running_mean", torch.zeros(module.num_features))
@@ -134,7 +133,7 @@ def synflow(model: nn.Module, shape: Sequence[int]) -> dict[str, Tensor]:
     ones = torch.ones((1, *shape), dtype=torch.float64, device=device)
     with Flow():
         flow = functional_call(net, {**parameters, **buffers}, (ones,)).sum()
-    names = list(prunable(net, EVERY))
+    names = list(prunable(model, EVERY))
     gradients = torch.autograd.grad(flow, [parameters[name] for name in names], materialize_grads=True)
     scores = {n: (g * parameters[n]).detach() for n, g in zip(names, gradients, strict=True)}
     for name, score in scores.items():
@@ -195,7 +194,7 @@ def differentiable(model: nn.Module, bn: str) -> nn.Module:
     Raises ValueError for another mode than `eval` and `train`.
     """
     check_choice("bn", bn, BN)
-    net = copy.deepcopy(model).eval().requires_grad_(True)
+    net = copied(model).eval().requires_grad_(True)
     for module in net.modules():
         if isinstance(module, _BatchNorm):
             module.train(bn == "train")
@@ -205,7 +204,8 @@ def differentiable(model: nn.Module, bn: str) -> nn.Module:
 def _copy(model: nn.Module, bn: str) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     """Return a float64 copy to differentiate, and its prunable weights."""
     net = differentiable(model, bn).double()
-    return net, prunable(net, EVERY)
+    parameters = dict(net.named_parameters())
+    return net, {name: parameters[name] for name in prunable(model, EVERY)}
 
 
 def held(batches: Iterable[Batch]) -> list[Batch]:
