@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import random
+import warnings
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -421,6 +423,143 @@ def test_a_convolution_used_twice_gets_its_skip_once_at_each_use(norms: str, pla
         norm = net.second if given is net.seen[1][0] else net.first
         made = F.conv2d(given, net.conv.weight, net.conv.bias)
         assert_close(out, norm(made) + given if place else norm(made + given))
+
+
+class Float(nn.Module):
+    """A cast that does nothing without autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float()
+
+
+class StochasticDepth(nn.Module):
+    """Passes on what it gets in eval mode, scaled in train mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x if self.training else x
+
+
+BETWEEN: dict[str, tuple[nn.Module, str]] = {
+    "dropout": (nn.Dropout2d(0.1), ""),
+    "stochastic depth": (StochasticDepth(), ""),
+    "cast": (Float(), "3"),
+    "nothing": (nn.Identity(), "3"),
+}
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("between", BETWEEN)
+def test_a_skip_is_added_in_training_too_whatever_stands_before_the_batch_norm(between: str, autocast: bool) -> None:
+    torch.manual_seed(0)
+    module, place = BETWEEN[between]
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), module, nn.BatchNorm2d(4), nn.Flatten())
+    x = torch.randn(4, 3, 8, 8)
+    assert [(site.name, site.norm) for site in skip_sites(net)] == [("1", place)]
+    ghosted, part = copy.deepcopy(net), GhostSkips(WINDOW, "sum")
+    part.attach(ghosted)
+    part.step(0.0)
+    ghosted = copy.deepcopy(ghosted)  # hooks and all
+    for training in (True, False):
+        net.train(training), ghosted.train(training)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            h = net[0](x)
+            torch.manual_seed(1)
+            made = net[2](net[1](h) if place else net[1](h) + h)
+            expected = net[3](made) + (h.to(made.dtype) if place else 0)
+            torch.manual_seed(1)
+            found = ghosted(x)
+        assert_close(found.float(), expected.flatten(1).float(), rtol=0.02, atol=0.02)
+
+
+class Fickle(nn.Module):
+    """A network that changes its mind after a part was attached."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.other = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.norm = nn.BatchNorm2d(4)
+        self.now: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        out: Tensor = self.now(self, h) if self.now else self.norm(self.conv(h)) + self.norm(self.other(h))
+        return out
+
+
+def doubled(net: Fickle, h: Tensor) -> Any:
+    return net.norm(2 * net.conv(h))
+
+
+def alone(net: Fickle, h: Tensor) -> Any:
+    return net.conv(h)
+
+
+def two_casts(net: Fickle, h: Tensor) -> Any:
+    made = net.conv(h), net.other(h)  # nothing tells which one a cast was made of
+    return net.norm(made[0].bfloat16()) + net.norm(made[1].bfloat16())
+
+
+@pytest.mark.parametrize("now", [doubled, alone, two_casts])
+def test_a_skip_that_would_be_lost_is_told_and_what_broke_off_is_forgotten(now: Any) -> None:
+    def broken(net: Fickle, h: Tensor) -> Any:
+        raise MemoryError(net.conv(h).shape)
+
+    net, part, x = Fickle().eval(), GhostSkips(WINDOW), torch.randn(2, 3, 4, 4)
+    part.attach(net)
+    right = net(x)
+    for each, said in ((broken, "Size"), (now, "norm did not take the output of conv as it was")):
+        net.now = each
+        with pytest.raises((MemoryError, ValueError), match=said):
+            net(x)
+        net.now = None
+        assert torch.equal(net(x), right)
+    net.now = now
+    part.detach()
+    assert net(x).shape == right.shape
+
+
+class Own(Calls):
+    """A network whose forward takes something else than an image, after it has drawn a random number."""
+
+    def forward(self, x: Any) -> Tensor:
+        torch.rand(1), random.random()
+        out: Tensor = super().forward(x.tensors)
+        return out
+
+
+@pytest.mark.parametrize("warn", ["error", "ignore"])
+def test_attaching_draws_nothing_and_leaves_a_network_that_is_refused_as_it_was(warn: Any) -> None:
+    net, own = Calls(F.relu), Own()
+    streams = torch.get_rng_state(), random.getstate()
+    with pytest.raises(ValueError, match="ghost skips: Own cannot take an image"):
+        GhostSkips(WINDOW).attach(own)
+    assert not any(module._forward_hooks for module in own.modules())
+    part = SoftActivation(WINDOW)
+    part.attach(own)
+    assert part.reach is None
+    part.detach()
+    assert type(own.relu) is nn.ReLU
+    with warnings.catch_warnings(action=warn), pytest.raises(UserWarning) if warn == "error" else nullcontext():
+        part.attach(net)
+    assert type(net.relu) is (nn.ReLU if warn == "error" else Soft)
+    assert part.ghosts == (warn == "ignore")
+    assert torch.equal(torch.get_rng_state(), streams[0])
+    assert random.getstate() == streams[1]
+
+
+@pytest.mark.parametrize(("name", "knobs"), [c for c in CASES if c[0] in ("gsw", "gsk")], ids=str)
+def test_parts_are_attached_in_inference_mode_as_outside_of_it(name: str, knobs: dict[str, Any]) -> None:
+    net = small_net()
+    outside, part = copy.deepcopy(net), make(name, net, knobs)
+    with torch.inference_mode():
+        part.attach(net)
+    same = make(name, outside, knobs)
+    same.attach(outside)
+    assert part.reach == same.reach
+    part.step(0.4), same.step(0.4)
+    x = torch.randn(4, 3, 8, 8)
+    assert torch.equal(net(x), outside(x))
+    net(x).sum().backward()
 
 
 def test_parts_change_a_compiled_network_that_has_already_run() -> None:

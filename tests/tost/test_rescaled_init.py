@@ -126,6 +126,22 @@ def test_finding_scales_changes_nothing_and_scaled_pruned_weights_are_zero(varia
         assert_close(value.detach(), torch.where(masks[name], expected, 0) if name in masks else expected)
 
 
+def test_scales_of_a_compiled_network_are_found_and_used_by_either_ones_names() -> None:
+    net = small()
+    compiled, masks = torch.compile(net, backend="eager"), half(net)
+    theirs = {f"_orig_mod.{name}": mask for name, mask in masks.items()}
+    assert set(theirs) == set(prunable(compiled))
+    found = find_scales(net, masks, batches(), iterations=3)
+    for given in (masks, theirs):
+        assert find_scales(compiled, given, batches(), iterations=3) == found
+    with pytest.raises(ValueError, match="belongs to no parameter of Sequential"):
+        find_scales(net, theirs, batches(), iterations=1)
+    before = net[0].weight.detach().clone()  # type: ignore[index, union-attr, operator]
+    for prefix in ("", "_orig_mod."):
+        RescaledInit({f"{prefix}0.weight": 2.0}).attach(compiled)
+    assert torch.equal(net[0].weight, 4 * before)  # type: ignore[index]
+
+
 def test_the_dense_variant_knows_no_mask() -> None:
     net = small()
     assert find_scales(net, half(net), batches(), variant="authors-dense", iterations=5) == find_scales(

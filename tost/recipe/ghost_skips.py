@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -34,8 +35,9 @@ SHORTCUT = re.compile(r"(^|\.)(downsample|shortcut|skip|identity)(\.|$)")
 class Site:
     """A convolution with a ghost skip, the batch norm that takes its output, and the shapes [C, H, W] on both sides.
 
-    `norm`: empty where none takes it as it is, or not every time that the convolution is used; the skip is then added
-    to the convolution's own output. `inputs`, `outputs`: of the first time.
+    `norm`: empty where none takes it as it is, in train mode as in eval mode (dropout between them), or not every time
+    that the convolution is used; the skip is then added to the convolution's own output. `inputs`, `outputs`: of the
+    first time.
     """
 
     name: str
@@ -70,11 +72,13 @@ class GhostSkips(Part):
         self.model: nn.Module | None = None
         self.handles: list[RemovableHandle] = []
 
+    @torch.inference_mode(False)
     def attach(self, model: nn.Module) -> None:
         """Hook every site. Raises ValueError where the model has none, or one that the variant does not fit.
 
         Of what torch.compile returns, the network inside is hooked. Warns where convolutions are calls of functions,
-        which nothing can be added to.
+        which nothing can be added to. The batch norm of a site may take the convolution's output in another dtype
+        (`.float()` under autocast). Where it takes neither, a forward pass of the model raises ValueError.
         """
         model = unwrapped(model)
         sites, self.reach = _found(model, self.shape)
@@ -84,7 +88,7 @@ class GhostSkips(Part):
             warnings.warn(
                 f"ghost skips reach {self.reach} of {type(model).__name__}: the others "
                 "are calls of functions; make them nn.Conv2d modules",
-                stacklevel=2,
+                stacklevel=3,  # the decorator is a frame of its own
             )
         if self.variant == "authors":
             convolutions = [cast(nn.Conv2d, model.get_submodule(site.name)) for site in sites]
@@ -94,7 +98,7 @@ class GhostSkips(Part):
         if "torch._dynamo" in sys.modules:  # code that is compiled already does not look for hooks that come later
             torch.compiler.reset()
         model.register_buffer(ALPHA, torch.ones((), device=device_of(model)), persistent=False)
-        self.handles = [handle for site in sites for handle in _Skip(model, site, self.variant).hook()]
+        self.handles = _hooked(model, [_Skip(model, site, self.variant) for site in sites])
         self.model, self.ghosts = model, True
 
     def step(self, progress: float) -> None:
@@ -139,7 +143,10 @@ class _Call:
 
 def _found(model: nn.Module, shape: Sequence[int] | None) -> tuple[list[Site], Reach]:
     """Return a model's sites, and how many calls of convolutions they are of all but the stem's and shortcuts'."""
-    probe = Probe(model, shape)
+    try:
+        probe = Probe(model, shape)
+    except ValueError as error:
+        raise ValueError(f"ghost skips: {error}") from error
     calls: dict[str, list[_Call]] = {}
 
     def convolved(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str) -> None:
@@ -163,19 +170,23 @@ def _found(model: nn.Module, shape: Sequence[int] | None) -> tuple[list[Site], R
         probe.run(functions)
     except ValueError as error:
         raise ValueError(f"ghost skips: {error}") from error
+    used, outside = dict(calls), functions.outside
+    calls.clear()
+    with suppress(ValueError):  # an auxiliary head may want a larger image: what ran until then tells all the same
+        probe.run(functions, training=True)
     sites = [
         Site(
             name,
-            _norm(found),
+            _norm([*found, *calls.get(name, [])]),
             tuple(found[0].inputs.shape[1:]),
             tuple(found[0].output.shape[1:]),
             convolutions[name].stride,
         )
-        for name, found in list(calls.items())[1:]
+        for name, found in list(used.items())[1:]
         if not SHORTCUT.search(name)
     ]
-    reached = sum(len(calls[site.name]) for site in sites)
-    return sites, Reach(reached, reached + functions.outside, BEYOND)
+    reached = sum(len(used[site.name]) for site in sites)
+    return sites, Reach(reached, reached + outside, BEYOND)
 
 
 def _norm(calls: Sequence[_Call]) -> str:
@@ -200,22 +211,8 @@ class _Skip:
     def __deepcopy__(self, memo: dict[int, Any]) -> _Skip:
         return _Skip(copy.deepcopy(self.model, memo), self.site, self.variant)
 
-    def hook(self) -> list[RemovableHandle]:
-        """Hook the modules."""
-        convolution = self.model.get_submodule(self.site.name)
-        if not self.site.norm:
-            return [convolution.register_forward_hook(self.behind_convolution)]
-        norm = self.model.get_submodule(self.site.norm)
-        return [convolution.register_forward_hook(self.keep), norm.register_forward_hook(self.behind_norm)]
-
     def keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self.kept = inputs[0], output
-
-    def behind_norm(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if self.kept is None or self.kept[1] is not inputs[0]:  # the batch norm was called for something else
-            return output
-        (x, _), self.kept = self.kept, None
-        return self.added(x, output)
 
     def behind_convolution(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return self.added(inputs[0], output)
@@ -232,6 +229,59 @@ class _Skip:
         if self.variant == "parameter-free":
             skip = F.group_norm(skip, 1)
         return output + alpha * skip.to(output.dtype)
+
+
+class _Norm:
+    """A batch norm behind which the skips of some convolutions are added, each where it takes that one's output."""
+
+    def __init__(self, skips: list[_Skip]) -> None:
+        self.skips = skips
+
+    def add(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Add the skip of the convolution whose output was given, as it is or in another dtype."""
+        waiting = [(skip, skip.kept) for skip in self.skips if skip.kept is not None]
+        for skip, (x, made) in waiting:
+            alone = len(waiting) == 1  # of several, nothing tells which one a copy was made of
+            if made is inputs[0] or (alone and made.dtype != inputs[0].dtype and made.shape == inputs[0].shape):
+                skip.kept = None
+                return skip.added(x, output)
+        return output  # the batch norm was called for something else
+
+
+class _Pass:
+    """One forward pass of a model, at whose end every skip has been added."""
+
+    def __init__(self, skips: list[_Skip]) -> None:
+        self.skips = skips
+
+    def begin(self, module: nn.Module, inputs: Any) -> None:
+        """Forget what a pass that broke off has left."""
+        for skip in self.skips:
+            skip.kept = None
+
+    def end(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Raise ValueError for a skip that no batch norm took up."""
+        lost = [skip.site for skip in self.skips if skip.kept is not None]
+        self.begin(module, inputs)
+        if lost:
+            raise ValueError(
+                f"ghost skips: {lost[0].norm} did not take the output of {lost[0].name} as it was, so that the skip "
+                f"({len(lost)} of {len(self.skips)}) would be lost; when they were attached it did. Let it take the "
+                "same in every pass, or train without ghost skips"
+            )
+
+
+def _hooked(model: nn.Module, skips: list[_Skip]) -> list[RemovableHandle]:
+    """Hook the convolutions, their batch norms and, to find out what was lost, the model."""
+    handles, norms = [], dict[str, list[_Skip]]()
+    for skip in skips:
+        hook = skip.keep if skip.site.norm else skip.behind_convolution
+        handles.append(model.get_submodule(skip.site.name).register_forward_hook(hook))
+        if skip.site.norm:
+            norms.setdefault(skip.site.norm, []).append(skip)
+    handles += [model.get_submodule(norm).register_forward_hook(_Norm(those).add) for norm, those in norms.items()]
+    each = _Pass(skips)
+    return [*handles, model.register_forward_pre_hook(each.begin), model.register_forward_hook(each.end)]
 
 
 def fitted(x: Tensor, stride: tuple[int, ...], shape: Sequence[int]) -> Tensor:

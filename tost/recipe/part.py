@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+T = TypeVar("T")
 Criterion = Callable[[Tensor, Tensor], Tensor]
 """A loss: (logits [N, C], labels [N]) -> scalar."""
 
@@ -82,6 +84,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """Return the network that torch.compile has wrapped, or the model itself."""
     inner = getattr(model, "_orig_mod", None)  # torch has no other name for it
     return inner if isinstance(inner, nn.Module) else model
+
+
+def unwrapped_names(model: nn.Module, named: Mapping[str, T]) -> dict[str, T]:
+    """Return what goes by a model's names under those of the network that torch.compile has wrapped, if it has."""
+    prefix = "" if unwrapped(model) is model else "_orig_mod."
+    return {name.removeprefix(prefix): value for name, value in named.items()}
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tost.catalog import INIT_VARIANTS, check_choice
 from tost.masks.apply import Masks, check_masks
 from tost.masks.scores import differentiable
-from tost.recipe.part import Part, unwrapped
+from tost.recipe.part import Part, unwrapped, unwrapped_names
 
 Batch = tuple[Tensor, Tensor]
 Tensors = Mapping[str, Tensor]
@@ -77,11 +77,12 @@ def find_scales(
     `floor`: smallest scale of a weight (of a bias, 0). `default` masks first and lets only kept weights into the
     gradient; `authors-masked` masks first and lets all into it; `authors-dense` rescales the dense network. Plain
     cross-entropy, batch norm by batch statistics. `each` is called before every iteration. The model is not changed.
+    Of what torch.compile returns, the network inside is used: masks may have the names of either, scales have its own.
     Raises ValueError where the loss or its gradient is not finite, for a mask that fits no parameter and for a variant
     that does not exist.
     """
     check_choice("variant", variant, INIT_VARIANTS)
-    model = unwrapped(model)
+    model, masks = unwrapped(model), unwrapped_names(model, masks)
     check_masks(model, masks)
     problem = _Problem(model, {} if variant == "authors-dense" else masks, through=variant == "default")
     scales = {n: Scale(0.0 if n.endswith("bias") else floor) for n in problem.start}
@@ -173,7 +174,8 @@ def _joined(first: Batch, second: Batch) -> Batch:
 class RescaledInit(Part):
     """Multiply every tensor by its scale when training begins; nothing is left to do afterwards.
 
-    One of the parts of ToST (Jaiswal et al., 2022). `scales` by parameter name, as find_scales has them.
+    One of the parts of ToST (Jaiswal et al., 2022). `scales` by parameter name, as find_scales has them; of what
+    torch.compile returns, by its own names or those of the network inside.
     """
 
     def __init__(self, scales: Mapping[str, float]) -> None:
@@ -183,7 +185,7 @@ class RescaledInit(Part):
     def attach(self, model: nn.Module) -> None:
         """Scale in place. Raises ValueError for a scale that belongs to no parameter."""
         parameters = dict(unwrapped(model).named_parameters())
-        for name, scale in self.scales.items():
+        for name, scale in unwrapped_names(model, self.scales).items():
             if name not in parameters:
                 raise ValueError(f"scale {name!r} belongs to no parameter of {type(model).__name__}")
             parameters[name].mul_(scale)

@@ -77,10 +77,12 @@ class SoftActivation(Part):
         self.sites: list[tuple[nn.Module, str, nn.Module]] = []
         self.softs: list[Soft] = []
 
+    @torch.inference_mode(False)
     def attach(self, model: nn.Module) -> None:
         """Replace every nn.ReLU and nn.ReLU6 of the model. Raises ValueError where there is none, or none is used.
 
-        Warns where some ReLUs are calls of functions (F.relu, torch.relu), which cannot be replaced.
+        Warns where some ReLUs are calls of functions (F.relu, torch.relu), which cannot be replaced. Whatever is
+        raised, the model is left as it was.
         """
         model = unwrapped(model)
         self.sites = [
@@ -96,16 +98,20 @@ class SoftActivation(Part):
             soft = Soft(self.shape, torch.tensor(self.strength(0.0), device=device), isinstance(child, nn.ReLU6))
             setattr(parent, name, soft)
             self.softs.append(soft)
-        self.ghosts, self.reach = True, relu_reach(model, self.image, (Soft,))
-        if self.reach and self.reach.partial:
-            said = (
-                f"soft neurons reach {self.reach} of {type(model).__name__}: the others are calls of functions "
-                "(F.relu, torch.relu); make them nn.ReLU modules"
-            )
-            if not self.reach.reached:
-                self.detach()
-                raise ValueError(said)
-            warnings.warn(said, stacklevel=2)
+        self.ghosts = True
+        try:
+            self.reach = relu_reach(model, self.image, (Soft,))
+            if self.reach and self.reach.partial:
+                said = (
+                    f"soft neurons reach {self.reach} of {type(model).__name__}: the others are calls of functions "
+                    "(F.relu, torch.relu); make them nn.ReLU modules"
+                )
+                if not self.reach.reached:
+                    raise ValueError(said)
+                warnings.warn(said, stacklevel=3)  # the decorator is a frame of its own
+        except BaseException:  # the warning too may be made an error
+            self.detach()
+            raise
 
     def strength(self, progress: float) -> float:
         """Return b, or Mish's share of a blend, at a point of training."""
@@ -143,11 +149,11 @@ def relu_reach(
 
     `image`: the shape of one image, [C, H, W]. A ReLU6 counts as one, as does an activation that was made soft.
     """
-    probe = Probe(model, image)
-    calls = Calls([module for module in probe.model.modules() if isinstance(module, modules)], _is_relu)
     try:
+        probe = Probe(model, image)
+        calls = Calls([module for module in probe.model.modules() if isinstance(module, modules)], _is_relu)
         probe.run(calls)
-    except ValueError:  # an image of another shape than the network's, or no image at all
+    except ValueError:  # an image of another shape than the network's, no image at all, or no copy
         return None
     return Reach(calls.calls, calls.calls + calls.outside, "ReLUs")
 
