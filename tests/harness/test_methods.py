@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from tests.conftest import environment, hashes
 from tost.catalog import MASKS, PARTS
@@ -131,12 +132,17 @@ def test_a_mask_goes_out_of_a_store_and_into_another_sweep(project: Path, sweep:
         (("compare", "a.pt", "c.pt"), "only one of the two has a mask for conv.weight, fc.weight"),
     ],
 )
-def test_a_mistake_with_masks_is_said_in_a_line(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_a_mistake_with_masks_is_said_in_a_line(
+    arguments: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness.masks import app
+
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "junk").write_bytes(b"junk")
     torch.save({"conv.weight_mask": torch.ones(2, 2)}, tmp_path / "a.pt")
     torch.save({"fc.weight_mask": torch.ones(2, 2)}, tmp_path / "c.pt")
-    done = mask(*arguments, folder=tmp_path)
-    assert done.returncode == 2
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2, done.exception
     assert said in done.stderr
     assert "Traceback" not in done.stderr
 
