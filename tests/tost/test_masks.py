@@ -443,3 +443,14 @@ def test_a_prunable_set_has_every_weight_of_the_catalogs_networks(name: str) -> 
         net = resolve(MODELS[name].path)(10, 3)
     assert left_out(net) == {}
     assert [weight.dim() for weight in left_out(net, "conv").values()] == [2], "the classifier"
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+@pytest.mark.parametrize("wrap", [parametrizations.weight_norm, nn.utils.weight_norm, parametrizations.spectral_norm])
+def test_a_layer_that_is_reparametrised_after_it_was_pruned_is_named(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    net = nn.Sequential(nn.Linear(4, 3))
+    pruned = Pruned(net, {"0.weight": torch.eye(3, 4).bool()})
+    pruned.clear()
+    wrap(net[0])
+    with pytest.raises(MaskError, match=r"'0\.weight' is pruned and was re-parametrised afterwards"):
+        pruned.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -309,6 +310,70 @@ def test_a_normalisation_without_statistics_multiplies_by_its_weight_and_adds_it
 def test_synflow_refuses_what_conserves_no_flow(middle: nn.Module, said: str) -> None:
     with pytest.raises(MaskError, match=f"synflow: the network uses {said}.*choose another mask method"):
         synflow(nn.Sequential(nn.Linear(8, 8), middle, nn.Linear(8, 2)), (4, 8))
+
+
+class Calls(nn.Module):
+    """A network of two layers whose forward pass is given."""
+
+    def __init__(self, call: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.call = nn.Linear(6, 6), nn.Linear(6, 3), call
+        self.branches, self.scale = nn.Parameter(torch.randn(2)), nn.Parameter(torch.rand(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self, x)
+
+
+@pytest.mark.parametrize(
+    ("builtin", "function"),
+    [
+        (lambda x, w: torch.layer_norm(x, (6,), w), lambda x, w: F.layer_norm(x, (6,), w)),
+        (lambda x, w: torch.group_norm(x, 2, w, eps=1e-3), lambda x, w: F.group_norm(x, 2, w, eps=1e-3)),
+        (lambda x, w: torch.rms_norm(x, (6,), weight=w), lambda x, w: F.rms_norm(x, (6,), w)),
+        (
+            lambda x, w: torch.instance_norm(x[..., None], w, None, None, None, True, 0.1, 1e-5, False)[..., 0],
+            lambda x, w: F.instance_norm(x[..., None], weight=w)[..., 0],
+        ),
+    ],
+    ids=["layer", "group", "rms", "instance"],
+)
+def test_synflow_knows_a_normalisation_by_either_of_its_names(
+    builtin: Callable[[Tensor, Tensor], Tensor], function: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    found, wanted = (
+        synflow(Calls(lambda net, x: net.last(norm(net.first(x), net.scale))), (6,))  # noqa: B023
+        for norm in (builtin, function)
+    )
+    assert_close(found, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("gate", [torch.softmax, lambda a, _: torch.sigmoid(input=a), lambda a, _: a.tanh()])
+def test_synflow_passes_weights_of_branches_and_refuses_those_that_depend_on_the_input(
+    gate: Callable[[Tensor, int], Tensor],
+) -> None:
+    def weighed(net: Any, x: Tensor) -> Tensor:
+        one, other = gate(net.branches, 0)
+        out: Tensor = net.last(one * net.first(x) + other * x)
+        return out
+
+    net = Calls(weighed)
+    found = synflow(net, (6,))
+    one, _ = gate(net.branches.detach().abs().double(), 0)
+    with torch.no_grad():
+        net.first.weight.mul_(2)
+        net.first.bias.mul_(2)
+    doubled = synflow(net, (6,))
+    assert float(one) > 0
+    assert_close(doubled["first.weight"], 2 * found["first.weight"])
+    for argument in (lambda net, x: net.branches * x.mean(), lambda net, x: x.mean().detach() * net.branches.detach()):
+        with pytest.raises(MaskError, match="through which the flow is not conserved"):
+            synflow(Calls(lambda net, x: gate(argument(net, x), 0)[0] * net.last(net.first(x))), (6,))  # noqa: B023
+
+
+def test_synflow_names_the_remedy_for_a_network_that_ends_in_log_softmax() -> None:
+    with pytest.raises(MaskError, match=r"log_softmax.*return the logits instead"):
+        synflow(Calls(lambda net, x: F.log_softmax(net.last(net.first(x)), 1)), (6,))
 
 
 def test_synflow_refuses_a_network_that_subtracts() -> None:

@@ -211,7 +211,7 @@ class Pruned:
 
     Each dtype and device has a piece of memory of its own. Weights that something else moves or puts in another's place
     (`load_state_dict(..., assign=True)`) are gathered again.
-    Raises KeyError for a mask of no parameter.
+    Raises KeyError for a mask of no parameter, and MaskError, at every use, for a weight that is re-parametrised.
     """
 
     def __init__(self, model: nn.Module, masks: Masks) -> None:
@@ -242,7 +242,15 @@ class Pruned:
             piece.clear()
 
     def _weights(self) -> dict[str, nn.Parameter]:
-        return {name: getattr(module, last) for name, (module, last) in self.owners.items()}
+        weights: dict[str, nn.Parameter] = {}
+        for name, (module, last) in self.owners.items():
+            if (weight := module._parameters.get(last)) is None:
+                raise MaskError(
+                    f"{name!r} is pruned and was re-parametrised afterwards (weight_norm, spectral_norm, prune), so "
+                    "that it would not stay 0; re-parametrise no layer that a mask prunes"
+                )
+            weights[name] = weight
+        return weights
 
     def _replaced(self) -> bool:
         """Return whether a weight is another object than the one that was gathered."""

@@ -27,6 +27,19 @@ from tost.masks.apply import EVERY, MaskError, copied, prunable
 Batch = tuple[Tensor, Tensor]
 
 NORMALISATIONS = (F.group_norm, F.layer_norm, F.instance_norm, F.rms_norm)
+BUILTINS: Mapping[Any, tuple[str, ...]] = {
+    torch.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
+    torch.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
+    torch.rms_norm: ("input", "normalized_shape", "weight", "eps"),
+    torch.instance_norm: (
+        "input", "weight", "bias", "running_mean", "running_var", "use_input_stats", "momentum", "eps",
+    ),
+}  # fmt: skip
+"""The same, called without `torch.nn.functional`: the names of their arguments, which they do not tell themselves."""
+EPSILON = {torch.group_norm: 1e-5, torch.layer_norm: 1e-5}
+"""What those take where nothing is given."""
+GATES = {"softmax", "sigmoid", "hardsigmoid", "tanh"}
+"""Those of the following that weigh branches, where they are taken of parameters alone: positive, as all else is."""
 UNCOVERED = {
     "softmax", "log_softmax", "sigmoid", "hardsigmoid", "tanh", "glu", "lstm", "gru", "rnn_tanh",
     "scaled_dot_product_attention", "multi_head_attention_forward", "_transformer_encoder_layer_fwd",
@@ -110,8 +123,8 @@ def synflow(model: nn.Module, shape: Sequence[int]) -> dict[str, Tensor]:
     would cancel the flow. The upper bound of ReLU6 and Hardtanh is lifted: the flow is far above it and would find no
     gradient there. On a chain without biases every layer's scores have the same sum; with biases, what flows out of
     them counts from there on only.
-    Raises MaskError for softmax, attention, sigmoid and tanh, to which none of this applies, for a network that takes
-    token ids, and where a score is negative all the same.
+    Raises MaskError for softmax, attention, sigmoid and tanh, to which none of this applies (of parameters alone they
+    are weights of branches, and pass), for a network that takes token ids, and where a score is negative all the same.
     """
     net = copied(model).eval()
     for module in net.modules():
@@ -130,9 +143,9 @@ def synflow(model: nn.Module, shape: Sequence[int]) -> dict[str, Tensor]:
         for name, b in net.named_buffers()
     }
     device = next((p.device for p in parameters.values()), None)
-    ones = torch.ones((1, *shape), dtype=torch.float64, device=device)
-    with Flow():
-        flow = functional_call(net, {**parameters, **buffers}, (ones,)).sum()
+    ones = torch.ones((1, *shape), dtype=torch.float64, device=device, requires_grad=True)
+    with Flow(ones):
+        flow = functional_call(net, {**parameters, **buffers}, (ones.clone(),)).sum()
     names = list(prunable(model, EVERY))
     gradients = torch.autograd.grad(flow, [parameters[name] for name in names], materialize_grads=True)
     scores = {n: (g * parameters[n]).detach() for n, g in zip(names, gradients, strict=True)}
@@ -145,32 +158,57 @@ def synflow(model: nn.Module, shape: Sequence[int]) -> dict[str, Tensor]:
 class Flow(TorchFunctionMode):
     """Computes, inside it, as SynFlow's theory has it: bounds lifted, normalisation without statistics."""
 
+    def __init__(self, source: Tensor) -> None:
+        """`source`: the leaf that the network's input is made of, which takes a gradient as all parameters do."""
+        super().__init__()
+        self.source = source
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run a function, or what stands for it."""
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if name in UNCOVERED:
+        if name in UNCOVERED and not (name in GATES and self._of_parameters(args[0] if args else kwargs["input"])):
+            remedy = "where it is the last of it, return the logits instead; else " if name == "log_softmax" else ""
             raise MaskError(
                 f"synflow: the network uses {name.strip('_')}, through which the flow is not conserved "
-                f"(Tanaka et al., 2020, treat networks of ReLU); {ANOTHER}"
+                f"(Tanaka et al., 2020, treat networks of ReLU); {remedy}{ANOTHER}"
             )
         if func is F.embedding and args[0].is_floating_point():
             raise MaskError(f"synflow: the network takes token ids, and no input of ones can stand for them; {ANOTHER}")
         if func in (F.relu6, F.hardtanh):
             return F.relu(args[0])
-        return _affine(func, args, kwargs) if func in NORMALISATIONS else func(*args, **kwargs)
+        known = func in NORMALISATIONS or func in BUILTINS
+        return _affine(func, args, kwargs) if known else func(*args, **kwargs)
+
+    def _of_parameters(self, tensor: Tensor) -> bool:
+        """Return whether a tensor was computed from parameters, and from nothing that depends on the input."""
+        node: Any = tensor.grad_fn
+        nodes, seen = [node] if node is not None else [], {node}
+        while nodes:
+            node = nodes.pop()
+            if getattr(node, "variable", None) is self.source:
+                return False
+            new = {one for one, _ in node.next_functions if one is not None} - seen
+            seen |= new
+            nodes += new
+        return tensor.requires_grad
 
 
 def _affine(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """Return what a normalisation makes of its input [N, C, ...] as if the mean were 0 and the variance 1."""
-    given = inspect.signature(func).bind(*args, **kwargs)
-    given.apply_defaults()
-    out: Tensor = given.arguments["input"] / math.sqrt(1 + (given.arguments["eps"] or 0.0))
-    by_channel = (-1, *[1] * (out.dim() - 2)) if func in (F.group_norm, F.instance_norm) else ()
+    if func in BUILTINS:
+        given = {"eps": EPSILON.get(func), **dict(zip(BUILTINS[func], args, strict=False)), **kwargs}
+    else:
+        bound = inspect.signature(func).bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+    out: Tensor = given["input"] / math.sqrt(1 + (given["eps"] or 0.0))
+    channels = func in (F.group_norm, F.instance_norm, torch.group_norm, torch.instance_norm)
+    by_channel = (-1, *[1] * (out.dim() - 2)) if channels else ()
     weight, bias = (
         None if one is None else one.view(by_channel) if by_channel else one
-        for one in (given.arguments.get("weight"), given.arguments.get("bias"))
+        for one in (given.get("weight"), given.get("bias"))
     )
     out = out if weight is None else out * weight
     return out if bias is None else out + bias
