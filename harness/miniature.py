@@ -41,7 +41,8 @@ def own_store(root: Path) -> Path:
     """
     folder = root / FOLDER
     if folder.exists():
-        if not (folder / "sweeps").is_dir():
+        planned_only = {item.name for item in folder.iterdir()} <= {"cache"}  # by --plan, which remembers answers there
+        if not ((folder / "sweeps").is_dir() or planned_only):
             raise UserError(f"{folder} is in the way: it holds no earlier miniature; move it")
         shutil.rmtree(folder)
     return folder

@@ -553,6 +553,7 @@ def test_tiny_imagenet_is_read_in_its_official_layout(tmp_path: Path) -> None:
 
 @needs_images
 @pytest.mark.slow
+@pytest.mark.long
 def test_cifar_pictures_train_resnet18_for_an_epoch(sweep: Run, project: Path) -> None:
     unpack("cifar10_jpegq75", project / "all", "imagefolder")
     for split, each in (("train", 160), ("test", 40)):

@@ -59,6 +59,7 @@ def operations(folder: Path, cells: int, epochs: int) -> Counter[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_cell_costs_few_file_operations_and_an_epoch_one(
     project: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

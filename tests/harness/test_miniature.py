@@ -12,6 +12,8 @@ import pytest
 
 from harness.check import load_sweep
 from harness.driver import Driver
+from harness.errors import UserError
+from harness.miniature import own_store
 from harness.options import Options
 from harness.planfile import as_saved
 from harness.planner import make_plan
@@ -86,6 +88,15 @@ def test_a_miniature_runs_every_kind_of_stage_and_goes_on_after_a_pre_emption(pr
     assert {r["metrics"]["epochs"] for r in trained} <= {1, 2, 3}
     assert sweep("wide.yaml", "--miniature", "--plan").returncode == 0
     assert "to run" in sweep("wide.yaml", "--miniature", "--plan").stdout
+
+
+def test_a_miniature_that_was_only_planned_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "miniature" / "cache").mkdir(parents=True)
+    assert not own_store(tmp_path).exists()
+    (tmp_path / "miniature" / "cache").mkdir(parents=True)
+    (tmp_path / "miniature" / "thesis.txt").touch()
+    with pytest.raises(UserError, match="in the way"):
+        own_store(tmp_path)
 
 
 def test_what_is_in_the_way_of_a_miniature_is_named_and_kept(project: Path, sweep: Run) -> None:

@@ -98,6 +98,7 @@ def test_pilots_run_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_auto_tries_out_once_and_changes_no_number(tmp_path: Path) -> None:
     write_project(tmp_path)
     command = [sys.executable, "-m", "harness.sweep", "tiny.yaml"]
