@@ -102,6 +102,8 @@ DATASETS: Mapping[str, Dataset] = {
         hint="PATH/train/CLASS/*.png|jpg|webp and PATH/test/CLASS/* (or PATH/val)",
     ),
 }
+CATALOGUED = frozenset(DATASETS) - {"imagefolder"}
+"""Data sets whose channels and augmentation are known beforehand; the other name is any folder's."""
 
 
 @dataclass(frozen=True)

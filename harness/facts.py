@@ -6,12 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from harness.catalog import DATASETS
+from harness.catalog import CATALOGUED
 from harness.cell import Cell
 from harness.protocol import Protocol
-
-CATALOGUED = frozenset(DATASETS) - {"imagefolder"}
-"""Data sets of which the catalog says how they are augmented; under the name of the others stands any folder."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.catalog import DATASETS
+from harness.catalog import CATALOGUED, DATASETS
 from harness.cell import Cell
 from harness.names import DENSE, SMALL, Choice, Names, library_version
 from harness.plan import Plan
@@ -25,8 +25,6 @@ PROBES_VERSION = 2
 """Raised whenever networks are looked at, or parts attached, in another way."""
 IMPORTS_VERSION = 2
 """Raised whenever files of masks are read, or held against networks, in another way."""
-FIXED = frozenset(DATASETS) - {"imagefolder"}
-"""Data sets whose images have channels that are known beforehand."""
 CLASSES = 10
 """Classes that networks are built for to be looked at."""
 PATIENCE = 120
@@ -141,7 +139,7 @@ def imports_of(plan: Plan, cache: Path, todo: Container[str] | None = None) -> l
                 "version": [IMPORTS_VERSION, library_version("torch")],
                 "path": str(plan.imports[spec["method"]["sha256"]]),
                 "spec": {name: spec[name] for name in ("method", "arch", "sparsity", "prunable")},
-                "channels": DATASETS[data["name"]].channels if data.get("name", "imagefolder") in FIXED else 0,
+                "channels": DATASETS[data["name"]].channels if data.get("name", "imagefolder") in CATALOGUED else 0,
             }
             asked.setdefault(digest(question), (stage.label, question))
     known = {key: read_note(cache / "imports" / key) for key in asked}

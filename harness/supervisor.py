@@ -106,11 +106,12 @@ class Supervisor:
     def _start(self) -> Trainer | Team | Inline:
         """Start a trainer; the first one on a machine's CPU tries out its torch."""
         device, threads = self.setup.device, self.setup.threads
-        note = soundness_note(self.frontier.store, threads)
-        check = self.start is Trainer and device == "cpu" and read_note(note) is None
-        trainer = Trainer(device, partial(serve, check=threads)) if check else self.start(device)
+        note = soundness_note(self.frontier.store, threads) if self.start is Trainer and device == "cpu" else None
+        if note is not None and read_note(note) is not None:
+            note = None  # it was tried before
+        trainer = self.start(device) if note is None else Trainer(device, partial(serve, check=threads))
         try:
-            if self._await(trainer) and check:
+            if self._await(trainer) and note is not None:
                 keep_note(note, {"convolutions": "right"})
         except BaseException:
             trainer.kill()  # python would ask it to end, and wait: but to a trainer that means to save and go on
