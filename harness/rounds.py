@@ -49,9 +49,9 @@ class Round:
 
 
 def go_round(saved: SavedPlan, store: Store, launcher: Launcher, observer: Observer, by_hand: bool = False) -> Round:
-    """Look, and submit what is missing; `by_hand` even where workers did nothing before, or were cancelled.
+    """Look, and submit what is missing; `by_hand` even where workers ended at their start before, or were cancelled.
 
-    Raises UserError where the scheduler refuses, or where worker after worker ended without having done anything.
+    Raises UserError where the scheduler refuses, or where worker after worker ended at its start.
     """
     folder = store.sweep(saved.plan.name)
     if by_hand:

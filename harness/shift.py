@@ -29,6 +29,7 @@ from harness.supervisor import Setup, Supervisor
 from harness.team import Team
 from harness.time_left import TimeLeft
 from harness.trainer import Trainer
+from harness.words import span
 
 POLL = 0.5
 """Seconds between two looks at what others run."""
@@ -47,13 +48,15 @@ class Worker:
         """A plan's file that may be replaced by that of an edited sweep."""
         self.written = 0
         """When that file was written, as it was read."""
-        self.came = ""
-        """A file to make when it has taken its first stage."""
         self.token = uuid.uuid4().hex
         self.patience: float | None = None
         """Seconds of looking in vain after which it leaves."""
         self.todo: dict[str, Stage] = {}
         self.absent: set[str] = set()
+        self.took = False
+        """Whether it has taken a stage."""
+        self.refused = ""
+        """Why the last stage that was ready and free could not be taken by this worker."""
         self.asked: set[tuple[str, int]] = set()
         """Lost attempts that a scheduler was asked about."""
         self.idle = 0
@@ -77,8 +80,7 @@ class Worker:
             elif self.patience is not None and time.monotonic() - since > self.patience:
                 return
             if taken is not None:
-                if self.came:
-                    Path(self.came).touch()
+                self.took = True
                 outcome = self.supervisor.run(*taken)
                 self._learn(taken[0], outcome)
                 if self.frontier.changed:
@@ -151,8 +153,10 @@ class Worker:
                 others = others or self._served(stage)
             elif not state.claimable:
                 others = True
-            elif self._elsewhere(stage) or (self.time and not self.time.allows(stage, state.lost)):
+            elif self._elsewhere(stage):
                 continue
+            elif self.time and not self.time.allows(stage, state.lost):
+                self.refused = f"{stage.label}: more than the {span(self.time.left)} that are left"
             elif state.host == machine()[0]:
                 shunned.append((stage, state))
             elif (claim := self._claim(stage, state)) is not None:
@@ -193,9 +197,10 @@ class Worker:
         """Return whether a data set's files are not on this machine, where another may have them; said once."""
         if not stage.place or Path(stage.place).exists():
             return False
+        self.refused = f"{stage.label}: {stage.place} is not on this machine"
         if stage.key not in self.absent:
             self.absent.add(stage.key)
-            self.tell(event="note", message=f"{stage.label}: {stage.place} is not on this machine; left to others")
+            self.tell(event="note", message=f"{self.refused}; left to others")
         return True
 
     def _claim(self, stage: Stage, state: State) -> Claim | None:
@@ -219,8 +224,8 @@ class Limits:
     """Seconds after which it leaves when all that is left is in others' hands; None: it waits."""
     follow: bool = False
     """Whether it goes on with the new plan where the sweep's file is edited and run again meanwhile."""
-    came: str = ""
-    """A file to make when it has taken its first stage."""
+    sign_in: str = ""
+    """A file to make when the trainer is ready, before any stage is looked for; it says why none could be taken."""
 
 
 def work(
@@ -252,13 +257,17 @@ def work(
         supervisor = Supervisor(frontier, setup, tell, stopping, start)
         supervisor.beside = presence.beat
         with contextlib.closing(supervisor):
+            if limits.sign_in and supervisor.ready:
+                Path(limits.sign_in).write_text("")
             written = saved.written
             while True:
                 worker = Worker(supervisor.frontier, supervisor, stop, tell, left)
                 worker.patience, worker.follows = limits.idle, saved.path if limits.follow else None
-                worker.written, worker.came = written, limits.came
+                worker.written = written
                 worker.run()
                 if not worker.outdated():
+                    if limits.sign_in and worker.refused and not worker.took:
+                        Path(limits.sign_in).write_text(worker.refused)
                     break
                 saved = read_plan(saved.path)
                 written = saved.written

@@ -90,6 +90,8 @@ class Supervisor:
         self.because: Callable[[], Mapping[str, Any]] = dict
         """Why it was asked to stop, in an end's terms."""
         self._next_beat = 0.0
+        self.ready = False
+        """Whether the newest trainer can be sent stages; false where this was asked to stop while it started."""
         self._killed = oom_kills()
         self._heed()
         self.trainer = self._start()
@@ -111,7 +113,8 @@ class Supervisor:
             note = None  # it was tried before
         trainer = self.start(device) if note is None else Trainer(device, partial(serve, check=threads))
         try:
-            if self._await(trainer) and note is not None:
+            self.ready = self._await(trainer)
+            if self.ready and note is not None:
                 keep_note(note, {"convolutions": "right"})
         except BaseException:
             trainer.kill()  # python would ask it to end, and wait: but to a trainer that means to save and go on

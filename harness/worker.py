@@ -21,6 +21,7 @@ from harness.errors import UserError
 from harness.events import Events, in_words
 from harness.launch.kept import kept
 from harness.launch.local import Workers, slots, this_machine
+from harness.launch.slurm import SIGNED_IN
 from harness.nodes import Lead, NodeLost, Shape, be_agent
 from harness.planfile import SavedPlan, find_plan, read_plan
 from harness.rounds import leaving_round
@@ -136,7 +137,9 @@ def main(
     lease: Annotated[
         float, typer.Option(help="Seconds without a heartbeat after which a worker counts as lost.", min=0.5)
     ] = LEASE,
-    came: Annotated[str, typer.Option(help="A file to make when the work begins.", hidden=True)] = "",
+    sign_in: Annotated[
+        str, typer.Option(help="A folder for a file that says this job's trainer is ready.", hidden=True)
+    ] = "",
     submits: Annotated[
         bool, typer.Option("--submits", help="When leaving, submit the workers that others' stages need.")
     ] = False,
@@ -168,7 +171,7 @@ def main(
             at_most,
             given_span("--idle", idle) if idle else None,
             not plan,
-            came,
+            f"{sign_in}/{SIGNED_IN}{job().partition('.')[0]}" if sign_in else "",
         )
         saved = read_plan(place.sweep(name) / Path(plan).name if plan else find_plan(place, name))
         here = this_machine(1, threads or 1, device)

@@ -53,7 +53,7 @@ class Launcher(Protocol):
         """Return the sweep's workers that wait or run."""
 
     def in_vain(self, size: Size) -> str:
-        """Return why no more workers should be submitted: those before never came to their work. Empty: they may."""
+        """Return why no more workers should be submitted: those before ended at their start. Empty: they may."""
 
     def never(self, job: Job) -> str:
         """Return why a waiting worker can never start, empty where it may."""

@@ -43,13 +43,15 @@ BECOME = "import os, signal, sys; signal.pthread_sigmask(0, {10, 12, 15}); os.ex
 """Holds SIGUSR1, SIGUSR2 and SIGTERM back until the worker listens to them: before, one would be lost, or fatal."""
 PROFILE, ARGV = "profile.yaml", "launch.json"
 """Files that say how a sweep's workers were last submitted."""
-CAME = "came"
-"""A file that the first worker of a submission makes when it begins its work."""
+SIGNED_IN = "signed-in-"
+"""What the files of a submission begin with that its workers make when their trainer is ready, each with its job.
+
+One that leaves since it could take none of the stages that were free says so in its file."""
 OUTSTANDING = "outstanding.json"
 """A file of a submission's jobs that are not known to have ended; gone when all are."""
 HIDDEN = "the queue does not show it by its name, and neither accounting nor the controller says that it has ended"
 IN_VAIN = 3
-"""Submissions in a row whose workers never came, after which something is wrong with the profile."""
+"""Submissions in a row whose workers failed at their start, after which the profile or the nodes are at fault."""
 LEAST_NOTICE, MOST_NOTICE = 10, 90
 """Seconds before the time limit at which Slurm tells the job, should it not have left by itself."""
 
@@ -228,8 +230,8 @@ class Slurm:
 
         when = f"{time.time():.3f}-{uuid.uuid4().hex[:6]}"
         folder = self.folder / f"{size}.{self.tag(size)}-{when}"
-        came = ["--came", str(folder / CAME)] if "harness.worker" in argv else []
-        become = [self.interpreter, "-c", BECOME, *argv, *came]
+        sign_in = ["--sign-in", str(folder)] if "harness.worker" in argv else []
+        become = [self.interpreter, "-c", BECOME, *argv, *sign_in]
         try:
             with _own_environment(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
                 executor = SlurmExecutor(folder, python=self.python)
@@ -250,16 +252,21 @@ class Slurm:
         return self.store.sweep(self.name).absolute() / "slurm"
 
     def in_vain(self, size: Size) -> str:
-        """Return what was wrong with the last submissions of a size, if no worker of theirs ever came to its work."""
+        """Return what was wrong with the last submissions of a size, if no worker of theirs could take a stage."""
         last = sorted(self.folder.glob(f"{size}.{self.tag(size)}-*"), key=lambda path: path.name)[-IN_VAIN:]
-        if len(last) < IN_VAIN or any((path / CAME).exists() or (path / OUTSTANDING).exists() for path in last):
+        if len(last) < IN_VAIN or any((path / OUTSTANDING).exists() for path in last):
+            return ""
+        refusals = [[file.read_text() for file in path.glob(f"{SIGNED_IN}*")] for path in last]
+        if not all(map(all, refusals)):  # a worker that started well and left with nothing to take is no failure
             return ""
         logs = sorted(last[-1].glob("*_log.out"))
         words = logs[0].read_text(errors="replace").strip().splitlines()[-3:] if logs else ["it left no log"]
-        where = logs[0] if logs else last[-1]
+        where, why = logs[0] if logs else last[-1], "ended before they were ready"
+        if refusals[-1]:
+            words, why = refusals[-1][:1], "found no stage that they could take"
         return (
-            f"{self.name}: workers were submitted {IN_VAIN} times and ended before they took a stage; no more are, "
-            f"until the sweep command is run again. The last said: {' | '.join(words)} ({where})"
+            f"{self.name}: workers were submitted {IN_VAIN} times and {why}; no more are, until the sweep command is "
+            f"run again. The last said: {' | '.join(words)} ({where})"
         )
 
     def poll(self) -> list[Job]:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from multiprocessing import Pipe
@@ -28,7 +29,7 @@ from harness.launch.kept import kept
 from harness.launch.local import Machine, slots
 from harness.launch.profiles import FIELDS, FOLDER, OURS, Profile, find_profile, load_profile
 from harness.launch.remedies import explain, hopeless
-from harness.launch.slurm import CAME, IN_VAIN, OUTSTANDING, Slurm
+from harness.launch.slurm import IN_VAIN, OUTSTANDING, SIGNED_IN, Slurm
 from harness.options import Options
 from harness.plan import Plan, Stage
 from harness.planfile import as_saved
@@ -38,7 +39,7 @@ from harness.soundness import convolutions, look
 from harness.states import State, state_of
 from harness.store import Store
 from harness.team import Team
-from tests.conftest import write_project
+from tests.conftest import environment, save_whole_plan, write_project
 
 PROFILE = """
 partition: gpu
@@ -293,8 +294,8 @@ def test_there_are_never_more_workers_than_the_profile_says_whatever_the_queue_s
         seen = go_round(saved, driver.store, launcher, Observer(), by_hand=number == 0)
         assert sum(seen.wanted.values()) > 2
         assert (len(seen.submitted), len(seen.jobs)) == ((0, 2) if number else (1, 0))
-        for folder in launcher.folder.iterdir():  # as workers do that begin their work
-            (folder / CAME).touch()
+        for folder in launcher.folder.iterdir():  # as workers do whose trainer is ready
+            (folder / f"{SIGNED_IN}{number}").touch()
 
 
 def test_the_cluster_that_the_shell_names_is_kept_for_cron(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,7 +436,68 @@ def test_a_worker_that_the_queue_does_not_show_counts_until_it_is_known_to_have_
     assert [(folder / OUTSTANDING).exists() for folder in folders] == [True, False, False]
     answers["sacct"] = answers["sacct"].replace("RUNNING", "OUT_OF_MEMORY")
     assert launcher.poll() == []
-    assert "submitted 3 times and ended before they took a stage" in launcher.in_vain(Size())
+    assert "submitted 3 times and ended before they were ready" in launcher.in_vain(Size())
+
+
+@pytest.mark.parametrize(
+    ("signed_in", "said"),
+    [
+        (
+            [{}, {}, {}],
+            "ended before they were ready; no more are, until the sweep command is run again. The last said",
+        ),
+        ([{}, {"8": ""}, {}], ""),
+        ([{"7": ""}, {"8": ""}, {"9": ""}], ""),
+        ([{"7": "too long"}, {}, {"9": "too long"}], "found no stage that they could take; .* The last said: too long"),
+        ([{"7": "too long"}, {}, {"9": "too long", "10": ""}], ""),
+        ([{}, {}], ""),
+    ],
+    ids=["no-sign-in", "one", "all", "refused", "one-idle", "two-submissions"],
+)
+def test_a_worker_that_signed_in_and_left_idle_is_no_failure(
+    tmp_path: Path, signed_in: list[dict[str, str]], said: str
+) -> None:
+    launcher = slurm(tmp_path, answers={"squeue": "", "sacct": "1_0|COMPLETED\n"})
+    for order, files in enumerate(signed_in):
+        folder = outstanding(launcher, "1_0", order=order)
+        for number, text in files.items():
+            (folder / f"{SIGNED_IN}{number}").write_text(text)
+    assert launcher.poll() == []
+    assert re.search(said, launcher.in_vain(Size())) if said else launcher.in_vain(Size()) == ""
+
+
+def run_worker(folder: Path, number: int) -> tuple[str, str]:
+    """Run a worker as a job until it leaves; return what it has signed in with, and what it printed."""
+    (folder / "submission").mkdir(exist_ok=True)
+    end = str(int(time.time()) + 3600)
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.worker", "tiny", "--device", "cpu", "--sign-in", str(folder / "submission")],
+        cwd=folder,
+        env={**environment(), "SLURM_JOB_ID": str(number), "SLURM_JOB_END_TIME": end},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return (folder / "submission" / f"{SIGNED_IN}{number}").read_text(), done.stderr
+
+
+def test_a_worker_signs_in_before_it_looks_for_work_and_says_what_it_could_not_take(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for path in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / "pictures" / path).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "pictures" / path / "1.png")
+    grid = (write_project(tmp_path) / "tiny.yaml").read_text()
+    (tmp_path / "tiny.yaml").write_text(grid.replace("dataset: digits", "dataset: imagefolder:./pictures"))
+    save_whole_plan(tmp_path)
+    (tmp_path / "pictures").rename(tmp_path / "away")
+    said, printed = run_worker(tmp_path, 7)
+    assert said.endswith(f"{tmp_path / 'pictures'} is not on this machine")
+    assert f"{said}; left to others" in printed
+    (tmp_path / "away").rename(tmp_path / "pictures")
+    assert run_worker(tmp_path, 8)[0] == "", "it took stages"
+    assert run_worker(tmp_path, 9)[0] == "", "nothing was left"
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_jobs_that_never_come_to_their_work_are_not_submitted_for_ever(cluster: 
     write_profile(project, more="setup: ['echo this node is not fit; exit 7']\n")
     done = cluster.sweep(project, "tiny.yaml", *DENSE, "--via", "dev.yaml")
     assert done.returncode == 2
-    assert "workers were submitted 3 times and ended before they took a stage" in done.stderr
+    assert "workers were submitted 3 times and ended before they were ready" in done.stderr
     assert "this node is not fit" in done.stderr
 
 
