@@ -48,7 +48,7 @@ from harness.spec import MOST_CELLS, Sweep
 from harness.store import Store
 from harness.supervisor import Setup
 from harness.terminal import command, note
-from harness.track.beside import mirrored
+from harness.track.beside import mirrored, say_how
 from harness.words import count
 from tost.catalog import nearest
 
@@ -307,6 +307,8 @@ class Driver:
             shown = command("status", self.plan.name, store=self.store.root)
             said = f"the workers go on; `{shown}` shows them, {follows}--cancel ends them"
             typer.echo(said, err=True)
+            if left:
+                say_how(self.sweep.file.wandb, self.store, self.plan.name)
             return 130 if left else 0
         return self._close(interrupted=False)
 

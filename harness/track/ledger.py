@@ -38,6 +38,16 @@ class Entry:
     runs: Mapping[str, Shown]
 
 
+def read_entries(path: Path) -> dict[str, Entry]:
+    """Return the newest entry of every stage that a ledger's file names."""
+    entries = {}
+    for line in path.read_text(errors="replace").splitlines():
+        with contextlib.suppress(ValueError, TypeError):  # torn by the end of its process
+            key, signature, runs = json.loads(line)
+            entries[key] = Entry(signature, {run: Shown(*shown) for run, shown in runs.items()})
+    return entries
+
+
 class Ledger:
     """Entries by stage, newest last in the file, whose first lines are those of the holder before."""
 
@@ -46,16 +56,10 @@ class Ledger:
         self.path = folder / f"{name}-{generation:04d}.jsonl"
         earlier = sorted(path for path in folder.glob(f"{name}-*.jsonl") if path != self.path)
         for path in earlier[-1:]:
-            self._read(path)
+            self.entries = read_entries(path)
         write_whole(self.path, "".join(self._line(key) for key in self.entries).encode())
         for path in earlier:
             path.unlink(missing_ok=True)
-
-    def _read(self, path: Path) -> None:
-        for line in path.read_text(errors="replace").splitlines():
-            with contextlib.suppress(ValueError, TypeError):  # torn by the end of its process
-                key, signature, runs = json.loads(line)
-                self.entries[key] = Entry(signature, {run: Shown(*shown) for run, shown in runs.items()})
 
     def _line(self, key: str) -> str:
         entry = self.entries[key]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from harness.store import Store
-from tests.conftest import kill_tree, results, until, write_project
+from tests.conftest import descendants, kill_tree, results, send, until, write_project
 from tests.harness.synthetic import write_store
 from tests.track.mirrored import WANDB, assert_mirrors, left_over, surroundings, wandb
 from tests.track.server import Server
@@ -91,6 +93,68 @@ def start_sweep(folder: Path, server: Server) -> subprocess.Popen[str]:
     )
 
 
+def publisher_of(sweep: subprocess.Popen[str]) -> int:
+    """Return the process that publishes beside a sweep command, 0 where there is none now."""
+    for pid in descendants(sweep.pid):
+        with contextlib.suppress(OSError):
+            if b"\0--beside\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+    return 0
+
+
+def test_a_publisher_that_is_killed_is_started_again(tmp_path: Path, server: Server) -> None:
+    sweep = start_sweep(tmp_path, server)
+    try:
+        server.until(lambda: server.runs, 120)
+        os.kill(until(lambda: publisher_of(sweep)), signal.SIGKILL)
+        _, said = sweep.communicate(timeout=300)
+        assert sweep.returncode == 0, said
+        assert "wandb: the publisher was ended by SIGKILL; it is started again" in said
+        assert "wandb: 6 of 6 runs sent" in said
+        assert_mirrors(server, Store(tmp_path / "runs"))
+    finally:
+        kill_tree(sweep.pid)
+        sweep.communicate()
+
+
+def test_a_publisher_that_is_killed_every_time_is_given_up_and_what_is_missing_told(
+    tmp_path: Path, server: Server
+) -> None:
+    sweep, killed = start_sweep(tmp_path, server), set[int]()
+    try:
+        while sweep.poll() is None:
+            if pid := publisher_of(sweep):
+                send([pid], signal.SIGKILL)
+                killed.add(pid)
+        _, said = sweep.communicate(timeout=300)
+        assert sweep.returncode == 0, said
+        assert len(results(tmp_path / "runs")) == 7
+        assert len(killed) == 4
+        assert "ended by SIGKILL 4 times and is not started again; trainings go on" in said
+        assert "wandb: 0 of 6 runs sent; `harness wandb publish tiny` sends the rest" in said
+        assert wandb(tmp_path, server.url, "publish", "tiny").returncode == 0
+        assert_mirrors(server, Store(tmp_path / "runs"))
+    finally:
+        kill_tree(sweep.pid)
+        sweep.communicate()
+
+
+@pytest.mark.long
+def test_a_publisher_that_hangs_is_not_waited_for_and_what_is_missing_told(tmp_path: Path, server: Server) -> None:
+    sweep = start_sweep(tmp_path, server)
+    try:
+        server.until(lambda: any(run.state == "finished" for run in server.runs.values()), 120)
+        os.kill(until(lambda: publisher_of(sweep)), signal.SIGSTOP)
+        _, said = sweep.communicate(timeout=300)
+        assert sweep.returncode == 0, said
+        assert re.search(r"wandb: \d of 6 runs sent by now; the publisher is left to itself", said)
+        assert "wandb: later, `harness wandb publish tiny` sends what is missing" in said
+    finally:
+        kill_tree(sweep.pid)
+        send([int(pid) for pid in left_over(tmp_path)], signal.SIGKILL)
+        sweep.communicate()
+
+
 FAULTS = ["hang", *(pytest.param(fault, marks=pytest.mark.long) for fault in ("429", "dead"))]
 """All ten are in tests/chaos/test_trackers.py, in full."""
 
@@ -123,7 +187,7 @@ def test_a_publisher_that_the_command_leaves_behind_goes_on(tmp_path: Path, serv
         server.until(lambda: server.runs, 120)
         server.fault = "hang"
         _, said = sweep.communicate(timeout=300)
-        assert "wandb: goes on by itself" in said
+        assert "the publisher is left to itself" in said
         assert left_over(tmp_path)
         server.fault = None
         until(lambda: not left_over(tmp_path), 300, every=0.2)
