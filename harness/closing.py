@@ -9,8 +9,10 @@ import typer
 
 from harness.claims import Observer
 from harness.clean import find_waste, remove
+from harness.efficiency import efficiency
 from harness.errors import UserError, printable
 from harness.failures import look_at, remedies
+from harness.launch.slurm import Slurm
 from harness.plan import Plan
 from harness.planfile import SavedPlan
 from harness.presence import present
@@ -23,8 +25,11 @@ from harness.terminal import note, short_path, tell
 from harness.words import count, size
 
 
-def close(saved: SavedPlan, store: Store, part: bool, interrupted: bool) -> int:
-    """Write and print the tables and the failures, of the whole sweep or a part of it; return the exit code."""
+def close(saved: SavedPlan, store: Store, part: bool, interrupted: bool, launcher: Slurm | None = None) -> int:
+    """Write and print the tables and the failures, of the whole sweep or a part of it; return the exit code.
+
+    With the `launcher` of a cluster also what its jobs used of what was requested.
+    """
     made = make_report(store, [saved], rebuild=True, whole=not part)
     folder = store.sweep(made.name) / ("report.part" if part else "report")
     where, unwritable = f"tables in {short_path(folder)}", False
@@ -46,6 +51,9 @@ def close(saved: SavedPlan, store: Store, part: bool, interrupted: bool) -> int:
     for sentence in remedies(Counter(s.cause or s.name for s in standing.states.values() if s.name in FAILED)):
         note(sentence)
     typer.echo(f"{made.done} of {count(len(made.frame.lines), 'cell')} done; {where}", err=True)
+    if launcher and (used := efficiency(saved.plan, standing, launcher)):
+        for sentence in used.lines():
+            note(sentence)
     if interrupted:
         typer.echo("stopped; the same command goes on from here", err=True)
         return 130

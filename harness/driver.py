@@ -258,8 +258,8 @@ class Driver:
             typer.echo(said, err=True)
         return bool(stopped)
 
-    def _close(self, interrupted: bool) -> int:
-        code = close(as_saved(self.plan, self.sweep), self.store, self.chosen, interrupted)
+    def _close(self, interrupted: bool, launcher: Slurm | None = None) -> int:
+        code = close(as_saved(self.plan, self.sweep), self.store, self.chosen, interrupted, launcher)
         return 3 if code == 1 and self.unwritable else code
 
     def _keep_to(self, budget: str) -> None:
@@ -310,7 +310,7 @@ class Driver:
             if left:
                 say_how(self.sweep.file.wandb, self.store, self.plan.name)
             return 130 if left else 0
-        return self._close(interrupted=False)
+        return self._close(interrupted=False, launcher=launcher if isinstance(launcher, Slurm) else None)
 
     def launcher(self, plan: str = "") -> Launcher:
         """Return the launcher of workers that outlive this command; they read the sweep's newest plan, or one named."""

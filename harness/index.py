@@ -16,7 +16,7 @@ from harness.sealed import keep_note, read_note
 from harness.states import State, state_of
 from harness.store import Artifact, Folder, Result, Store
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 A_LOOK = 4
 """File operations for a folder that is looked into: its listing, the newest result or end, the claim twice."""
 
@@ -34,20 +34,33 @@ class Done:
     device: str
     bytes: int
     blessed: bool = False
+    job: str = ""
+    """The scheduler's number of the job that made it, empty where none of this store's did."""
+    memory: int = 0
+    """The peak of its process's memory, in bytes."""
+    gpu_memory: int = 0
+    """The same of its GPU's."""
+    cpus: float = 0.0
+    """The CPUs that the process kept busy, as a mean over its last attempt; 0 where unknown."""
 
     @classmethod
     def of(cls, stage: Stage, result: Result) -> Done:
         """Return what is kept of a result."""
-        said = result.provenance
+        said, device = result.provenance, str(result.stamp.get("device", ""))
+        worked = float(said.get("cpu_seconds", said.get("device_seconds", 0.0) if device == "cpu" else 0.0))
         return cls(
             result.edition,
             result.artifact.sha256,
             tuple(result.parents.get(key, "") for key in stage.parents.values()),
             float(said.get("seconds_of_all_attempts", said.get("seconds", 0.0))),
             str(said.get("finished", "")),
-            str(result.stamp.get("device", "")),
+            device,
             result.artifact.bytes,
             "blessed" in said,
+            "" if "blessed" in said or "merged_from" in said else str(said.get("job", "")),
+            int(said.get("peak_memory", 0)),
+            int(said.get("device_memory", 0)),
+            round(worked / max(float(said.get("seconds", 0.0)), 0.001), 3),
         )
 
 
@@ -184,8 +197,5 @@ def _read(path: Path) -> dict[str, Done]:
 
 
 def _write(path: Path, done: dict[str, Done]) -> None:
-    rows: dict[str, Any] = {
-        key: [d.edition, d.sha256, d.parents, d.seconds, d.finished, d.device, d.bytes, d.blessed]
-        for key, d in done.items()
-    }
+    rows: dict[str, Any] = {key: list(vars(each).values()) for key, each in done.items()}
     keep_note(path, {"version": INDEX_VERSION, "done": rows})

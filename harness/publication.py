@@ -81,6 +81,7 @@ def history(claim: Claim, end: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": round(end["seconds"], 3),
         "seconds_of_all_attempts": round(before + end["seconds"], 3),
         "device_seconds": round(end["device_seconds"], 3),
+        "cpu_seconds": round(end.get("cpu_seconds", 0.0), 3),
         "first_step_after": round(end.get("first_step", 0.0), 3),
         "writing_seconds": round(end.get("writing", 0.0), 3),
         "peak_memory": end.get("peak_memory", 0),

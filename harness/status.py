@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import heapq
 import statistics
@@ -19,10 +20,13 @@ from harness.asked import FILES, beside, plan_of, sweep_file
 from harness.claims import BEATS_PER_LEASE, LEASE, Observer
 from harness.completing import sweeps_here
 from harness.costs import units
+from harness.efficiency import Efficiency, efficiency
 from harness.errors import UserError, printable
 from harness.failures import CRASHED, REMEDIES, Group, debugged, group_failures, last_lines, quoted
 from harness.hosts import MOST_FAULTS, avoided
 from harness.index import Standing, stand
+from harness.launch.kept import kept
+from harness.launch.slurm import ARGV
 from harness.planfile import SavedPlan
 from harness.presence import Present, present
 from harness.states import EARLY, FAILED, State
@@ -60,6 +64,8 @@ class Status:
     """Seconds of work left, None where nothing is known of some kind of stage."""
     slowest: list[tuple[str, float]]
     avoided: list[str]
+    efficiency: Efficiency | None
+    """What finished stages used: those of its jobs, where it was submitted to a cluster."""
     store: Store
     given: str
     """The sweep's name or file, as it was asked for."""
@@ -107,10 +113,19 @@ def gather(
         _left(saved, standing),
         [(plan.stages[key].label, seconds) for seconds, key in long],
         avoided(store),
+        _efficiency(saved, standing, store),
         store,
         given or plan.name,
         more,
     )
+
+
+def _efficiency(saved: SavedPlan, standing: Standing, store: Store) -> Efficiency | None:
+    launcher = None
+    if (store.sweep(saved.plan.name) / ARGV).exists():
+        with contextlib.suppress(UserError):  # a profile of another version, or several clusters in $SLURM_CLUSTERS
+            launcher = kept(store, saved.plan.name)
+    return efficiency(saved.plan, standing, launcher)
 
 
 def _who(owner: Any) -> str:
@@ -190,6 +205,7 @@ def as_json(status: Status) -> dict[str, Any]:
             for key, s, attempt in status.again
         ],
         "hosts_avoided": status.avoided,
+        "efficiency": status.efficiency and status.efficiency.as_json(),
         "file_operations": status.standing.operations,
     }
 
@@ -211,6 +227,8 @@ def render(status: Status, wrapped: bool = False) -> Renderable:
     lines: list[Any] = [table, Text(_pace(status))]
     if status.workers:
         lines.append(_workers(status))
+    if status.efficiency and status.efficiency.launcher:
+        lines += [_used(status.efficiency), *(Text(line) for line in status.efficiency.lines())]
     if status.slowest:
         lines.append(Text("slowest: " + "; ".join(f"{label} {span(seconds)}" for label, seconds in status.slowest)))
     lines += [Text(printable(text)) for text in _again(status)]
@@ -256,6 +274,22 @@ def _workers(status: Status) -> Any:
         stage = status.at_work.get(who, "waits for a stage")
         job = f" job {worker.owner.job}" if worker.owner.job else ""
         table.add_row(who + job, str(worker.about.get("device", "")), f"{span(worker.age)} ago{late}", printable(stage))
+    return table
+
+
+def _used(found: Efficiency) -> Any:
+    from rich.table import Table
+
+    table = Table()
+    for head in ("used by jobs", "stages", "time", "longest", "memory", "CPUs", "GPU memory"):
+        table.add_column(head, justify="left" if head == "used by jobs" else "right")
+    for kind in KINDS:
+        if usage := found.kinds.get(kind):
+            amounts = [f"{amount / 2**30:.1f} GiB" if amount else "" for amount in (usage.memory, usage.gpu_memory)]
+            cpus = f"{usage.cpus:.1f}" if usage.cpus else ""
+            table.add_row(
+                kind, f"{usage.stages:,}", span(usage.seconds), span(usage.longest), amounts[0], cpus, amounts[1]
+            )
     return table
 
 

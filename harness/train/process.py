@@ -244,7 +244,7 @@ def _made(order: Order, control: Desk) -> dict[str, Any]:
     with joined(order, control.tell, (Stopped, Diverged)) as group:
         outcome = run_stage(order, watch, group)
     watch.checkpoints.settle()
-    seconds = time.monotonic() - began
+    seconds, cpu_seconds = time.monotonic() - began, time.process_time() - worked
     if order.rank:
         return {"outcome": "made"}
     return {
@@ -260,7 +260,8 @@ def _made(order: Order, control: Desk) -> dict[str, Any]:
         "writing": watch.writing,
         "device_memory": torch.cuda.max_memory_allocated() if order.device.startswith("cuda") else 0,
         "seconds": seconds,
-        "device_seconds": seconds if order.device != "cpu" else time.process_time() - worked,
+        "device_seconds": seconds if order.device != "cpu" else cpu_seconds,
+        "cpu_seconds": cpu_seconds,
     }
 
 
