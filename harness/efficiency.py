@@ -24,6 +24,7 @@ from harness.launch import Size
 from harness.launch.profiles import read_memory
 from harness.launch.slurm import SIGNED_IN, Slurm
 from harness.plan import Plan
+from harness.terminal import short_path
 from harness.words import count, span
 
 FEWEST = 5
@@ -159,17 +160,18 @@ class Efficiency:
         if self.jobs:
             jobs, limit = self.jobs, f" of {profile.time}" if profile.minutes else ""
             said.append(
-                f"{count(jobs.jobs, 'job')}: stages ran in {jobs.busy:.0%} of {jobs.elapsed / 3600:.1f} job-hours; "
+                f"{count(jobs.jobs, 'job')}: stages ran in {jobs.busy:.0%} of their {span(jobs.elapsed)}; "
                 f"in the queue {span(jobs.queued)} (median); the longest {span(jobs.longest)}{limit}"
             )
         if self.starved and self.settled:
             said.append("stages ran out of memory, so no other memory is recommended")
         if advice := self.recommended():
             kept = document is None or Path(document.file).is_relative_to(self.launcher.store.root)
-            file = "the profile" if kept or document is None else document.file
+            file = "the profile" if kept or document is None else short_path(Path(document.file))
             keys = [f"{key}: {value}{self._line(key)}" for key, value in advice.items()]
             tight = "; its memory is close to the limit" if self.memory >= TIGHT * profile.bytes > 0 else ""
-            said.append(f"recommended in {file}: {', '.join(keys)}{tight}")
+            bits = "; on a CPU, other threads may change last bits" if "cpus" in advice and not profile.gpus else ""
+            said.append(f"recommended in {file}: {', '.join(keys)}{tight}{bits}")
         return said
 
     def _line(self, key: str) -> str:
