@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -57,6 +58,27 @@ def job(environment: Mapping[str, str] = os.environ) -> str:
     """
     number = environment.get("SLURM_JOB_ID", "")
     return f"{number}.{environment.get('SLURM_RESTART_COUNT', '0')}" if number else ""
+
+
+def job_cluster(environment: Mapping[str, str] = os.environ) -> str:
+    """Return the cluster that this job runs on, empty outside a job."""
+    return environment.get("SLURM_CLUSTER_NAME", "")
+
+
+def own_cluster(run: Shell = shell, environment: Mapping[str, str] = os.environ) -> str:
+    """Return the name of the cluster that answers here when none is named; empty where nobody says."""
+    if found := job_cluster(environment):
+        return found
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if said := re.search(r"^ClusterName\s*=\s*(\S+)", run(["scontrol", "show", "config"]), re.MULTILINE):
+            return said[1]
+    return ""
+
+
+def on_cluster(cluster: str, run: Shell) -> Shell:
+    """Return a shell that asks Slurm's commands of a cluster by its name; empty: of the one that answers here."""
+    other = "" if not cluster or cluster == own_cluster(run) else cluster
+    return lambda command: run(of_cluster(command, other))
 
 
 def nodes(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:

@@ -5,55 +5,161 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
 
+from harness.allocation import on_cluster, shell
 from harness.claims import Observer, Owner, take
+from harness.errors import UserError
 from harness.index import stand
-from harness.launch import Launcher
+from harness.launch import Job, Launcher
+from harness.launch.slurm import plan_mark
 from harness.plan import Plan
-from harness.planfile import SavedPlan
-from harness.presence import present
+from harness.planfile import SavedPlan, read_plan
+from harness.presence import Present, present
+from harness.records import ended
 from harness.rounds import CANCELLED
 from harness.states import State
 from harness.store import Store, write_whole
 from harness.words import count
 
+LOOKS, PAUSE = 4, 1.0
+"""Looks at the queue after jobs were cancelled, and the seconds between two; what is still there is cancelled again."""
 
-def cancel(asked: SavedPlan, whole: Plan, store: Store, launcher: Launcher | None, part: bool) -> str:
-    """End workers, which save and leave; of a part, also keep others from its stages. Return what was done, in words.
+
+@dataclass
+class Cancelled:
+    """What a cancellation did."""
+
+    seen: dict[tuple[str, str], Job] = field(default_factory=dict)
+    """The jobs that were to end, those that were leaving already included, by cluster and number."""
+    jobs: int = 0
+    """Jobs cancelled, which the queue no longer shows, or shows as leaving."""
+    asked: int = 0
+    """Workers of this machine, and trials of Ray Tune, asked to save and leave."""
+    barred: int = 0
+    """Stages of a part that are not started any more."""
+    left: list[str] = field(default_factory=list)
+    """Jobs and workers that could not be ended, each with what to do."""
+    unsure: bool = False
+    """Whether the scheduler does not tell of all jobs."""
+
+    def __str__(self) -> str:
+        said = [f"{count(self.jobs, 'job')} ended"] if self.jobs else []
+        said += [f"{count(self.asked, 'worker')} asked to save and leave"] if self.asked or not said else []
+        said += [f"{count(self.barred, 'stage')} cancelled; --retry cancelled lifts that"] if self.barred else []
+        return ", ".join(said)
+
+
+def cancel(asked: SavedPlan, whole: Plan, store: Store, launcher: Launcher | None, part: bool) -> Cancelled:
+    """End workers, which save and leave; of a part, also keep others from its stages.
 
     Stages that only the part's cells need end as failed with the cause `cancelled`, which `--retry cancelled` lifts.
     """
+    name = asked.plan.name
     if not part:
-        write_whole(store.sweep(asked.plan.name) / CANCELLED, b"")
+        write_whole(store.sweep(name) / CANCELLED, b"")
     standing = stand(asked.plan, store, Observer())
-    owners = [owner for owner, _, _ in standing.owners.values()]
-    barred = _bar(asked.plan, whole, store, standing.states) if part else 0
-    ended = 0
+    owners = {owner.processes[0]: (owner, key) for key, (owner, _, _) in standing.owners.items()}
+    barred = _bar(asked.plan, whole, store, standing.states) if part else set()
+    done = Cancelled(barred=len(barred))
     if launcher is not None:
-        jobs = launcher.poll()
-        if part:
-            numbers = {owner.job.partition(".")[0] for owner in owners} - {""}
-            jobs = [job for job in jobs if (job.inner or job.number) in numbers]
-        launcher.cancel(jobs)
-        ended += len(jobs)
-    mine = {owner.processes[0] for owner in owners}
-    for worker in list(present(store, asked.plan.name)):
-        if worker.here and not worker.owner.job and (not part or worker.owner.processes[0] in mine):
-            ended += 1
-            if worker.about.get("trial"):  # it reads the mark; ended by a signal, Ray would call it crashed
-                continue
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker.owner.processes[0].pid, signal.SIGTERM)
-    said = f"{count(ended, 'worker')} asked to save and leave"
-    return f"{said}, {count(barred, 'stage')} cancelled; --retry cancelled lifts that" if part else said
+        within = _within(asked.plan, store)
+
+        def wanted(job: Job) -> bool:
+            return not part or within(job.bound) or any(_runs(job, owner) for owner, _ in owners.values())
+
+        _end_jobs(launcher, wanted, done)
+    for worker in list(present(store, name)):
+        _, key = owners.get(worker.owner.processes[0], (None, ""))
+        trial = worker.about.get("trial")
+        if not part or (key in barred if trial else key):
+            _end_worker(worker, done)
+    return done
 
 
-def _bar(plan: Plan, whole: Plan, store: Store, states: Mapping[str, State]) -> int:
-    """Cancel the stages that no other cell of the sweep needs; return how many."""
+def _within(plan: Plan, store: Store) -> Callable[[str], bool]:
+    """Return what says of the mark of a saved plan whether its cells are all a part's: its workers are not needed."""
+    chosen = {key for _, key in plan.cells}
+    paths = {plan_mark(path.name): path for path in store.sweep(plan.name).glob("plan-*.json")}
+
+    @cache
+    def within(mark: str) -> bool:
+        with contextlib.suppress(UserError):
+            return mark in paths and {cell.key for cell in read_plan(paths[mark]).cells} <= chosen
+        return False
+
+    return within
+
+
+def _runs(job: Job, owner: Owner) -> bool:
+    """Return whether a job is the one that a worker runs in."""
+    same = not owner.cluster or not job.cluster or owner.cluster == job.cluster
+    return same and (job.inner or job.number) == owner.job.partition(".")[0]
+
+
+def _end_jobs(launcher: Launcher, wanted: Callable[[Job], bool], done: Cancelled) -> None:
+    """Cancel jobs, until the queue shows that they end; a round under way may submit more of them meanwhile."""
+    there: list[Job] = []
+    cancelled, complaint = set[tuple[str, str]](), ""
+    try:
+        for look in range(LOOKS + 1):
+            jobs = [job for job in launcher.poll() if wanted(job)]
+            done.seen |= {(job.cluster, job.number): job for job in jobs}
+            there = [job for job in jobs if job.state != "leaving"]
+            if not there or look == LOOKS:
+                break
+            cancelled |= {(job.cluster, job.number) for job in there}
+            time.sleep(PAUSE if look else 0)
+            complaint = launcher.cancel(there)
+    except UserError as error:
+        done.unsure = True
+        done.left.append(f"jobs on the cluster: {error}; run the same command again")
+    for job in there:
+        on = f" -M {job.cluster}" if job.cluster else ""
+        why = job.reason if job.name else complaint or f"it is still {job.state}"
+        done.left.append(f"job {job.number}: {why}; to end it: scancel{on} {job.number}")
+    done.unsure = done.unsure or any(job.name for job in there)
+    done.jobs = len(cancelled - {(job.cluster, job.number) for job in there})
+
+
+def _end_worker(worker: Present, done: Cancelled) -> None:
+    """End a worker that no job of the launcher's is: by a signal where it is on this machine."""
+    owner, process = worker.owner, worker.owner.processes[0]
+    number = owner.job.partition(".")[0]
+    on = f" -M {owner.cluster}" if owner.cluster else ""
+    if number and any(_runs(job, owner) for job in done.seen.values()):
+        return
+    if worker.about.get("trial"):  # it reads the mark, or its claim; ended by a signal, Ray would call it crashed
+        done.asked += 1
+    elif worker.here:
+        try:
+            os.kill(process.pid, signal.SIGTERM)
+        except ProcessLookupError:
+            return
+        except PermissionError:
+            done.left.append(f"process {process.pid} of this machine: it is another person's, who can end it")
+            return
+        done.asked += 1
+    elif not number:
+        done.left.append(
+            f"process {process.pid} on {owner.host}: run the same command there; where that machine is gone, remove "
+            f"{worker.path}"
+        )
+    elif not done.unsure and number not in ended([number], on_cluster(owner.cluster, shell)):
+        done.left.append(
+            f"a worker on {owner.host} in job {number}, which the sweep command did not submit; to end it: "
+            f"scancel{on} {number}"
+        )
+
+
+def _bar(plan: Plan, whole: Plan, store: Store, states: Mapping[str, State]) -> set[str]:
+    """Cancel the stages that no other cell of the sweep needs; return their keys."""
     chosen = {key for _, key in plan.cells}
     others = whole.keep((cell, key) for cell, key in whole.cells if key not in chosen).stages
-    barred = 0
+    barred = set[str]()
     for key in plan.stages:
         if key in others or key not in states:
             continue
@@ -61,5 +167,5 @@ def _bar(plan: Plan, whole: Plan, store: Store, states: Mapping[str, State]) -> 
         claim = take(folder, folder.generation, Owner.me())
         if claim is not None:
             claim.end("failed", cause="cancelled", message="cancelled by hand")
-            barred += 1
+            barred.add(key)
     return barred

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.allocation import job
+from harness.allocation import job, job_cluster
 from harness.machine import machine
 from harness.store import Folder, is_number, publish, read_json, write_whole
 
@@ -62,13 +62,15 @@ class Owner:
     """Bytes of the machine's memory that one of its processes may use, 0 where nobody said."""
     starved: bool = False
     """Whether memory had run out in its job before: then a scheduler's word of that says nothing of this stage."""
+    cluster: str = ""
+    """The Slurm cluster of its job, empty where the job does not say: job numbers are of one cluster."""
 
     @classmethod
     def me(cls, *trainers: int, lease: float = 0.0, memory: int = 0, starved: bool = False) -> Owner:
         """Return this process, and its trainers here, as an owner."""
         pids = [os.getpid(), *trainers]
         processes = tuple(Process(pid, start_time(pid) or 0) for pid in pids)
-        return cls(*machine(), processes, job(), lease, memory, starved)
+        return cls(*machine(), processes, job(), lease, memory, starved, job_cluster())
 
     @classmethod
     def read(cls, path: Path) -> Owner | None:
@@ -83,7 +85,8 @@ class Owner:
         """Return an owner from what a file says of it. Raises KeyError or TypeError where that is none."""
         processes = tuple(Process(**p) for p in value["processes"])
         owner = cls(**{**value, "processes": processes})
-        texts, numbers = (owner.host, owner.boot, owner.space, owner.job), (owner.lease, owner.memory)
+        texts = (owner.host, owner.boot, owner.space, owner.job, owner.cluster)
+        numbers = (owner.lease, owner.memory)
         pids = all(type(p.pid) is type(p.start) is int and 0 < p.pid < 2**31 for p in processes)
         if not processes or not pids or not all(type(t) is str for t in texts) or not all(map(is_number, numbers)):
             raise TypeError("an owner has other fields")
@@ -104,7 +107,8 @@ class Owner:
     def _restarted(self) -> bool:
         number, _, restarts = self.job.partition(".")
         mine, _, again = job().partition(".")
-        return bool(mine) and mine == number and restarts.isdigit() and int(again) > int(restarts)
+        same = mine == number and self.cluster in ("", job_cluster())
+        return bool(mine) and same and restarts.isdigit() and int(again) > int(restarts)
 
 
 @dataclass

@@ -75,11 +75,12 @@ class Detached:
         """Return nothing: no worker waits for its start."""
         return ""
 
-    def cancel(self, jobs: Sequence[Job]) -> None:
+    def cancel(self, jobs: Sequence[Job]) -> str:
         """Ask workers to save and leave."""
         for job in jobs:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(job.number), signal.SIGTERM)
+        return ""
 
     def step_for(self, memory: int, resource: str) -> int | None:
         """Return the only step, where a worker's share of the memory is clearly more than was not enough."""

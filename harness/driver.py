@@ -28,6 +28,7 @@ from harness.dropped import ask_about_dropped
 from harness.errors import UserError, printable
 from harness.frontier import Frontier, Survey
 from harness.launch import Launcher
+from harness.launch.kept import last_used
 from harness.launch.local import Machine, this_machine
 from harness.launch.mps import shared
 from harness.launch.slurm import Slurm
@@ -77,6 +78,7 @@ class Driver:
             if path.exists() and not path.is_dir():
                 raise UserError(f"--store {store}: {path} is a file; name a folder")
         self.file, self.data, self.options, self.yes, self.miniature = file, data, options, yes, miniature
+        self.given_via = options.via
         if Store(store).for_debugging:
             raise UserError(
                 f"--store {store}: is harness debug's, which may be removed at any time; name another folder"
@@ -333,12 +335,15 @@ class Driver:
         return campaign_of(self.sweep, self.store, data_folder(self.sweep, self.data)).plan
 
     def cancel(self) -> int:
-        """End the sweep's workers; return the exit code."""
-        launcher = None if self.options.via in HERE else self.slurm()
+        """End the sweep's workers, wherever they were last submitted; return the exit code: 1 where some go on."""
+        launcher = last_used(self.store, self.plan.name) if self.given_via in ("", *HERE) else self.slurm()
         if launcher is not None:
             launcher.every = True
-        typer.echo(cancel(as_saved(self.plan, self.sweep), self.whole, self.store, launcher, self.chosen), err=True)
-        return 0
+        done = cancel(as_saved(self.plan, self.sweep), self.whole, self.store, launcher, self.chosen)
+        _say(str(done))
+        for sentence in done.left:
+            note(f"not ended: {sentence}")
+        return int(bool(done.left))
 
     def _argv(self, saved: Path) -> list[str]:
         return [self.plan.name, "--plan", saved.name, "--store", str(self.store.root), *self.options.argv]

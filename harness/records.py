@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import re
 import subprocess
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
-from harness.allocation import Shell, shell
+from harness.allocation import Shell, on_cluster, shell
 from harness.claims import Owner, end_attempt
 from harness.store import Folder
 
@@ -83,11 +83,11 @@ def _bytes(text: str) -> int:
     return int(float(found[1]) * UNITS[found[2]]) if found else 0
 
 
-def ended(jobs: Collection[str], run: Shell = shell) -> set[str]:
+def ended(jobs: Collection[str], run: Shell = shell, ours: Callable[[str], bool] = lambda record: True) -> set[str]:
     """Return which jobs (`4711`, or `4711_3` of an array) are known to have ended.
 
-    Accounting is asked first, then the controller: a job that it no longer knows has ended too. Where neither answers,
-    nothing is known.
+    Accounting is asked first, then the controller: a job that it no longer knows has ended too, as has one whose
+    number another job has by now, whose record is not `ours`. Where neither answers, nothing is known.
     """
     numbers = sorted({job.partition("_")[0] for job in jobs})
     over = set[str]()
@@ -104,12 +104,12 @@ def ended(jobs: Collection[str], run: Shell = shell) -> set[str]:
             if "Invalid job id" in str(getattr(error, "stderr", "")):
                 over.update(job for job in jobs if job.partition("_")[0] == number)
             continue
-        records = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in told.splitlines() if "JobState=" in line]
+        records = [line for line in told.splitlines() if "JobState=" in line]
         there = set[str]()
-        for record in records:
-            if record["JobState"] not in ENDED:
-                tasks = record.get("ArrayTaskId")
-                there.update(_tasks(f"{number}_[{tasks}]" if tasks else number))
+        for values in (dict(re.findall(r"(\w+)=(\S*)", record)) for record in filter(ours, records)):
+            if values["JobState"] not in ENDED:
+                tasks = values.get("ArrayTaskId")
+                there.update([values.get("JobId", ""), *_tasks(f"{number}_[{tasks}]" if tasks else number)])
         if records:
             over.update(job for job in jobs if job.partition("_")[0] == number and job not in there)
     return over & set(jobs)
@@ -128,7 +128,7 @@ def _tasks(name: str) -> Iterator[str]:
 def tell_loss(folder: Folder, generation: int, run: Shell = shell) -> bool:
     """Write down for a lost attempt what its scheduler knows of its end; return whether it knew anything."""
     owner = Owner.read(folder.claim_path(generation))
-    if owner is None or not owner.job or (found := fate(owner.job, run)) is None:
+    if owner is None or not owner.job or (found := fate(owner.job, on_cluster(owner.cluster, run))) is None:
         return False
     said: dict[str, object]
     if found.state == "OUT_OF_MEMORY" and owner.starved:

@@ -73,8 +73,8 @@ def _submit(seen: Round, saved: SavedPlan, launcher: Launcher, turn: Turn, by_ha
     """Clear the queue of jobs that can never start or that ask for what is no longer wanted; submit the missing."""
     jobs = launcher.poll()
     useless = [each for each in jobs if BROKEN.search(each.reason) or (each.outdated and each.state == "pending")]
-    if useless:
-        launcher.cancel(useless)
+    if useless and launcher.cancel(useless):
+        useless = []  # some may go on, and count until the queue shows that they do not
     seen.jobs = [each for each in jobs if each not in useless]
     sizes = {each.inner or each.number: each.size for each in seen.jobs}
     seen.wanted = demand(saved.plan, seen.standing, launcher, sizes)

@@ -11,9 +11,8 @@ from harness.claims import LEASE, Observer
 from harness.completing import sweeps_here
 from harness.detached import Detached
 from harness.launch import Launcher
-from harness.launch.kept import kept
+from harness.launch.kept import kept, last_used
 from harness.launch.local import this_machine
-from harness.launch.slurm import ARGV
 from harness.planfile import find_plan, read_plan, sweep_name
 from harness.rounds import go_round
 from harness.store import Store
@@ -45,9 +44,9 @@ def main(
         place = Store(store)
         saved = read_plan(find_plan(place, sweep_name(sweep)))
         name, launch = saved.plan.name, saved.launch
-        if (place.sweep(name) / ARGV).exists() or launch.get("via", "local") != "local":
-            launcher: Launcher = kept(place, name)
-        else:
+        elsewhere = launch.get("via", "local") != "local"
+        launcher: Launcher | None = kept(place, name) if elsewhere else last_used(place, name)
+        if launcher is None:
             wanted = launch.get("workers")  # `auto` is tried out by the sweep command alone
             machine = this_machine(
                 workers or (wanted if isinstance(wanted, int) else None),

@@ -37,6 +37,10 @@ class Job:
     """Whether it was submitted with other settings than those of now."""
     name: str = ""
     """What it was submitted as, where the queue does not show it and nobody says that it has ended."""
+    cluster: str = ""
+    """The cluster that it was submitted to, empty where nobody says."""
+    bound: str = ""
+    """A mark of the plan that it is bound to."""
 
 
 class Launcher(Protocol):
@@ -58,8 +62,8 @@ class Launcher(Protocol):
     def never(self, job: Job) -> str:
         """Return why a waiting worker can never start, empty where it may."""
 
-    def cancel(self, jobs: Sequence[Job]) -> None:
-        """End workers: they save and leave."""
+    def cancel(self, jobs: Sequence[Job]) -> str:
+        """End workers: they save and leave. Return what the scheduler complains of; some may just have ended."""
 
     def step_for(self, memory: int, resource: str) -> int | None:
         """Return the step that has clearly more memory than was not enough; None where there is none."""

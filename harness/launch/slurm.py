@@ -16,13 +16,13 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.allocation import Shell, named_cluster, of_cluster, scheduler_environment, shell
+from harness.allocation import Shell, named_cluster, of_cluster, own_cluster, scheduler_environment, shell
 from harness.claims import Owner
 from harness.errors import UserError
 from harness.launch import Job, Size
@@ -48,8 +48,12 @@ SIGNED_IN = "signed-in-"
 
 One that leaves since it could take none of the stages that were free says so in its file."""
 OUTSTANDING = "outstanding.json"
-"""A file of a submission's jobs that are not known to have ended; gone when all are."""
-HIDDEN = "the queue does not show it by its name, and neither accounting nor the controller says that it has ended"
+"""A file of a submission's cluster and of its jobs that are not known to have ended; gone when all are."""
+HIDDEN = (
+    "the queue{of} does not show it by its name, and neither accounting nor the controller says that it has ended; "
+    "it counts as a worker; if it is gone, remove {path}"
+)
+QUEUE = ("squeue", "--me", "--noheader", "--array", "--format", "%i|%A|%j|%T|%r")
 IN_VAIN = 3
 """Submissions in a row whose workers failed at their start, after which the profile or the nodes are at fault."""
 LEAST_NOTICE, MOST_NOTICE = 10, 90
@@ -74,15 +78,16 @@ class Slurm:
     queued: int = 0
     """Jobs that this person had in the queue when it was last looked at, of whatever kind."""
     cluster: str = field(default_factory=named_cluster)
-    """The cluster that every command is asked of; empty: the one this machine is of."""
+    """The cluster that workers are submitted to; empty: the one this machine is of."""
+    _own: str = field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Find the cluster: the profile's wins. Raises UserError where the shell names several."""
         self.cluster = self.profile.cluster or self.cluster
         if not re.fullmatch(r"[\w.-]*", self.cluster):
             raise UserError(
-                f"SLURM_CLUSTERS={self.cluster}: workers are counted on one cluster; write `cluster:` and its name "
-                "into the profile"
+                f"SLURM_CLUSTERS={self.cluster}: a profile's workers are submitted to one cluster; write `cluster:` "
+                "and its name into the profile"
             )
         if self.cluster == os.environ.get("SLURM_CLUSTER_NAME"):  # a job of its own asks the controller next to it
             self.cluster = ""
@@ -124,6 +129,17 @@ class Slurm:
             f"let cron run `*/10 * * * * cd {shlex.quote(str(Path.cwd()))} && {tick}`"
         )
 
+    @property
+    def own(self) -> str:
+        """Return the name of the cluster that answers where none is named, empty where nobody says."""
+        self._own = self._own or own_cluster(self.run)
+        return self._own
+
+    @property
+    def home(self) -> str:
+        """Return the name of the cluster that workers are submitted to, empty where nobody says."""
+        return self.cluster or self.own
+
     @cached_property
     def mark(self) -> str:
         """Return what the names of this sweep's jobs begin with: its name, and a digest of it and its store."""
@@ -132,7 +148,7 @@ class Slurm:
     @property
     def bound(self) -> str:
         """Return a mark of the plan that workers are bound to: those of another are no concern of this one's."""
-        return digest(self.plan)[:4]
+        return plan_mark(self.plan)
 
     def tag(self, size: Size) -> str:
         """Return a digest of what a worker of a size asks for and is told, as the profile is now."""
@@ -241,7 +257,8 @@ class Slurm:
             raise UserError(explain(str(error), self.document)) from None
         except (RuntimeError, FileNotFoundError) as error:
             raise UserError(f"no Slurm here: {error}; run this on a login node, or use --via local") from None
-        waiting = {"name": self.parameters(size)["job_name"], "jobs": [job.job_id for job in jobs]}
+        name = self.parameters(size)["job_name"]
+        waiting = {"name": name, "cluster": self.home, "jobs": [job.job_id for job in jobs]}
         write_whole(folder / OUTSTANDING, json.dumps(waiting).encode())
         each = f" of {size.world} processes" if size.world > 1 else ""
         return f"job {jobs[0].job_id.partition('_')[0]}: {count(tasks, 'worker')}{each}"
@@ -270,67 +287,108 @@ class Slurm:
         )
 
     def poll(self) -> list[Job]:
-        """Return this sweep's workers: by one call of squeue, and what it leaves out but is not known to have ended."""
+        """Return this sweep's workers: by one call of squeue a cluster that any were submitted to, and what it leaves
+        out but is not known to have ended.
+        """
         try:
-            told = self._ask("squeue", "--me", "--noheader", "--array", "--format", "%i|%A|%j|%T|%r")
+            told = self._ask(*QUEUE)
         except FileNotFoundError:
             raise UserError("no Slurm here: squeue is not on the PATH; run this on a login node") from None
         except subprocess.SubprocessError as error:
             raise UserError(explain(str(getattr(error, "stderr", "") or error), self.document)) from None
-        lines = [line.split("|", 4) for line in told.splitlines() if line.count("|") >= 4]  # others name a cluster
-        jobs, shown = [], set[str]()
-        for number, inner, job_name, state, reason in lines:
-            if state not in ENDED and (known := self._known(job_name)):
-                shown.add(number)
-                size, outdated = known
-                jobs.append(Job(number, size, STATES.get(state, "pending"), reason.strip("()"), inner, outdated))
-        hidden = self._hidden(shown)
-        self.queued = len(lines) + len(hidden)
-        return jobs + hidden
+        kept: dict[str, dict[Path, dict[str, Any]]] = {self.home: {}}
+        for path in self.folder.glob(f"*/{OUTSTANDING}"):
+            if (said := read_json(path)) and self._known(said["name"]):
+                kept.setdefault(said.get("cluster") or self.home, {})[path] = said
+        found = []
+        for cluster, submissions in kept.items():
+            queue = told if cluster == self.home else self._queue(cluster)
+            lines = [line.split("|", 4) for line in queue.splitlines() if line.count("|") >= 4]  # others name a cluster
+            jobs = list(self._shown(lines, cluster))
+            jobs += self._hidden(submissions, {job.number for job in jobs}, cluster)
+            if cluster == self.home:
+                self.queued = len(lines) + sum(bool(job.name) for job in jobs)
+            found += jobs
+        return found
 
-    def _known(self, job_name: str) -> tuple[Size, bool] | None:
-        """Return the size of a worker by its job's name, and whether it is outdated; None for others' jobs."""
+    def _queue(self, cluster: str) -> str:
+        """Return the queue of a cluster that workers were submitted to before; empty where it does not answer."""
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            return self._ask(*QUEUE, cluster=cluster)
+        return ""
+
+    def _shown(self, lines: Sequence[Sequence[str]], cluster: str) -> Iterator[Job]:
+        """Yield the workers among the jobs in a cluster's queue."""
+        for number, inner, name, state, reason in lines:
+            if state not in ENDED and (known := self._known(name)):
+                size, outdated, bound = known
+                state = STATES.get(state, "pending")
+                yield Job(number, size, state, reason.strip("()"), inner, outdated, cluster=cluster, bound=bound)
+
+    def _known(self, job_name: str) -> tuple[Size, bool, str] | None:
+        """Return a worker's size by its job's name, whether it is outdated, and its plan; None for others' jobs."""
         named = re.fullmatch(re.escape(self.mark) + r"\.(\w+)\.w(\d+)m(\d+)\.(\w+)", job_name)
         if not named or not (self.every or named[1] == self.bound):
             return None
         size = Size(int(named[2]), int(named[3]))
-        return size, size.step > len(self.profile.larger) or named[4] != self.tag(size)
+        return size, size.step > len(self.profile.larger) or named[4] != self.tag(size), named[1]
 
-    def _hidden(self, shown: Collection[str]) -> list[Job]:
-        """Return the workers submitted that the queue does not show, but that are not known to have ended."""
-        missing: dict[Path, tuple[str, list[str]]] = {}
-        for path in self.folder.glob(f"*/{OUTSTANDING}"):
-            said = read_json(path)
-            if said and self._known(said["name"]) and set(said["jobs"]) - set(shown):
-                missing[path] = said["name"], said["jobs"]
-        asked = {job for _, jobs in missing.values() for job in jobs} - set(shown)
-        over = ended(asked, lambda command: self._ask(*command)) if asked else set()
-        found = []
-        for path, (name, jobs) in missing.items():
-            left = [job for job in jobs if job not in over]
+    def _hidden(self, kept: Mapping[Path, dict[str, Any]], shown: Collection[str], cluster: str) -> Iterator[Job]:
+        """Yield the workers submitted to a cluster that its queue does not show, but that are not known to have ended.
+
+        The controller may have given a job's number to another: ours bear the name, or run a script of the sweep's.
+        """
+        asked = {job for said in kept.values() for job in said["jobs"]} - set(shown)
+        own = {str(self.folder), *(said["name"] for said in kept.values())}
+        over = set[str]()
+        if asked:
+            over = ended(
+                asked,
+                lambda command: self._ask(*command, cluster=cluster),
+                lambda record: any(word in record for word in own),
+            )
+        of = "" if cluster == self.home else f" of cluster {cluster}"
+        for path, said in kept.items():
+            left = [job for job in said["jobs"] if job not in over]
             if not left:
                 path.unlink(missing_ok=True)
-            elif left != jobs:
-                write_whole(path, json.dumps({"name": name, "jobs": left}).encode())
-            if known := self._known(name):
-                found += [Job(job, known[0], "pending", HIDDEN, job, known[1], name) for job in left if job in asked]
-        return found
+            elif left != said["jobs"]:
+                write_whole(path, json.dumps({**said, "jobs": left}).encode())
+            if known := self._known(said["name"]):
+                size, outdated, bound = known
+                why = HIDDEN.format(of=of, path=path)
+                for job in left:
+                    if job in asked:
+                        yield Job(job, size, "pending", why, job, outdated, said["name"], cluster, bound)
 
-    def _ask(self, command: str, *words: str) -> str:
-        """Ask one of Slurm's commands of the sweep's cluster."""
-        return self.run(of_cluster([command, *words], self.cluster))
+    def _ask(self, command: str, *words: str, cluster: str = "") -> str:
+        """Ask one of Slurm's commands of a cluster; empty: of the one that workers are submitted to."""
+        option = cluster
+        if not cluster or cluster == self.home:
+            option = self.cluster
+        elif cluster == self.own:
+            option = ""
+        return self.run(of_cluster([command, *words], option))
 
     def never(self, job: Job) -> str:
         """Return why a pending job can never start."""
         return hopeless(job.reason, self.document)
 
-    def cancel(self, jobs: Sequence[Job]) -> None:
-        """End jobs; those that run get SIGTERM and the site's KillWait to save."""
-        for name in sorted({job.name for job in jobs}):  # one that is not shown may be another's by now: by its name
-            numbers = [job.number for job in jobs if job.name == name]
+    def cancel(self, jobs: Sequence[Job]) -> str:
+        """End jobs, each on its cluster; those that run get SIGTERM and the site's KillWait to save.
+
+        Return what Slurm complains of, empty where it does not.
+        """
+        said = dict[str, None]()
+        for cluster, name in sorted({(job.cluster, job.name) for job in jobs}):
+            numbers = [job.number for job in jobs if (job.cluster, job.name) == (cluster, name)]
+            named = [f"--name={name}"] if name else []  # one that is not shown may be another's by now
             for first in range(0, len(numbers), 500):
-                with contextlib.suppress(subprocess.CalledProcessError):  # one of them has just ended
-                    self._ask("scancel", *([f"--name={name}"] if name else []), *numbers[first : first + 500])
+                try:
+                    self._ask("scancel", *named, *numbers[first : first + 500], cluster=cluster)
+                except (OSError, subprocess.SubprocessError) as error:
+                    said[" ".join(str(getattr(error, "stderr", "") or error).split())] = None
+        return "; ".join(said)
 
     def step_for(self, memory: int, resource: str) -> int | None:
         """Return the first of the profile's steps with clearly more memory."""
@@ -341,6 +399,11 @@ class Slurm:
             if found := re.search(r"MaxArraySize\s*=\s*(\d+)", self._ask("scontrol", "show", "config")):
                 return max(1, int(found[1]) - 1)
         return MOST_ARRAY
+
+
+def plan_mark(file: str) -> str:
+    """Return the mark of a plan in the names of the jobs that are bound to it; empty: the sweep's newest plan."""
+    return digest(file)[:4]
 
 
 @contextlib.contextmanager
