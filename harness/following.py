@@ -86,12 +86,14 @@ class Following:
         for key, state in standing.states.items():
             if state.name in FAILED:
                 self._say(display, f"{state.name}: {plan.stages[key].label}: {state.detail}")
+        for sentence in seen.unknown:
+            self._say(display, sentence)
         waiting = [job for job in seen.jobs if job.state == "pending"]
         for job in waiting:
             if said := self.launcher.never(job):
                 self._say(display, f"{job.number} cannot start: {said}")
         running = count(sum(job.state == "running" for job in seen.jobs), "worker")
-        reasons = ", ".join(sorted({job.reason for job in waiting if job.reason and job.reason != "None"}))
+        reasons = ", ".join(sorted({job.reason for job in waiting if job.reason != "None" and not job.name} - {""}))
         display.line(0, f"{running} running, {len(waiting)} waiting{f' ({reasons})' if reasons else ''}")
         return bool(waiting)
 

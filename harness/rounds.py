@@ -21,6 +21,7 @@ from harness.launch import Job, Launcher, Size
 from harness.launch.remedies import BROKEN
 from harness.planfile import SavedPlan
 from harness.store import Store, place, publish, write_whole
+from harness.words import count
 
 LAST = "last-round"
 """A file whose time says when the last round was gone."""
@@ -46,6 +47,12 @@ class Round:
     """Whether the sweep was cancelled, so that nothing is submitted until it is run again."""
     elsewhere: bool = False
     """Whether another round was under way, and this one left all to it."""
+
+    @property
+    def unknown(self) -> list[str]:
+        """Return what is to be said of workers that nobody knows to have ended, or to go on."""
+        reasons = Counter(each.reason for each in self.jobs if each.name)
+        return [f"{count(number, 'job')} {reason}" for reason, number in reasons.items()]
 
 
 def go_round(saved: SavedPlan, store: Store, launcher: Launcher, observer: Observer, by_hand: bool = False) -> Round:

@@ -59,7 +59,7 @@ def main(
         seen = go_round(saved, place, launcher, Observer(lease))
     there = "another round is under way" if seen.elsewhere else f"{count(len(seen.jobs), 'worker')} at work or waiting"
     there += "; cancelled until the sweep command is run again" if seen.cancelled else ""
-    for sentence in seen.submitted:
-        tell(f"started {sentence}")
+    for sentence in [*(f"started {sentence}" for sentence in seen.submitted), *seen.unknown]:
+        tell(sentence)
     left, could = len(seen.standing.states), sum(seen.wanted.values())
     tell(f"{name}: {left} stages to do, {could} could be run now; {there}")

@@ -38,6 +38,7 @@ SAYS = {
     "cpus": ", those of one process",
     "gpus": ", those of one process, and gpu_type",
     "requeue": ", true or false",
+    "cluster": ", one name",
 }
 """What stands in such a key."""
 UNLIMITED = ("UNLIMITED", "INFINITE", "0")
@@ -135,7 +136,7 @@ class Profile(Request):
     """A cluster, or a way of using it."""
 
     cluster: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")
-    """The cluster to submit to, by its name, where that is not the one whose login node this is."""
+    """The one cluster to submit to, by its name, where that is not the one whose login node this is."""
     workers: int = Field(8, ge=1, le=10_000)
     """Most workers of a size at once."""
     per_node: int | None = Field(None, ge=1, le=64)
@@ -164,6 +165,15 @@ class Profile(Request):
     """A folder on the node's own disk; the node's variables may stand in it."""
     larger: list[Request] = Field(default_factory=list)
     """What replaces the request for stages that ran out of memory, smallest first."""
+
+    @field_validator("cluster", mode="before")
+    @classmethod
+    def _one(cls, given: object) -> object:
+        names = given.split(",") if isinstance(given, str) else given if isinstance(given, list) else []
+        if len(names) > 1:
+            one = f"cluster: {str(names[0]).strip()}"
+            raise ValueError(f"workers are submitted to one cluster; write `{one}`, and another profile for each other")
+        return given
 
     @field_validator("stage")
     @classmethod

@@ -50,8 +50,8 @@ One that leaves since it could take none of the stages that were free says so in
 OUTSTANDING = "outstanding.json"
 """A file of a submission's cluster and of its jobs that are not known to have ended; gone when all are."""
 HIDDEN = (
-    "the queue{of} does not show it by its name, and neither accounting nor the controller says that it has ended; "
-    "it counts as a worker; if it is gone, remove {path}"
+    "not in the queue{of} by name, and neither accounting nor the controller tells of its end; counted as a worker; "
+    "if gone, remove {path}"
 )
 QUEUE = ("squeue", "--me", "--noheader", "--array", "--format", "%i|%A|%j|%T|%r")
 IN_VAIN = 3

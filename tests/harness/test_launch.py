@@ -114,7 +114,7 @@ def test_workers_are_told_what_they_have(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("cluster: a,b", "cluster: 'a,b' is not allowed"),
+        ("cluster: a,b", "cluster: workers are submitted to one cluster; write `cluster: a`, and another profile"),
         ("time: '0:30'", "time: '0:30' is no time limit; write 4:00:00, 1-12:00:00, minutes, or UNLIMITED"),
         ("memory: 100K", "memory: '100K' is no amount of memory"),
         ("memory: true", "memory: True is not allowed"),
@@ -126,6 +126,8 @@ def test_workers_are_told_what_they_have(tmp_path: Path) -> None:
         ("time: 10", ""),
         ("time: never", "time: 'never' is no time"),
         ("gpu: 1", "gpu: unknown key; allowed are partition"),
+        ("cluster: [a, b]", "cluster: workers are submitted to one cluster; write `cluster: a`, and another profile"),
+        ("clusters: [a, b]", "clusters: unknown key; allowed are"),
         ("workers: 0", "workers: 0 is not allowed"),
         ("sbatch: {array: 1-3}", "sbatch: array is set by the harness itself"),
         ("larger: [{memry: 3G}]", "larger.0.memry: unknown key"),
@@ -307,7 +309,9 @@ def test_the_cluster_that_the_shell_names_is_kept_for_cron(tmp_path: Path, monke
     assert kept(Store(tmp_path / "runs"), "grid").cluster == "beta"
     assert slurm(tmp_path, "cluster: gamma\n").cluster == "gamma"
     monkeypatch.setenv("SLURM_CLUSTERS", "alpha,beta")
-    with pytest.raises(UserError, match="SLURM_CLUSTERS=alpha,beta: workers are counted on one cluster; write"):
+    with pytest.raises(
+        UserError, match="SLURM_CLUSTERS=alpha,beta: a profile's workers are submitted to one cluster; write"
+    ):
         slurm(tmp_path)
 
 
@@ -704,6 +708,20 @@ def test_a_lost_stage_is_explained_by_its_jobs_record(
     tell_loss(folder, 1, lambda command: said if command[0] == "sacct" else "")
     now = state_of(Store(tmp_path).folder("train", "ab" * 16), observer)
     assert (now.name, now.cause) == (name, cause)
+
+
+def test_a_lost_workers_job_is_looked_up_on_its_own_cluster(tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: Sequence[str]) -> str:
+        asked.append(list(command[:3]))
+        return "ClusterName = alpha\n" if command[0] == "scontrol" else "7|PREEMPTED|2G"
+
+    for number, cluster in enumerate(("beta", "alpha", "")):
+        folder = Store(tmp_path).folder("train", f"a{number}" * 16)
+        assert take(folder, 0, Owner("elsewhere", "b", "s", (Process(1, 1),), "7.0", cluster=cluster))
+        assert tell_loss(folder, 1, run)
+    assert [words[1:] for words in asked if words[0] == "sacct"] == [["-M", "beta"], ["--jobs", "7"], ["--jobs", "7"]]
 
 
 def test_a_job_started_anew_takes_over_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
