@@ -8,6 +8,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 Shell = Callable[[Sequence[str]], str]
 """Runs a command and returns what it prints. Raises OSError or subprocess.SubprocessError where it fails."""
@@ -19,6 +20,8 @@ SETTINGS = (
 )
 """What the variables begin with that stand for options of Slurm's commands (their manual pages, "input environment
 variables"), or that speak of the job a process runs in: a job submitted from there would inherit them."""
+LEAST_NOTICE, MOST_NOTICE = 10, 90
+"""Seconds before the time limit at which Slurm tells the job, should it not have left by itself."""
 KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
 """Those that say where the controller is and who asks: without them there is no answer."""
 
@@ -88,16 +91,37 @@ def nodes(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
     return int(environment.get("SLURM_NTASKS", "1")), int(environment.get("SLURM_PROCID", "0"))
 
 
-def seconds_left(run: Shell = shell, environment: Mapping[str, str] = os.environ) -> float | None:
-    """Return the seconds until this job's time limit; None outside a job, or where nobody says.
+@dataclass(frozen=True)
+class TimeLimit:
+    """A job's time limit, in seconds."""
 
-    Newer Slurm puts the end into the environment; an older one must be asked.
+    whole: float
+    left: float
+
+    @property
+    def notice(self) -> float:
+        """Return the time before the limit within which Slurm's notice comes, which may be a minute early."""
+        return notice(self.whole) + 60
+
+
+def notice(limit: float) -> int:
+    """Return the seconds before a time limit, itself in seconds (0: none), at which Slurm is to tell the job."""
+    return min(MOST_NOTICE, max(LEAST_NOTICE, int(limit) // 20 or MOST_NOTICE))
+
+
+def time_limit(run: Shell = shell, environment: Mapping[str, str] = os.environ) -> TimeLimit | None:
+    """Return this job's time limit; None outside a job, or where nobody says.
+
+    Newer Slurm puts its start and its end into the environment; an older one must be asked.
     """
     number = environment.get("SLURM_JOB_ID", "")
     if not number:
         return None
-    end = environment.get("SLURM_JOB_END_TIME", "")
-    if not end:
+    times = [environment.get(f"SLURM_JOB_{name}_TIME", "") for name in ("START", "END")]
+    if not all(times):
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            end = run(["squeue", "--noheader", "--jobs", number, "--format", "%e"]).strip()
-    return max(0.0, int(end) - time.time()) if end.isdigit() else None
+            times = run(["squeue", "--noheader", "--jobs", number, "--format", "%S %e"]).split()
+    if len(times) != 2 or not all(map(str.isdigit, times)):
+        return None
+    start, end = map(int, times)
+    return TimeLimit(end - start, max(0.0, end - time.time()))

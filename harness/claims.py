@@ -60,6 +60,8 @@ class Owner:
     """Seconds without a heartbeat after which it wants to be taken for dead, at the earliest."""
     memory: int = 0
     """Bytes of the machine's memory that one of its processes may use, 0 where nobody said."""
+    limit: float = 0.0
+    """The time limit of its worker in seconds, where the stage was given nearly all of it."""
     starved: bool = False
     """Whether memory had run out in its job before: then a scheduler's word of that says nothing of this stage."""
     cluster: str = ""
@@ -70,7 +72,7 @@ class Owner:
         """Return this process, and its trainers here, as an owner."""
         pids = [os.getpid(), *trainers]
         processes = tuple(Process(pid, start_time(pid) or 0) for pid in pids)
-        return cls(*machine(), processes, job(), lease, memory, starved, job_cluster())
+        return cls(*machine(), processes, job(), lease, memory, starved=starved, cluster=job_cluster())
 
     @classmethod
     def read(cls, path: Path) -> Owner | None:
@@ -86,7 +88,7 @@ class Owner:
         processes = tuple(Process(**p) for p in value["processes"])
         owner = cls(**{**value, "processes": processes})
         texts = (owner.host, owner.boot, owner.space, owner.job, owner.cluster)
-        numbers = (owner.lease, owner.memory)
+        numbers = (owner.lease, owner.memory, owner.limit)
         pids = all(type(p.pid) is type(p.start) is int and 0 < p.pid < 2**31 for p in processes)
         if not processes or not pids or not all(type(t) is str for t in texts) or not all(map(is_number, numbers)):
             raise TypeError("an owner has other fields")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from harness.index import Standing
 from harness.launch import Launcher, Size
 from harness.plan import Plan
-from harness.states import State
+from harness.states import LACKING, State
 
 
 def demand(
@@ -17,9 +17,9 @@ def demand(
     """Count by size the stages that run, that are ready, or that wait for nothing but masks, scales and data.
 
     A stage below an unfinished training is not counted: a worker submitted for it would wait for hours. Nor is one
-    that failed, unless for want of memory that a larger worker has. `sizes`: of the workers that run, by job number; a
-    stage that runs counts for the size that runs it. What others than the launcher's workers run is theirs, but keeps
-    one worker watching, who goes on with it should they die.
+    that failed, unless for want of memory or time that another worker has. `sizes`: of the workers that run, by job
+    number; a stage that runs counts for the size that runs it. What others than the launcher's workers run is theirs,
+    but keeps one worker watching, who goes on with it should they die.
     """
     wanted: Counter[Size] = Counter()
     short: Counter[Size] = Counter()
@@ -49,7 +49,7 @@ def demand(
 
 
 def _step(state: State, launcher: Launcher) -> int | None:
-    """Return the step of memory that a stage needs; None where no worker can take it."""
+    """Return the step of memory or time that a stage needs; None where no worker can take it."""
     if not state.over:
         return 0
-    return launcher.step_for(state.memory, state.resource) if state.cause == "oom" else None
+    return launcher.step_for(state.amount, state.resource) if state.cause in LACKING else None

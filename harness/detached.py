@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.claims import Owner
-from harness.launch import Job, Size
+from harness.launch import Job, Size, until
 from harness.launch.local import Machine
 from harness.memory import MORE
 from harness.presence import Present, present
@@ -82,10 +82,10 @@ class Detached:
                 os.kill(int(job.number), signal.SIGTERM)
         return ""
 
-    def step_for(self, memory: int, resource: str) -> int | None:
-        """Return the only step, where a worker's share of the memory is clearly more than was not enough."""
-        share = self.machine.memory if resource == "ram" else self.machine.gpu_memory
-        return 0 if share > memory * MORE > 0 else None
+    def step_for(self, amount: float, resource: str) -> int | None:
+        """Return the only step, where a worker's share of the memory, or its time, is clearly more than was needed."""
+        has = {"ram": self.machine.memory, "gpu": self.machine.gpu_memory, "time": until(self.argv)}
+        return 0 if has[resource] > amount * MORE > 0 else None
 
     def size_for(self, world: int, step: int) -> Size:
         """Return the only size: here one process trains what asks for several, which means the same."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from contextlib import nullcontext
@@ -50,7 +51,7 @@ from harness.store import Store
 from harness.supervisor import Setup
 from harness.terminal import command, note
 from harness.track.beside import mirrored, say_how
-from harness.words import count
+from harness.words import count, given_span
 from tost.catalog import nearest
 
 if TYPE_CHECKING:
@@ -217,6 +218,7 @@ class Driver:
         if options.retry:
             released = release(self.frontier, options.retry)
             typer.echo(f"{count(released, 'failed stage')} released for another try", err=True)
+        self.frontier.has = {"time": given_span("--until", options.until) if options.until else math.inf}
         survey = self.frontier.survey()
         if not self.chosen:
             ask_about_dropped(self.plan, self.store, self.file, self.yes)

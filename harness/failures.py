@@ -22,6 +22,8 @@ from harness.words import count
 
 REMEDIES = {
     "oom": "it is tried again by a worker with more memory; or lower `workers`, then --retry oom",
+    "time": "raise `time:` in the profile, or --until, and run the sweep again: a worker with more time takes it; or "
+    "--retry time",
     "device": "another machine may do it: --retry device",
     "died": "its trainer was ended from outside, or crashed in native code: harness doctor tries out this machine; "
     "then --retry died",

@@ -10,7 +10,7 @@ from typing import Any
 from harness.claims import Observer
 from harness.memory import MORE
 from harness.plan import Plan, Stage
-from harness.states import State, state_of
+from harness.states import LACKING, State, state_of
 from harness.store import Result, Store
 
 NOTHING: Mapping[str, Any] = {}
@@ -36,8 +36,9 @@ class Frontier:
     def __init__(self, plan: Plan, store: Store, observer: Observer, brief: bool = False) -> None:
         self.plan, self.store, self.observer, self.brief = plan, store, observer, brief
         """`brief`: remember of a result its artifact alone: whole ones made a worker grow by a fifth in 3,000."""
-        self.memory: Mapping[str, int] = {}
-        """Bytes of `ram` and `gpu` that who asks could give a stage: one that failed with clearly less is theirs."""
+        self.has: Mapping[str, float] = {}
+        """What who asks could give a stage, bytes of `ram` and `gpu` and seconds of `time`: one that failed with
+        clearly less is theirs."""
         self.changed = False
         """True from a call of `forget` to the next survey."""
         self._known: dict[str, tuple[Result, bool]] = {}
@@ -102,7 +103,7 @@ class Frontier:
     def state(self, stage: Stage) -> State:
         """Return the state of a stage that has no usable result."""
         state = state_of(self.store.folder(stage.kind, stage.key), self.observer)
-        if state.cause == "oom" and self.memory.get(state.resource, 0) > state.memory * MORE > 0:
+        if state.cause in LACKING and self.has.get(state.resource, 0) > state.amount * MORE > 0:
             return replace(state, name="stopped")
         return state
 

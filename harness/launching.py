@@ -88,7 +88,7 @@ class Crew:
         """Run what ran out of memory once more, with the machine to itself; return whether that was stopped."""
         alone = this_machine(1, self.machine.threads, self.machine.device)
         frontier = Frontier(self.frontier.plan, self.frontier.store, self.frontier.observer)
-        frontier.memory = {"ram": alone.memory, "gpu": alone.gpu_memory}
+        frontier.has = {"ram": alone.memory, "gpu": alone.gpu_memory}
         survey = frontier.survey()
         short = [s for s in survey.todo.values() if s.cause == "oom" and s.claimable]
         if not short:

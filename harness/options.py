@@ -10,7 +10,7 @@ from harness.errors import UserError, short
 from harness.form import MOST_WORKERS, Launch
 from harness.supervisor import Setup
 
-CAUSES = ("all", "cancelled", "code", "input", "oom", "device", "died", "stalled", "diverged")
+CAUSES = ("all", "cancelled", "code", "input", "oom", "time", "device", "died", "stalled", "diverged")
 
 
 @dataclass(frozen=True)

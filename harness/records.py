@@ -138,6 +138,7 @@ def tell_loss(folder: Folder, generation: int, run: Shell = shell) -> bool:
         message = f"the scheduler ended job {owner.job}: out of memory"
     elif found.state in CAUSES:
         said, message = {"outcome": "stopped", "cause": found.state.lower()}, f"job {owner.job}: {CAUSES[found.state]}"
+        said |= {"limit": owner.limit} if found.state == "TIMEOUT" and owner.limit else {}
     else:  # it ended by itself, or by a signal of nobody's: as if the worker had died
         return False
     end_attempt(folder, generation, {**said, "message": message})

@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from harness.planfile import SavedPlan, read_plan
 from harness.presence import Presence, crowded, present
 from harness.provenance import provenance, source_digest
 from harness.records import tell_loss
-from harness.states import State
+from harness.states import LACKING, State
 from harness.store import Store
 from harness.supervisor import Setup, Supervisor
 from harness.team import Team
@@ -180,10 +180,10 @@ class Worker:
     def _fits(self, stage: Stage, state: State) -> bool:
         """Return whether this worker has the processes that a training asks for; what is none needs but one.
 
-        One with more memory than others is kept for what ran out of it.
+        One with more memory or time than others is kept for what ran out of it.
         """
         setup = self.supervisor.setup
-        if setup.large and state.cause != "oom":
+        if setup.large and state.cause not in LACKING:
             return False
         return stage.kind != "train" or setup.as_one or stage.world == setup.world
 
@@ -207,7 +207,8 @@ class Worker:
         folder = self.frontier.store.folder(stage.kind, stage.key)
         if folder.generation != state.generation:
             return None
-        claim = take(folder, state.generation, self.supervisor.owner())
+        limit = self.time.take(stage) if self.time else 0.0
+        claim = take(folder, state.generation, replace(self.supervisor.owner(), limit=limit))
         if claim is not None and self.frontier.result(stage.key, with_artifact=stage.key in self.read):
             claim.end("gave up", message="it was published just before")  # between the look and the claim
             return None
@@ -219,6 +220,8 @@ class Limits:
     """How long a worker may work, in seconds, and beside how many others of its machine."""
 
     until: float | None = None
+    notice: float = 0.0
+    """Seconds before the end of that within which a signal to leave means that the time is up."""
     at_most: int | None = None
     idle: float | None = None
     """Seconds after which it leaves when all that is left is in others' hands; None: it waits."""
@@ -252,10 +255,13 @@ def work(
         if limits.at_most is not None and crowded(store, saved.plan.name, limits.at_most, presence.path):
             tell(event="note", message=f"{limits.at_most} workers run on this machine already; leaving")
             return
-        left = _time(frontier, setup, limits.until)
+        left = _time(frontier, setup, limits)
         stopping = (lambda: stop.is_set() or left.over()) if left else stop.is_set
         supervisor = Supervisor(frontier, setup, tell, stopping, start)
         supervisor.beside = presence.beat
+        if left:
+            left.begin()
+            supervisor.because = left.because
         with contextlib.closing(supervisor):
             if limits.sign_in and supervisor.ready:
                 Path(limits.sign_in).write_text("")
@@ -296,8 +302,9 @@ def about(setup: Setup) -> dict[str, Any]:
     return {"device": setup.device, "threads": setup.threads, "visible": visible, "source": source_digest(), **more}
 
 
-def _time(frontier: Frontier, setup: Setup, until: float | None) -> TimeLeft | None:
-    if until is None:
+def _time(frontier: Frontier, setup: Setup, limits: Limits) -> TimeLeft | None:
+    if limits.until is None:
         return None
     place = Place("cuda" if setup.device.startswith("cuda") else setup.device, setup.threads)
-    return TimeLeft.of(until, Costs.of(frontier.plan, frontier.survey().results, place))
+    costs = Costs.of(frontier.plan, frontier.survey().results, place)
+    return TimeLeft.of(limits.until, costs, limit=setup.time, notice=limits.notice)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.allocation import job, named_cluster, of_cluster, seconds_left, shell
+from harness.allocation import job, named_cluster, of_cluster, shell, time_limit
 from harness.catalog import DATASETS
 from harness.claims import BEATS_PER_LEASE, LEASE
 from harness.launch.local import this_machine
@@ -87,7 +87,8 @@ def look(store: Path, scratch: str = "", device: str | None = None, data: Path =
 
 
 def _here() -> Finding:
-    left = seconds_left()
+    limit = time_limit()
+    left = limit.left if limit else None
     within = f", job {job()}" + (f" with {span(left)} left" if left is not None else "") if job() else ""
     here = this_machine(1, None, None)
     return Finding("machine", f"{socket.gethostname()}{within}: {here.threads} cores, {size(here.memory)} of memory")

@@ -9,12 +9,17 @@ from typing import Any
 
 from harness.claims import Observer
 from harness.store import Folder
+from harness.words import span
 
 GIVE_UP_AFTER = 3
 """Attempts in a row that died without getting further, after which a stage counts as failed."""
 GIVE_UP_UNEXPLAINED = 10
 """The same for attempts whose whole worker vanished, which is mostly the machine's doing and not the stage's."""
+OUT_OF_TIME = 2
+"""Attempts in a row that had a worker's whole time and kept nothing, after which the stage needs a worker with more."""
 FAILED = ("failed", "diverged")
+LACKING = ("oom", "time")
+"""Causes of failure that a worker lifts which has clearly more memory, or time."""
 SEARCH = "search"
 EARLY = "stopped early"
 """A training that a search has given up on: no failure, and nothing that goes on by itself."""
@@ -29,12 +34,13 @@ class State:
     generation: int
     detail: str = ""
     cause: str = ""
-    """Of a failure: code, input, oom, died, stalled or device; `search` of what was stopped early.
+    """Of a failure: code, input, oom, time, died, stalled or device; `search` of what was stopped early.
 
     Of what runs again, or waits for that: what the attempt before died of, if it did.
     """
-    memory: int = 0
-    """Where memory ran out: the bytes that were not enough, and whether the machine's (ram) or its GPU's (gpu)."""
+    amount: float = 0
+    """Where memory or time ran out: what was not enough, and of what: bytes of the machine's memory (ram) or its GPU's
+    (gpu), or seconds of a time limit (time)."""
     resource: str = "ram"
     lost: float = 0.0
     """The most seconds that an attempt was given which was stopped."""
@@ -93,10 +99,12 @@ def _ended(folder: Folder, generation: int, end: Mapping[str, Any]) -> State:
             generation,
             detail,
             cause=cause,
-            memory=int(end.get("memory", 0)),
+            amount=int(end.get("memory", 0)),
             resource=str(end.get("resource", "ram")),
         )
     ends = [folder.end(n) or {} for n in range(1, generation + 1)]
+    if late := _short_of_time(folder, ends):
+        return State("failed", generation, *late, "time")
     if short := _short_of_memory(ends):
         return State("failed", generation, detail, "oom", int(short["memory"]), str(short.get("resource", "ram")))
     lost = max((float(e.get("seconds", 0.0)) for e in ends if e.get("outcome") == "stopped"), default=0.0)
@@ -120,6 +128,28 @@ def _short_of_memory(ends: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Return the newest end for want of memory that nobody has lifted since: who has no more need not try again."""
     since = itertools.takewhile(lambda end: not end.get("released"), reversed(ends))
     return next((end for end in since if end.get("cause") == "oom" and end.get("memory")), {})
+
+
+def _short_of_time(folder: Folder, ends: Sequence[Mapping[str, Any]]) -> tuple[str, str, float] | None:
+    """Return what to say, the cause and the longest limit of the newest attempts whose whole limit was not enough.
+
+    None where they are too few since the last checkpoint, or since somebody lifted it. What ended for another reason
+    is passed over.
+    """
+    found: list[Mapping[str, Any]] = []
+    if sum(1 for end in ends if end.get("limit")) < OUT_OF_TIME:
+        return None
+    for generation, end in reversed(list(enumerate(ends, 1))):
+        if end.get("released") or any(folder.attempt(generation).glob("checkpoint-*")):
+            break
+        found += [end] if end.get("limit") else []
+    if len(found) < OUT_OF_TIME:
+        return None
+    limit = max(float(end["limit"]) for end in found)
+    needs = max(float(end.get("needs", 0.0)) for end in found)
+    known = f"about {span(needs)}" if needs > limit else f"more than {span(limit)}"
+    said = f"{len(found)} attempts kept nothing within the time limit of {span(limit)}; it needs {known}"
+    return said, "time", limit
 
 
 def faults_in_a_row(folder: Folder) -> int:

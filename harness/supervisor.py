@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import time
@@ -48,6 +49,8 @@ class Setup:
     """Bytes of the machine's memory that this worker may use; a stage that needed more waits for a worker with more."""
     gpu_memory: int = 0
     """The same of its GPU's memory."""
+    time: float = 0.0
+    """Seconds of this worker's whole time limit; 0: it has none."""
     discard_weights: bool = False
     """Whether the weights of trainings that no other stage reads are thrown away, their results kept."""
     scratch: str = ""
@@ -99,7 +102,7 @@ class Supervisor:
     def use(self, frontier: Frontier) -> None:
         """Take stages from a plan from now on."""
         self.frontier = frontier
-        frontier.memory = {"ram": self.setup.memory, "gpu": self.setup.gpu_memory}
+        frontier.has = {"ram": self.setup.memory, "gpu": self.setup.gpu_memory, "time": self.setup.time or math.inf}
 
     def _heed(self) -> None:
         if said := avoided_here(self.frontier.store):
@@ -153,8 +156,8 @@ class Supervisor:
 
     def owner(self) -> Owner:
         """Return who claims: this process and its trainer."""
-        starved = oom_kills() > self._killed
-        return Owner.me(*self.trainer.pids, lease=self.setup.lease, memory=self.setup.memory, starved=starved)
+        setup, starved = self.setup, oom_kills() > self._killed
+        return Owner.me(*self.trainer.pids, lease=setup.lease, memory=setup.memory, starved=starved)
 
     def run(self, stage: Stage, claim: Claim) -> str:
         """Run a claimed stage; return how it ended. Raises Trouble, Unwritable where the store cannot be written."""
@@ -185,7 +188,7 @@ class Supervisor:
             claim.end("failed", cause="code", message=f"its result cannot be written: {error}")
             end, outcome = {"outcome": "failed", "message": str(error)}, "failed"
         told, shown = outcome, str(end.get("message", "")) if outcome in (*FAILED, "died", "fault") else ""
-        if outcome == "died" and (state := self.frontier.state(stage)).over:  # it is not tried again
+        if outcome in ("died", "stopped") and (state := self.frontier.state(stage)).name in FAILED:  # not tried again
             told, shown = state.name, state.detail
         self.tell(
             event="end",

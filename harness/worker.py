@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.allocation import job, nodes, seconds_left
+from harness.allocation import job, nodes, time_limit
 from harness.caches import point_caches
 from harness.claims import LEASE, Observer
 from harness.completing import sweeps_here
@@ -165,9 +165,10 @@ def main(
     tell = printer.tell if printer else in_words
     try:
         place = Store(store)
-        ends = [given_span("--until", until) if until else None, seconds_left()]
+        own, its = given_span("--until", until) if until else None, time_limit()
         limits = Limits(
-            min((end for end in ends if end is not None), default=None),
+            min((end for end in (own, its.left if its else None) if end is not None), default=None),
+            its.notice if its else 0.0,
             at_most,
             given_span("--idle", idle) if idle else None,
             not plan,
@@ -183,7 +184,12 @@ def main(
         point_caches(os.path.expandvars(scratch))
         setup = Setup(here.device, here.threads, checkpoint_every, lease, **amounts, world=world, as_one=as_one)
         setup = replace(
-            setup, discard_weights=discard_weights, scratch=os.path.expandvars(scratch), fast=fast, large=large
+            setup,
+            time=min(filter(None, (own, its.whole if its else None)), default=0.0),
+            discard_weights=discard_weights,
+            scratch=os.path.expandvars(scratch),
+            fast=fast,
+            large=large,
         )
         _run(saved, place, setup, limits, stop, tell)
         if submits and shape_of(world).node == 0:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from harness.claims import Owner
+from harness.words import read_span
 
 
 @dataclass(frozen=True, order=True)
@@ -43,6 +45,11 @@ class Job:
     """A mark of the plan that it is bound to."""
 
 
+def until(argv: Sequence[str]) -> float:
+    """Return the seconds after which workers that are told so leave; infinity where they are told nothing."""
+    return read_span(argv[argv.index("--until") + 1]) if "--until" in argv else math.inf
+
+
 class Launcher(Protocol):
     """Submits workers somewhere. Everything it must remember lies in the store or with the scheduler."""
 
@@ -65,8 +72,8 @@ class Launcher(Protocol):
     def cancel(self, jobs: Sequence[Job]) -> str:
         """End workers: they save and leave. Return what the scheduler complains of; some may just have ended."""
 
-    def step_for(self, memory: int, resource: str) -> int | None:
-        """Return the step that has clearly more memory than was not enough; None where there is none."""
+    def step_for(self, amount: float, resource: str) -> int | None:
+        """Return the step that has clearly more memory, or time, than was not enough; None where there is none."""
 
     def size_for(self, world: int, step: int) -> Size:
         """Return the size of the workers that train with so many processes, on a step of memory."""

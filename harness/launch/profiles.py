@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ class Profile(Request):
     scratch: str | None = None
     """A folder on the node's own disk; the node's variables may stand in it."""
     larger: list[Request] = Field(default_factory=list)
-    """What replaces the request for stages that ran out of memory, smallest first."""
+    """What replaces the request for stages that ran out of memory or time, smallest first."""
 
     @field_validator("cluster", mode="before")
     @classmethod
@@ -217,12 +218,15 @@ class Profile(Request):
         changes = self.larger[step - 1]
         return self.model_copy(update={name: getattr(changes, name) for name in changes.model_fields_set})
 
-    def step_for(self, memory: int, resource: str) -> int | None:
-        """Return the first step with clearly more memory (`ram` or `gpu`, in bytes) than was not enough."""
+    def step_for(self, amount: float, resource: str) -> int | None:
+        """Return the first step with clearly more memory (`ram` or `gpu`, in bytes) or `time` than was not enough."""
         for step in range(len(self.larger) + 1):
             asked = self.at(step)
-            has = asked.bytes if resource == "ram" else read_memory(asked.gpu_memory or "1")
-            if has > memory * MORE > 0:
+            if resource == "time":
+                has = asked.minutes * 60 or math.inf
+            else:
+                has = asked.bytes if resource == "ram" else read_memory(asked.gpu_memory or "1")
+            if has > amount * MORE > 0:
                 return step
         return None
 

@@ -22,13 +22,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.allocation import Shell, named_cluster, of_cluster, own_cluster, scheduler_environment, shell
+from harness.allocation import Shell, named_cluster, notice, of_cluster, own_cluster, scheduler_environment, shell
 from harness.claims import Owner
 from harness.errors import UserError
-from harness.launch import Job, Size
+from harness.launch import Job, Size, until
 from harness.launch.local import Machine
 from harness.launch.profiles import Profile
 from harness.launch.remedies import explain, hopeless
+from harness.memory import MORE
 from harness.reading import Document
 from harness.records import ENDED, ended
 from harness.store import Store, digest, read_json, write_whole
@@ -56,8 +57,6 @@ HIDDEN = (
 QUEUE = ("squeue", "--me", "--noheader", "--array", "--format", "%i|%A|%j|%T|%r")
 IN_VAIN = 3
 """Submissions in a row whose workers failed at their start, after which the profile or the nodes are at fault."""
-LEAST_NOTICE, MOST_NOTICE = 10, 90
-"""Seconds before the time limit at which Slurm tells the job, should it not have left by itself."""
 
 
 @dataclass
@@ -181,7 +180,7 @@ class Slurm:
             "ntasks_per_node": 1,
             "cpus_per_task": cpus,
             "mem": f"{asked.bytes * here // 2**20}M" if asked.bytes else "0",
-            "signal_delay_s": min(MOST_NOTICE, max(LEAST_NOTICE, asked.minutes * 60 // 20 or MOST_NOTICE)),
+            "signal_delay_s": notice(asked.minutes * 60),
             "array_parallelism": self.profile.workers,
             # srun takes a job's CPUs for its step from the first alone (Slurm 22.05 to 23.02); without the second, what
             # the lines set stays from the worker where the job was given no environment (sbatch --export=NONE)
@@ -390,9 +389,11 @@ class Slurm:
                     said[" ".join(str(getattr(error, "stderr", "") or error).split())] = None
         return "; ".join(said)
 
-    def step_for(self, memory: int, resource: str) -> int | None:
-        """Return the first of the profile's steps with clearly more memory."""
-        return self.profile.step_for(memory, resource)
+    def step_for(self, amount: float, resource: str) -> int | None:
+        """Return the first of the profile's steps with clearly more memory or time."""
+        if resource == "time" and until(self.argv) <= amount * MORE:
+            return None
+        return self.profile.step_for(amount, resource)
 
     def _array_limit(self) -> int:
         with contextlib.suppress(OSError, subprocess.SubprocessError):

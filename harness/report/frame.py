@@ -40,7 +40,7 @@ IMPERSONAL = (
     "generation",
 )
 """What provenance may tell where nobody is to be known by it."""
-PASSING = ("oom", "died", "stalled", "device")
+PASSING = ("oom", "time", "died", "stalled", "device")
 """Causes of failure that another try may well not meet."""
 WIDE = 1.96
 """Standard errors on either side of chance that a guesser's accuracy keeps to in 95 % of all cases."""

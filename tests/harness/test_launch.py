@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from harness.allocation import SETTINGS, job, nodes, scheduler_environment, seconds_left
+from harness.allocation import SETTINGS, job, nodes, scheduler_environment, time_limit
 from harness.claims import LEASE, Observer, Owner, Process, take
 from harness.demand import demand
 from harness.driver import Driver
@@ -607,9 +607,9 @@ def test_a_worker_for_each_training_that_waits_for_no_other() -> None:
 
 
 def test_what_ran_out_of_memory_wants_a_larger_worker_where_there_is_one() -> None:
-    short = State("failed", 1, cause="oom", memory=40 * 2**20)
+    short = State("failed", 1, cause="oom", amount=40 * 2**20)
     assert wanted({"dense": short, "cut": TODO}) == {Size(1, 1): 1}
-    assert wanted({"dense": State("failed", 1, cause="oom", memory=60 * 2**20), "cut": TODO}) == {}
+    assert wanted({"dense": State("failed", 1, cause="oom", amount=60 * 2**20), "cut": TODO}) == {}
     assert wanted({"dense": State("failed", 1, cause="code"), "wide": TODO}) == {Size(4): 1}
 
 
@@ -647,10 +647,10 @@ def test_a_job_is_told_from_its_environment() -> None:
 
 
 def test_the_end_of_a_job_is_asked_for_where_the_environment_lacks_it() -> None:
-    assert seconds_left(lambda command: "", {}) is None
-    assert seconds_left(lambda command: "99999999999\n", {"SLURM_JOB_ID": "7"}) > 1e9
-    assert seconds_left(lambda command: "NONE", {"SLURM_JOB_ID": "7"}) is None
-    assert seconds_left(lambda command: "", {"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": "1"}) == 0.0
+    assert time_limit(lambda command: "", {}) is None
+    assert time_limit(lambda command: "99999999999\n", {"SLURM_JOB_ID": "7"}) > 1e9
+    assert time_limit(lambda command: "NONE", {"SLURM_JOB_ID": "7"}) is None
+    assert time_limit(lambda command: "", {"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": "1"}) == 0.0
 
 
 SACCT = """\
