@@ -47,12 +47,14 @@ THREAD = re.compile(r"(Current thread|Thread) 0x[0-9a-f]+ .*\(most recent call f
 
 def remedies(causes: Mapping[str, int]) -> list[str]:
     """Return what to do about failures, given how many stages failed of each cause, as the end of a sweep says it."""
-    again = {cause: number for cause, number in causes.items() if cause != "diverged"}
+    again = {cause: number for cause, number in causes.items() if cause not in ("diverged", "time")}
     said = []
     if again:
-        options = again if "diverged" in causes else ["all"]
+        options = ["all"] if len(again) == len(causes) else again
         words = " and then ".join(f"--retry {option}" for option in options)
         said.append(f"{count(sum(again.values()), 'stage')} failed; the same command with {words} runs them once more")
+    if late := causes.get("time"):
+        said.append(f"{count(late, 'stage')} ran out of time: {REMEDIES['time']}")
     if diverged := causes.get("diverged"):
         said.append(f"{count(diverged, 'training')} diverged: {REMEDIES['diverged']}")
     return said

@@ -221,14 +221,39 @@ def test_a_stage_is_taken_that_fits_or_whose_checkpoints_make_it_worth_it(plan: 
     costs.add(training, result(800.0))
     costs.add(mask, result(300.0))
     assert left.allows(mask)
+    costs.add(mask, result(1000.0))
+    assert left.allows(mask), "nobody like this worker will have more"
     now[0] = 700.0
-    assert not left.allows(mask), "280 s are left, and it may take 420"
+    assert not left.allows(mask), "280 s are left, and it may take longer"
     assert left.allows(training), "it goes on elsewhere from its checkpoint"
     now[0] = 950.0
     assert not left.allows(training), "30 s are no time to get anywhere"
     assert not left.over()
     now[0] = 981.0
     assert left.over()
+
+
+def test_an_attempt_ends_for_want_of_time_where_the_time_is_up(plan: Plan) -> None:
+    now = [0.0]
+    costs = Costs(plan, CPU)
+    mask = plan.stages[trained(plan, "digits resnet20 snip 90% default seed 0").parents["mask"]]
+    left = TimeLeft.of(1000.0, costs, lambda: now[0], limit=1020.0, notice=100.0)
+    now[0] = 30.0
+    left.begin()  # 950 s remain for stages
+    assert left.take(mask) == 1020.0
+    now[0] = 899.0
+    assert left.because() == {}, "asked to leave for another reason"
+    now[0] = 901.0
+    assert left.because() == {"cause": "time", "limit": 1020.0, "needs": 0.0}
+    costs.add(mask, result(2000.0))
+    now[0] = 260.0
+    left.take(mask)
+    now[0] = 981.0
+    assert left.because() == {"cause": "time", "limit": 1020.0, "needs": 2070.0}, "2000 s, and 70 s to begin and leave"
+    now[0] = 280.0
+    assert left.take(mask) == 0.0, "700 of 950 s are not all that a worker has"
+    now[0] = 981.0
+    assert left.because() == {"cause": "time"}
 
 
 @pytest.mark.slow

@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 
-from harness.allocation import SETTINGS, job, nodes, scheduler_environment, time_limit
+from harness.allocation import SETTINGS, TimeLimit, job, nodes, scheduler_environment, time_limit
 from harness.claims import LEASE, Observer, Owner, Process, take
 from harness.demand import demand
+from harness.detached import Detached
 from harness.driver import Driver
 from harness.errors import FileError, UserError
 from harness.index import Standing
@@ -613,6 +614,24 @@ def test_what_ran_out_of_memory_wants_a_larger_worker_where_there_is_one() -> No
     assert wanted({"dense": State("failed", 1, cause="code"), "wide": TODO}) == {Size(4): 1}
 
 
+def test_what_ran_out_of_time_wants_a_worker_with_a_longer_limit_where_there_is_one(tmp_path: Path) -> None:
+    def wanted(profile: Profile, limit: float, *more: str) -> dict[Size, int]:
+        standing = Standing(states={"dense": State("failed", 2, cause="time", amount=limit, resource="time")})
+        return dict(demand(chain(), standing, Slurm(profile, Store(Path()), "p", more)))
+
+    hours = Profile(time="4:00:00", larger=[{"memory": "9G"}, {"time": "12:00:00"}])
+    assert wanted(hours, 2 * 3600) == {Size(1, 0): 1}, "the profile was mended"
+    assert wanted(hours, 4 * 3600) == {Size(1, 2): 1}
+    assert wanted(hours, 12 * 3600) == {}
+    assert wanted(Profile(time="UNLIMITED"), 12 * 3600) == {Size(1, 0): 1}
+    assert wanted(Profile(time="UNLIMITED"), 12 * 3600, "--until", "12h") == {}
+    here = [Detached(Machine(1, 1, "cpu"), Store(tmp_path), "p", argv).step_for(3600, "time") for argv in TOLD]
+    assert here == [None, 0, 0]
+
+
+TOLD = (["--until", "1h"], ["--until", "2h"], [])
+
+
 def test_what_runs_counts_for_the_size_that_runs_it() -> None:
     assert wanted({"dense": State("running", 1)}, jobdense=Size(1, 1)) == {Size(1, 1): 1}
 
@@ -648,9 +667,12 @@ def test_a_job_is_told_from_its_environment() -> None:
 
 def test_the_end_of_a_job_is_asked_for_where_the_environment_lacks_it() -> None:
     assert time_limit(lambda command: "", {}) is None
-    assert time_limit(lambda command: "99999999999\n", {"SLURM_JOB_ID": "7"}) > 1e9
-    assert time_limit(lambda command: "NONE", {"SLURM_JOB_ID": "7"}) is None
-    assert time_limit(lambda command: "", {"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": "1"}) == 0.0
+    asked = time_limit(lambda command: "1000 99999999999\n", {"SLURM_JOB_ID": "7"})
+    assert (asked.whole, asked.left > 1e9, asked.notice) == (99999998999, True, 90 + 60)
+    assert time_limit(lambda command: "NONE NONE", {"SLURM_JOB_ID": "7"}) is None
+    told = {"SLURM_JOB_ID": "7", "SLURM_JOB_START_TIME": "1", "SLURM_JOB_END_TIME": "121"}
+    assert time_limit(lambda command: "", told) == TimeLimit(120, 0.0)
+    assert TimeLimit(120, 0.0).notice == 10 + 60
 
 
 SACCT = """\
@@ -692,6 +714,7 @@ def test_the_fate_of_a_job(name: str, told: dict[str, str], expected: Fate | Non
         ("7|OUT_OF_MEMORY|2G", True, "lost", ""),
         ("7|PREEMPTED|2G", False, "stopped", ""),
         ("7|FAILED|2G", False, "lost", ""),
+        ("7|TIMEOUT|2G", False, "stopped", ""),
     ],
 )
 def test_a_lost_stage_is_explained_by_its_jobs_record(

@@ -190,6 +190,10 @@ def test_what_to_do_about_failures_never_runs_a_divergence_again() -> None:
     assert said == "3 stages failed; the same command with --retry all runs them once more"
     (said,) = remedies({"diverged": 1})
     assert said.startswith("1 training diverged: a loss or gradient became infinite: that is its result")
+    (said,) = remedies({"time": 3})
+    assert said.startswith(
+        "3 stages ran out of time: raise `time:` in the profile, or --until, and run the sweep again"
+    )
     failed, diverged = remedies({"diverged": 2, "code": 2, "oom": 1})
     assert failed == "3 stages failed; the same command with --retry code and then --retry oom runs them once more"
     assert "--retry" not in diverged

@@ -216,6 +216,31 @@ def test_out_of_memory_waits_for_a_worker_with_more(tmp_path: Path, start: Start
     assert_done_once(store, plan)
 
 
+LIMIT = ("0", "", "0")
+
+
+def test_what_keeps_nothing_within_the_time_limit_is_tried_twice_and_waits_for_a_worker_with_more(
+    tmp_path: Path, start: Start
+) -> None:
+    store, plan = Store(tmp_path), trivial_plan(3, chains=1)
+    save(plan, store)
+    data = next(iter(plan.stages))
+
+    def attempts() -> int:
+        return store.folder("data", data).generation
+
+    while attempts() < 2:  # on a busy machine its time may be up before it takes a stage
+        assert start("=99", "2", *LIMIT, "6").wait(60) == 0
+    assert start("=99", "2", *LIMIT, "6").wait(60) == 0
+    assert attempts() == 2, "no third worker of that kind tries"
+    state = Frontier(plan, store, Observer()).survey().todo[data]
+    assert (state.name, state.cause, state.amount, state.resource) == ("failed", "time", 6.0, "time")
+    assert state.detail == "2 attempts kept nothing within the time limit of 6 s; it needs more than 6 s"
+    assert state.detail in (tmp_path / "words").read_text()
+    assert start("0", "2", *LIMIT, "600").wait(60) == 0
+    assert_done_once(store, plan)
+
+
 def test_a_worker_asked_to_leave_signs_out(tmp_path: Path, start: Start) -> None:
     store, plan = Store(tmp_path), trivial_plan(40, chains=1)
     save(plan, store)

@@ -129,8 +129,10 @@ def skewed(seconds: float) -> None:
     Claim.beat = shifted  # type: ignore[method-assign]
 
 
-def main(store: str, how: str, lease: str, memory: str = "0", host: str = "", skew: str = "0") -> int:
-    """Be a worker."""
+def main(
+    store: str, how: str, lease: str, memory: str = "0", host: str = "", skew: str = "0", seconds: str = "0"
+) -> int:
+    """Be a worker; `seconds`: its time limit, 0 for none."""
     if host:
         socket.sethostname(host)
     if float(skew):
@@ -138,9 +140,9 @@ def main(store: str, how: str, lease: str, memory: str = "0", host: str = "", sk
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     place = Store(Path(store))
-    setup = Setup(how, 1, 300.0, float(lease), int(memory))
+    setup, limits = Setup(how, 1, 300.0, float(lease), int(memory), time=float(seconds)), Limits(float(seconds) or None)
     try:
-        work(read_plan(place.sweep(NAME) / NEWEST), place, setup, Limits(), stop, in_words, trainer)
+        work(read_plan(place.sweep(NAME) / NEWEST), place, setup, limits, stop, in_words, trainer)
     except (Trouble, UserError, OSError) as error:
         in_words(event="note", message=str(error))
         return 3
