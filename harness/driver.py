@@ -341,6 +341,11 @@ class Driver:
         launcher = last_used(self.store, self.plan.name) if self.given_via in ("", *HERE) else self.slurm()
         if launcher is not None:
             launcher.every = True
+        last = self.store.sweep(self.plan.name) / "sweep.yaml"
+        if self.chosen and last.exists() and last.read_bytes() != self.file.read_bytes():
+            note(
+                f"{self.file} has changed since it was run: --only chooses cells as it has them now, --cancel alone all"
+            )
         done = cancel(as_saved(self.plan, self.sweep), self.whole, self.store, launcher, self.chosen)
         _say(str(done))
         for sentence in done.left:

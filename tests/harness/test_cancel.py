@@ -217,9 +217,14 @@ def test_of_a_part_its_jobs_and_workers_end_and_no_others(site: Site, capsys: py
     there = Owner("n1", "b", "s", (Process(1, 1),), "3.0", cluster="beta")
     assert take(site.store.folder("train", stage.key), 0, there)
     assert part.cancel() == 0
-    assert "3 jobs ended" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("3 jobs ended, ")
+    assert "has changed" not in said
     assert site.queue == ["alpha:3", "alpha:4", "alpha:6"]
     assert not (site.store.sweep("tiny") / CANCELLED).exists()
+    part.file.write_text(part.file.read_text() + "# edited\n")
+    assert part.cancel() == 0
+    assert "tiny.yaml has changed since it was run: --only chooses cells as" in capsys.readouterr().err
 
 
 def test_workers_of_this_machine_are_asked_and_those_out_of_reach_named(
