@@ -343,9 +343,7 @@ class Driver:
             launcher.every = True
         last = self.store.sweep(self.plan.name) / "sweep.yaml"
         if self.chosen and last.exists() and last.read_bytes() != self.file.read_bytes():
-            note(
-                f"{self.file} has changed since it was run: --only chooses cells as it has them now, --cancel alone all"
-            )
+            note(f"{self.file} has changed since it was run: --only chooses cells as they are now, --cancel alone all")
         done = cancel(as_saved(self.plan, self.sweep), self.whole, self.store, launcher, self.chosen)
         _say(str(done))
         for sentence in done.left:
