@@ -9,7 +9,11 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+from harness.errors import SchedulerUnavailable
+
+T = TypeVar("T")
 Shell = Callable[[Sequence[str]], str]
 """Runs a command and returns what it prints. Raises OSError or subprocess.SubprocessError where it fails."""
 
@@ -24,6 +28,17 @@ LEAST_NOTICE, MOST_NOTICE = 10, 90
 """Seconds before the time limit at which Slurm tells the job, should it not have left by itself."""
 KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
 """Those that say where the controller is and who asks: without them there is no answer."""
+
+NO_ANSWER = re.compile(
+    r"unable to contact|connect(ion)? (failure|refused|reset|timed out)|timed out|zero bytes|munge|standby mode|"
+    r"temporarily un|authentication|communication|message (send|receive) failure|no route to host|unreachable",
+    re.IGNORECASE,
+)
+"""Complaints of Slurm's commands that nobody answered them: the next call may be answered."""
+FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0
+"""Seconds before a scheduler that does not answer is asked again; each pause is twice the one before."""
+PATIENCE = 60.0
+"""Seconds after which a command that does not wait for workers gives up on such a scheduler."""
 
 
 def scheduler_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -52,6 +67,36 @@ def shell(command: Sequence[str], patience: float = 60) -> str:
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=patience, check=True, env=environment
     )
     return done.stdout
+
+
+def unanswered(error: OSError | subprocess.SubprocessError) -> str:
+    """Return what a command of the scheduler's said, if that is no answer; empty where it is one."""
+    if isinstance(error, FileNotFoundError):
+        return ""
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"nothing within {error.timeout:.0f} s"
+    if not isinstance(error, subprocess.CalledProcessError):
+        return str(error)
+    said = " ".join((error.stderr or "").split())
+    return said if NO_ANSWER.search(said) else "" if said else f"exit code {error.returncode} without a word"
+
+
+def insist(ask: Callable[[], T], later: str, tell: Callable[[str], None]) -> T:
+    """Do what asks the scheduler; while it does not answer, again after growing pauses, for about a minute.
+
+    Raises SchedulerUnavailable that says what to do `later`.
+    """
+    begin, pause = time.monotonic(), FIRST_PAUSE
+    while True:
+        try:
+            return ask()
+        except SchedulerUnavailable as error:
+            if time.monotonic() - begin + pause > PATIENCE:
+                raise SchedulerUnavailable(f"{error}; what runs goes on; {later}") from None
+            if pause == FIRST_PAUSE:
+                tell(f"{error}; it is asked again for about a minute")
+        time.sleep(pause)
+        pause *= 2
 
 
 def job(environment: Mapping[str, str] = os.environ) -> str:

@@ -8,11 +8,11 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 
-from harness.allocation import on_cluster, shell
+from harness.allocation import insist, on_cluster, shell
 from harness.claims import Observer, Owner, take
-from harness.errors import UserError
+from harness.errors import SchedulerUnavailable, UserError
 from harness.index import stand
 from harness.launch import Job, Launcher
 from harness.launch.slurm import plan_mark
@@ -23,6 +23,7 @@ from harness.records import ended
 from harness.rounds import CANCELLED
 from harness.states import State
 from harness.store import Store, write_whole
+from harness.terminal import note
 from harness.words import count
 
 LOOKS, PAUSE = 4, 1.0
@@ -45,6 +46,8 @@ class Cancelled:
     """Jobs and workers that could not be ended, each with what to do."""
     unsure: bool = False
     """Whether the scheduler does not tell of all jobs."""
+    unanswered: bool = False
+    """Whether it did not answer for a while."""
 
     def __str__(self) -> str:
         said = [f"{count(self.jobs, 'job')} ended"] if self.jobs else []
@@ -103,17 +106,20 @@ def _runs(job: Job, owner: Owner) -> bool:
 def _end_jobs(launcher: Launcher, wanted: Callable[[Job], bool], done: Cancelled) -> None:
     """Cancel jobs, until the queue shows that they end; a round under way may submit more of them meanwhile."""
     there: list[Job] = []
-    cancelled, complaint = set[tuple[str, str]](), ""
+    cancelled, complaint, later = set[tuple[str, str]](), "", "run the same command again later to end it"
     try:
         for look in range(LOOKS + 1):
-            jobs = [job for job in launcher.poll() if wanted(job)]
+            jobs = [job for job in insist(launcher.poll, later, note) if wanted(job)]
             done.seen |= {(job.cluster, job.number): job for job in jobs}
             there = [job for job in jobs if job.state != "leaving"]
             if not there or look == LOOKS:
                 break
             cancelled |= {(job.cluster, job.number) for job in there}
             time.sleep(PAUSE if look else 0)
-            complaint = launcher.cancel(there)
+            complaint = insist(partial(launcher.cancel, there), later, note)
+    except SchedulerUnavailable as error:
+        done.unsure = done.unanswered = True
+        done.left.append(f"jobs on the cluster: {error}")
     except UserError as error:
         done.unsure = True
         done.left.append(f"jobs on the cluster: {error}; run the same command again")

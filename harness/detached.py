@@ -75,6 +75,10 @@ class Detached:
         """Return nothing: no worker waits for its start."""
         return ""
 
+    def waits(self, job: Job) -> str:
+        """Return nothing, for the same reason."""
+        return ""
+
     def cancel(self, jobs: Sequence[Job]) -> str:
         """Ask workers to save and leave."""
         for job in jobs:

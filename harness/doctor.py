@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from harness.allocation import insist
 from harness.completing import profiles_here
 from harness.errors import UserError
 from harness.launch import Size
@@ -55,7 +56,7 @@ def main(
 
     With --meet, started on two hosts within two minutes, the two contend for names in the store and measure how soon
     each sees what the other wrote. Exit codes: 0 nothing is missing, 1 something is, 2 a mistake on the command line
-    or in the profile, 3 the store cannot be read or written.
+    or in the profile, 3 the store cannot be read or written, or the scheduler does not answer.
     """
     with answered(store):
         if meeting:
@@ -90,19 +91,25 @@ def _in_a_job(via: str, store: Store) -> list[Finding]:
     argv = [launcher.interpreter, "-m", "harness.cli", "doctor", "--store", str(store.root.absolute())]
     argv += ["--report", str(said), "--device", "cuda" if profile.gpus else "cpu"]
     argv += ["--scratch", profile.scratch] if profile.scratch else []
-    note(f"submitted {launcher.submit_argv(Size(), 1, argv)}")
+    later = f"run `{command('doctor', '--via', via, store=store.root)}` again later"
+
+    def submit() -> None:
+        if not launcher.poll():  # sbatch may have submitted it, and have found no answer
+            note(f"submitted {launcher.submit_argv(Size(), 1, argv)}")
+
+    insist(submit, later, note)
     told = ""
     while (found := read_json(said)) is None:
-        jobs = launcher.poll()
+        jobs = insist(launcher.poll, later, note)
         if not jobs and read_json(said) is None:
             raise UserError(f"the job ended without a word; look into its log, below {launcher.folder}")
         for job in jobs:
             if reason := launcher.never(job):
                 launcher.cancel(jobs)
                 raise UserError(f"the job can never start: {reason}; mend {via}")
-            if job.state == "pending" and job.reason != told:
-                told = job.reason
-                note(f"waiting: {told}")
+            if job.state == "pending" and (reason := launcher.waits(job)) != told:
+                told = reason
+                note(f"waiting: {told or 'for its turn'}")
         time.sleep(ASK / 5 if all(job.state == "running" for job in jobs) else ASK)
     shutil.rmtree(folder, ignore_errors=True)  # only what went wrong leaves its log
     return [Finding(**finding) for finding in found["findings"]]

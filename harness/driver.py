@@ -337,7 +337,10 @@ class Driver:
         return campaign_of(self.sweep, self.store, data_folder(self.sweep, self.data)).plan
 
     def cancel(self) -> int:
-        """End the sweep's workers, wherever they were last submitted; return the exit code: 1 where some go on."""
+        """End the sweep's workers, wherever they were last submitted; return the exit code.
+
+        1 where some go on, 3 where the scheduler does not answer.
+        """
         launcher = last_used(self.store, self.plan.name) if self.given_via in ("", *HERE) else self.slurm()
         if launcher is not None:
             launcher.every = True
@@ -348,7 +351,7 @@ class Driver:
         _say(str(done))
         for sentence in done.left:
             note(f"not ended: {sentence}")
-        return int(bool(done.left))
+        return 3 if done.unanswered else int(bool(done.left))
 
     def _argv(self, saved: Path) -> list[str]:
         return [self.plan.name, "--plan", saved.name, "--store", str(self.store.root), *self.options.argv]

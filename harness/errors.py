@@ -13,6 +13,10 @@ class UserError(Exception):
     """A mistake the user can mend; commands print its text and exit with code 2."""
 
 
+class SchedulerUnavailable(Exception):
+    """The scheduler does not answer: no mistake of the user's. Commands print its text and exit with code 3."""
+
+
 @dataclass(frozen=True)
 class Mark:
     """A place in a file."""

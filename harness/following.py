@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from types import FrameType
 
+from harness.allocation import FIRST_PAUSE, LONGEST_PAUSE
 from harness.claims import Observer
 from harness.demand import demand
 from harness.display import Display
+from harness.errors import SchedulerUnavailable
 from harness.index import stand
 from harness.launch import Job, Launcher, Size
 from harness.planfile import SavedPlan
 from harness.rounds import Round, go_round
 from harness.states import FAILED
 from harness.store import Store
-from harness.words import count
+from harness.words import count, span
 
 LOOK = 15.0
 """Seconds between two questions to the scheduler while jobs are submitted or wait; else they become `SELDOM`."""
@@ -36,6 +39,10 @@ class Following:
     trouble: list[str] = field(default_factory=list)
     """What keeps workers from starting, for good."""
     _said: set[str] = field(default_factory=set)
+    _waiting: str = ""
+    """What jobs waited for when that was last said."""
+    _silent_since: float | None = None
+    """When the scheduler did not answer first, of all the times since it last did."""
 
     def run(self, display: Display) -> bool:
         """Follow until all is done, or cannot be; return whether a person ended it before."""
@@ -45,13 +52,18 @@ class Following:
             with display.shown():
                 while not self.stop.is_set():
                     seen = go_round(self.saved, self.store, self.launcher, self.observer, by_hand)
-                    by_hand = False
+                    by_hand = by_hand and (seen.elsewhere or bool(seen.unanswered))
+                    silent = self._silent_since is not None
+                    self._heed_silence(seen, display)
                     waiting = self._show(seen, display)
                     if self._over(seen):
-                        self._send_home()
+                        self._send_home(display)
                         return False
-                    pause = LOOK if waiting or seen.submitted else min(SELDOM, 1.5 * pause)
-                    self._wait(pause, seen.wanted, display)
+                    if seen.unanswered:
+                        pause = min(LONGEST_PAUSE, 2 * pause) if silent else FIRST_PAUSE
+                    else:
+                        pause = LOOK if waiting or seen.submitted else min(SELDOM, 1.5 * pause)
+                    self._wait(pause, None if seen.unanswered else seen.wanted, display)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -60,22 +72,38 @@ class Following:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.stop.set()
 
-    def _wait(self, seconds: float, wanted: Counter[Size], display: Display) -> None:
-        """Wait for the next question; end early where the store shows that all is done, or more could be done."""
+    def _heed_silence(self, seen: Round, display: Display) -> None:
+        """Say once that the scheduler does not answer, and once that it does again."""
+        if seen.unanswered and self._silent_since is None:
+            self._silent_since = time.monotonic()
+            longest = span(LONGEST_PAUSE)
+            display.say(f"{seen.unanswered}; what runs goes on; it is asked again, after pauses of up to {longest}")
+            display.line(0, "the scheduler does not answer")
+        elif self._silent_since is not None and seen.wanted and not (seen.unanswered or seen.elsewhere):
+            display.say(f"the scheduler answers again, after {span(time.monotonic() - self._silent_since)}")
+            self._silent_since = None
+
+    def _wait(self, seconds: float, wanted: Counter[Size] | None, display: Display) -> None:
+        """Wait for the next question; end early where the store shows that all is done, or more than was `wanted` could
+        be done.
+        """
         plan = self.saved.plan
         for seconds_passed in range(2, int(seconds) + 1, 2):
             if self.stop.wait(2.0):
                 return
             standing = stand(plan, self.store, self.observer)
             display.stages(len(plan.stages) - len(standing.states))
-            more = seconds_passed >= LOOK and demand(plan, standing, self.launcher) - wanted
+            more = wanted is not None and seconds_passed >= LOOK and demand(plan, standing, self.launcher) - wanted
             if not standing.states or more:
                 return
 
-    def _send_home(self) -> None:
+    def _send_home(self, display: Display) -> None:
         """End workers that still wait for their turn, since nothing is left for them."""
-        if waiting := [job for job in self.launcher.poll() if job.state == "pending"]:
-            self.launcher.cancel(waiting)
+        try:
+            if waiting := [job for job in self.launcher.poll() if job.state == "pending"]:
+                self.launcher.cancel(waiting)
+        except SchedulerUnavailable as error:
+            display.say(f"{error}; jobs that still wait are not cancelled: each leaves when it finds nothing to do")
 
     def _show(self, seen: Round, display: Display) -> bool:
         """Say what is new; return whether jobs wait for their turn."""
@@ -88,13 +116,19 @@ class Following:
                 self._say(display, f"{state.name}: {plan.stages[key].label}: {state.detail}")
         for sentence in seen.unknown:
             self._say(display, sentence)
+        if seen.unanswered or seen.elsewhere:
+            return False
         waiting = [job for job in seen.jobs if job.state == "pending"]
         for job in waiting:
             if said := self.launcher.never(job):
                 self._say(display, f"{job.number} cannot start: {said}")
         running = count(sum(job.state == "running" for job in seen.jobs), "worker")
-        reasons = ", ".join(sorted({job.reason for job in waiting if job.reason != "None" and not job.name} - {""}))
-        display.line(0, f"{running} running, {len(waiting)} waiting{f' ({reasons})' if reasons else ''}")
+        reasons = Counter(filter(None, (self.launcher.waits(job) for job in waiting if not job.name)))
+        said = "; ".join(f"{count(number, 'job')} waiting: {reason}" for reason, number in sorted(reasons.items()))
+        if said != self._waiting and said:
+            display.say(said)
+        self._waiting = said
+        display.line(0, f"{running} running, {len(waiting)} waiting")
         return bool(waiting)
 
     def _say(self, display: Display, sentence: str) -> None:
@@ -106,6 +140,8 @@ class Following:
         """Return whether nothing more can come."""
         if not seen.wanted:
             return True
+        if seen.unanswered or seen.elsewhere:
+            return False
         if seen.cancelled and not seen.jobs:
             self.trouble.append("the sweep was cancelled; run it again to go on")
             return True

@@ -32,10 +32,11 @@ from harness.launch.profiles import find_profile, load_profile
 from harness.launch.slurm import Slurm
 from harness.plan import Plan
 from harness.planfile import SavedPlan
-from harness.rounds import go_round
+from harness.rounds import CANCELLED, answered_round, go_round
 from harness.shift import Limits, work
 from harness.store import Store
 from harness.supervisor import Setup, Trouble, Unwritable
+from harness.terminal import command, note
 from harness.words import count, span
 
 DEBUG_LEASE = 86400.0
@@ -133,9 +134,15 @@ def texts(launcher: Slurm, plan: Plan, observer: Observer) -> list[str]:
 
 def run_elsewhere(saved: SavedPlan, store: Store, launcher: Launcher, observer: Observer, detach: bool) -> bool:
     """Submit workers; follow them, unless asked not to. Return whether somebody ended the following early."""
+    name = saved.plan.name
     launcher.begin()
+    (store.sweep(name) / CANCELLED).unlink(missing_ok=True)
     if detach:
-        seen = go_round(saved, store, launcher, observer, by_hand=True)
+        seen = answered_round(
+            lambda: go_round(saved, store, launcher, observer, by_hand=True),
+            f"run the same command later, or `{command('tick', name, store=store.root)}`, to submit what is missing",
+            note,
+        )
         for sentence in seen.submitted or ["nothing: all that can be used is there"]:
             typer.echo(f"submitted {sentence}", err=True)
         if said := launcher.later():

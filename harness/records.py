@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from harness.allocation import Shell, on_cluster, shell
 from harness.claims import Owner, end_attempt
+from harness.errors import SchedulerUnavailable
 from harness.store import Folder
 
 CAUSES = {
@@ -91,7 +92,7 @@ def ended(jobs: Collection[str], run: Shell = shell, ours: Callable[[str], bool]
     """
     numbers = sorted({job.partition("_")[0] for job in jobs})
     over = set[str]()
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
+    with contextlib.suppress(OSError, subprocess.SubprocessError, SchedulerUnavailable):
         asked = ["--allocations", "--noheader", "--parsable2", "--format", "JobID,State"]
         for line in run(["sacct", "--jobs", ",".join(numbers), *asked]).splitlines():
             name, _, state = line.partition("|")

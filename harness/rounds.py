@@ -12,15 +12,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from harness.allocation import job
+from harness.allocation import insist, job
 from harness.claims import Observer, Owner
 from harness.demand import demand
-from harness.errors import UserError
+from harness.errors import SchedulerUnavailable, UserError
 from harness.index import Standing, stand
 from harness.launch import Job, Launcher, Size
 from harness.launch.remedies import BROKEN
 from harness.planfile import SavedPlan
 from harness.store import Store, place, publish, write_whole
+from harness.terminal import command
 from harness.words import count
 
 LAST = "last-round"
@@ -47,6 +48,8 @@ class Round:
     """Whether the sweep was cancelled, so that nothing is submitted until it is run again."""
     elsewhere: bool = False
     """Whether another round was under way, and this one left all to it."""
+    unanswered: str = ""
+    """What there is to say where the scheduler did not answer, so that its jobs are not known; else empty."""
 
     @property
     def unknown(self) -> list[str]:
@@ -56,13 +59,11 @@ class Round:
 
 
 def go_round(saved: SavedPlan, store: Store, launcher: Launcher, observer: Observer, by_hand: bool = False) -> Round:
-    """Look, and submit what is missing; `by_hand` even where workers ended at their start before, or were cancelled.
+    """Look, and submit what is missing; `by_hand` even where workers ended at their start before.
 
     Raises UserError where the scheduler refuses, or where worker after worker ended at its start.
     """
     folder = store.sweep(saved.plan.name)
-    if by_hand:
-        (folder / CANCELLED).unlink(missing_ok=True)
     seen = Round(stand(saved.plan, store, observer))
     seen.wanted = demand(saved.plan, seen.standing, launcher)
     seen.cancelled = (folder / CANCELLED).exists()
@@ -71,9 +72,29 @@ def go_round(saved: SavedPlan, store: Store, launcher: Launcher, observer: Obser
     with Turn(folder / "round") as turn:
         seen.elsewhere = not turn.held
         if turn.held:
-            _submit(seen, saved, launcher, turn, by_hand)
-            _now(store, saved.plan.name, LAST)
+            try:
+                _submit(seen, saved, launcher, turn, by_hand)
+                _now(store, saved.plan.name, LAST)
+            except SchedulerUnavailable as error:
+                seen.unanswered = str(error)
     return seen
+
+
+def answered_round(go: Callable[[], Round], later: str, tell: Callable[[str], None]) -> Round:
+    """Go a round, and while the scheduler does not answer another one, for about a minute.
+
+    Raises SchedulerUnavailable that says what to do `later`.
+    """
+
+    def attempt() -> Round:
+        seen = go()
+        if seen.unanswered:
+            for sentence in seen.submitted:
+                tell(f"submitted {sentence}")
+            raise SchedulerUnavailable(seen.unanswered)
+        return seen
+
+    return insist(attempt, later, tell)
 
 
 def _submit(seen: Round, saved: SavedPlan, launcher: Launcher, turn: Turn, by_hand: bool) -> None:
@@ -94,7 +115,8 @@ def _submit(seen: Round, saved: SavedPlan, launcher: Launcher, turn: Turn, by_ha
             continue
         if not by_hand and not there[size] and (said := launcher.in_vain(size)):
             raise UserError(said)
-        seen.submitted += launcher.submit(size, missing)
+        for sentence in launcher.submit(size, missing):
+            seen.submitted.append(sentence)
 
 
 def leaving_round(
@@ -120,7 +142,12 @@ def leaving_round(
                 return
             wait = last + APART - _now(store, name, own)
             if wait <= 0:
-                seen = go_round(saved, store, launcher(), observer)
+                later = f"`{command('tick', name, store=store.root)}` submits the rest later"
+                seen = answered_round(
+                    lambda: go_round(saved, store, launcher(), observer),
+                    later,
+                    lambda sentence: tell(event="note", message=sentence),
+                )
                 for sentence in seen.submitted:
                     tell(event="note", message=f"submitted {sentence}")
                 return

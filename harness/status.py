@@ -25,8 +25,8 @@ from harness.errors import UserError, printable
 from harness.failures import CRASHED, REMEDIES, Group, debugged, group_failures, last_lines, quoted
 from harness.hosts import MOST_FAULTS, avoided
 from harness.index import Standing, stand
-from harness.launch.kept import kept
-from harness.launch.slurm import ARGV
+from harness.launch import ARGV
+from harness.launch.kept import PendingJobs, kept, pending_jobs
 from harness.planfile import SavedPlan
 from harness.presence import Present, present
 from harness.states import EARLY, FAILED, State
@@ -40,10 +40,33 @@ if TYPE_CHECKING:
 STATES = ("todo", "running", "lost", "stopped", EARLY, *FAILED, "done")
 REFRESH = 2.0
 """Seconds between two looks of --watch."""
+QUEUE_REFRESH = 15.0
+"""Seconds between two looks of --watch at a cluster's queue."""
 SLOWEST = 3
 MOST_AGAIN = 5
 """Stages run again that are shown."""
 HOUR = 3600.0
+
+
+class Queue:
+    """What waits in the queue of the cluster that a sweep's workers were last submitted to, if they ever were."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store, self.name = store, name
+        self.pending: list[PendingJobs] | None = None
+        """None where nothing was ever submitted to a cluster, or where the queue is not known."""
+        self.trouble = ""
+        """Why the queue is not known."""
+        self.looked: float | None = None
+
+    def look(self) -> None:
+        """Ask the scheduler, unless that was done just before."""
+        if self.looked is not None and time.monotonic() - self.looked < QUEUE_REFRESH:
+            return
+        if (self.store.sweep(self.name) / ARGV).exists():
+            found, self.trouble = pending_jobs(self.store, self.name)
+            self.pending = None if self.trouble else found
+        self.looked = time.monotonic()
 
 
 @dataclass
@@ -66,6 +89,7 @@ class Status:
     avoided: list[str]
     efficiency: Efficiency | None
     """What finished stages used: those of its jobs, where it was submitted to a cluster."""
+    queue: Queue
     store: Store
     given: str
     """The sweep's name or file, as it was asked for."""
@@ -94,10 +118,17 @@ class Status:
 
 
 def gather(
-    saved: SavedPlan, store: Store, observer: Observer, rebuild: bool, given: str = "", more: tuple[object, ...] = ()
+    saved: SavedPlan,
+    store: Store,
+    observer: Observer,
+    rebuild: bool,
+    given: str = "",
+    more: tuple[object, ...] = (),
+    queue: Queue | None = None,
 ) -> Status:
     """Look at a sweep; `given`: the name or file that it was asked for by, `more`: what commands about it need too."""
-    plan = saved.plan
+    plan, queue = saved.plan, queue or Queue(store, saved.plan.name)
+    queue.look()
     standing = stand(plan, store, observer, rebuild)
     ago = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - HOUR))
     long = heapq.nlargest(SLOWEST, ((d.seconds, k) for k, d in standing.done.items() if k in plan.stages))
@@ -114,6 +145,7 @@ def gather(
         [(plan.stages[key].label, seconds) for seconds, key in long],
         avoided(store),
         _efficiency(saved, standing, store),
+        queue,
         store,
         given or plan.name,
         more,
@@ -179,6 +211,10 @@ def as_json(status: Status) -> dict[str, Any]:
             }
             for worker in status.workers
         ],
+        "pending": None
+        if status.queue.pending is None
+        else [{"jobs": each.jobs, "reason": each.reason, "since": each.since} for each in status.queue.pending],
+        "scheduler_trouble": status.queue.trouble,
         "running": [
             {"stage": plan.stages[key].label, "key": key, "worker": _who(owner), "heartbeats": beats}
             for key, (owner, beats, _) in status.standing.owners.items()
@@ -225,6 +261,7 @@ def render(status: Status, wrapped: bool = False) -> Renderable:
         if counts := status.counts.get(kind):
             table.add_row(kind, *(f"{counts.get(state, 0):,}" for state in shown))
     lines: list[Any] = [table, Text(_pace(status))]
+    lines += [Text(printable(text)) for text in _pending(status.queue)]
     if status.workers:
         lines.append(_workers(status))
     if status.efficiency and status.efficiency.launcher:
@@ -251,6 +288,17 @@ def _pace(status: Status) -> str:
     if status.eta is not None and status.standing.states:
         said.append(f"done in about {span(status.eta)} at the present number of workers")
     return "; ".join(said)
+
+
+def _pending(queue: Queue) -> list[str]:
+    """Return what waits in the queue, a line a reason, or why that is not known."""
+    if queue.trouble:
+        return [f"jobs that wait in the queue are not shown: {queue.trouble}"]
+    return [f"{count(each.jobs, 'job')} waiting{_since(each.since)}: {each.reason}" for each in queue.pending or ()]
+
+
+def _since(when: float | None) -> str:
+    return f" for {span(time.time() - when)}" if when else ""
 
 
 def _again(status: Status) -> list[str]:
@@ -348,10 +396,10 @@ def main(
             from harness.why import explain
 
             raise typer.Exit(not explain(saved, place, why, bless))
-        observer = Observer()
+        observer, queue = Observer(), Queue(place, saved.plan.name)
 
         def look(rebuild: bool) -> Status:
-            return gather(saved, place, observer, rebuild, sweep, ("--data", data) if data else ())
+            return gather(saved, place, observer, rebuild, sweep, ("--data", data) if data else (), queue)
 
         status = look(rebuild)
         if as_text:

@@ -99,7 +99,8 @@ def main(
     """Run a sweep: what the store lacks is trained, what it has is kept, and the tables are printed at the end.
 
     Running the same command again is always right. Exit codes: 0 all done, 1 some stages failed, or --cancel could not
-    end all workers; 2 a mistake in the file or on the command line, 3 the store cannot be written, 130 stopped.
+    end all workers; 2 a mistake in the file or on the command line, 3 the store cannot be written, or with --detach or
+    --cancel the scheduler does not answer, 130 stopped.
     """
     with answered(store, "nothing that was finished is lost"):
         if schema:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from harness.errors import UserError, printable
+from harness.errors import SchedulerUnavailable, UserError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -111,13 +111,17 @@ def answered(
     """Answer what keeps a command from going on with a sentence and an exit code.
 
     2: a mistake; 3: a file or folder that cannot be read or written, `what` where the error names none, followed by
-    what to do; 130: Ctrl-C; 141, without a word: whoever read the output, such as head, has gone.
+    what to do, or a scheduler that does not answer; 130: Ctrl-C; 141, without a word: whoever read the output, such as
+    head, has gone.
     """
     try:
         yield
     except UserError as error:
         note(str(error))
         raise typer.Exit(2) from None
+    except SchedulerUnavailable as error:
+        note(str(error))
+        raise typer.Exit(3) from None
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _reader_gone():
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at its end

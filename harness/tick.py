@@ -14,9 +14,9 @@ from harness.launch import Launcher
 from harness.launch.kept import kept, last_used
 from harness.launch.local import this_machine
 from harness.planfile import find_plan, read_plan, sweep_name
-from harness.rounds import go_round
+from harness.rounds import answered_round, go_round
 from harness.store import Store
-from harness.terminal import STORE, answered, examples, tell
+from harness.terminal import STORE, answered, command, examples, note, tell
 from harness.words import count
 
 EXAMPLES = examples(
@@ -38,7 +38,7 @@ def main(
 
     The sweep must have been planned by the sweep command. Workers started here outlive this command; their words go to
     runs/sweeps/NAME/workers/log-HOST. Exit codes: 0 looked, and started what was missing; 2 a mistake, 3 the store
-    cannot be read or written.
+    cannot be read or written, or the scheduler does not answer.
     """
     with answered(store):
         place = Store(store)
@@ -56,7 +56,11 @@ def main(
             argv = ["--lease", str(lease), *(["--until", until] if until else [])]
             argv += ["--fast"] if launch.get("fast") else []
             launcher = Detached(machine, place, name, argv)
-        seen = go_round(saved, place, launcher, Observer(lease))
+        seen = answered_round(
+            lambda: go_round(saved, place, launcher, Observer(lease)),
+            f"run `{command('tick', name, store=store)}` again later to submit what is missing",
+            note,
+        )
     there = "another round is under way" if seen.elsewhere else f"{count(len(seen.jobs), 'worker')} at work or waiting"
     there += "; cancelled until the sweep command is run again" if seen.cancelled else ""
     for sentence in [*(f"started {sentence}" for sentence in seen.submitted), *seen.unknown]:

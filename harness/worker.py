@@ -17,7 +17,7 @@ from harness.allocation import job, nodes, time_limit
 from harness.caches import point_caches
 from harness.claims import LEASE, Observer
 from harness.completing import sweeps_here
-from harness.errors import UserError
+from harness.errors import SchedulerUnavailable, UserError
 from harness.events import Events, in_words
 from harness.launch.kept import kept
 from harness.launch.local import Workers, slots, this_machine
@@ -148,7 +148,7 @@ def main(
     """Claim and run a sweep's ready stages until none is left. Start as many as you like, wherever the store is.
 
     Inside a Slurm job it leaves before the job's time is over. Exit codes: 0 nothing left to do, or stopped; 2 a
-    mistake on the command line; 3 it can take no more stages.
+    mistake on the command line; 3 it can take no more stages, or, leaving, gets no answer of the scheduler.
     """
     if slots > 1:
         if world > 1:
@@ -197,6 +197,9 @@ def main(
     except UserError as error:
         note(str(error))
         raise typer.Exit(2) from None
+    except SchedulerUnavailable as error:
+        note(str(error))
+        raise typer.Exit(3) from None
     except (Trouble, NodeLost, OSError) as error:
         told = {"unwritable": isinstance(error, Unwritable | OSError)}
         tell(event="trouble", message=f"this worker takes no more stages: {error}", **told)

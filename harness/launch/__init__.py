@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from harness.claims import Owner
 from harness.words import read_span
+
+PROFILE, ARGV = "profile.yaml", "launch.json"
+"""Files that say how a sweep's workers were last submitted to a cluster."""
 
 
 @dataclass(frozen=True, order=True)
@@ -43,6 +46,8 @@ class Job:
     """The cluster that it was submitted to, empty where nobody says."""
     bound: str = ""
     """A mark of the plan that it is bound to."""
+    since: float | None = None
+    """When it was submitted, in seconds since 1970; None where nobody says."""
 
 
 def until(argv: Sequence[str]) -> float:
@@ -57,11 +62,14 @@ class Launcher(Protocol):
     def most(self) -> int:
         """Return how many workers of a size there may be at once."""
 
-    def submit(self, size: Size, number: int) -> list[str]:
-        """Submit workers; return what was submitted, in words. Raises UserError where that is refused."""
+    def submit(self, size: Size, number: int) -> Iterable[str]:
+        """Submit workers; yield what was submitted, in words.
+
+        Raises UserError where that is refused, SchedulerUnavailable where nobody answers: it may be submitted or not.
+        """
 
     def poll(self) -> list[Job]:
-        """Return the sweep's workers that wait or run."""
+        """Return the sweep's workers that wait or run. Raises SchedulerUnavailable where nobody answers."""
 
     def in_vain(self, size: Size) -> str:
         """Return why no more workers should be submitted: those before ended at their start. Empty: they may."""
@@ -69,8 +77,14 @@ class Launcher(Protocol):
     def never(self, job: Job) -> str:
         """Return why a waiting worker can never start, empty where it may."""
 
+    def waits(self, job: Job) -> str:
+        """Return what a waiting worker waits for, in words; empty where nobody says."""
+
     def cancel(self, jobs: Sequence[Job]) -> str:
-        """End workers: they save and leave. Return what the scheduler complains of; some may just have ended."""
+        """End workers: they save and leave. Return what the scheduler complains of; some may just have ended.
+
+        Raises SchedulerUnavailable where nobody answers.
+        """
 
     def step_for(self, amount: float, resource: str) -> int | None:
         """Return the step that has clearly more memory, or time, than was not enough; None where there is none."""

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
-from harness.errors import UserError
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import partial
+
+from harness.allocation import shell
+from harness.errors import SchedulerUnavailable, UserError
+from harness.launch import ARGV, PROFILE, Job
 from harness.launch.profiles import load_profile
-from harness.launch.slurm import ARGV, PROFILE, Slurm
+from harness.launch.slurm import Slurm
 from harness.store import Store, read_json
+
+PATIENCE = 5.0
+"""Seconds that a look at the queue may take where other things are shown too."""
+
+
+@dataclass(frozen=True)
+class PendingJobs:
+    """Jobs of a sweep that wait in the queue for the same reason."""
+
+    reason: str
+    """In words, with what to do where there is something."""
+    jobs: int
+    since: float | None
+    """When the first of them was submitted, in seconds since 1970; None where nobody says."""
 
 
 def last_used(store: Store, name: str) -> Slurm | None:
@@ -23,3 +43,20 @@ def kept(store: Store, name: str) -> Slurm:
     if launcher := last_used(store, name):
         return launcher
     raise UserError(f"{name}: nothing was ever submitted to a cluster for it; use the sweep command with --via once")
+
+
+def pending_jobs(store: Store, name: str) -> tuple[list[PendingJobs], str]:
+    """Return what of a sweep waits in the queue now, and why that is not known; empty where it is."""
+    groups = defaultdict[str, list[Job]](list)
+    try:
+        launcher = kept(store, name)
+        launcher.every, launcher.run = True, partial(shell, patience=PATIENCE)
+        for job in launcher.shown():
+            if job.state == "pending":
+                groups[launcher.waits(job) or "no reason is known yet"].append(job)
+    except (SchedulerUnavailable, UserError) as error:
+        return [], str(error)
+    return [
+        PendingJobs(reason, len(jobs), min((job.since for job in jobs if job.since), default=None))
+        for reason, jobs in sorted(groups.items())
+    ], ""

@@ -45,11 +45,6 @@ REFUSALS = (
         "cpus",
         "no node has so much together: lower cpus, memory, gpus or per_node (`sinfo -o '%P %c %m %G'`)",
     ),
-    Remedy(
-        r"[Uu]nable to contact|Connection refused|timed out|Socket timed out|Zero Bytes",
-        "",
-        "the scheduler does not answer; what runs goes on, and the same command submits the rest later",
-    ),
     Remedy(r"[Rr]equeue.*(disabled|not permitted|denied)|presently disabled", "requeue", "set requeue: false"),
     Remedy(r"slurm_load_conf|configuration", "", "Slurm is installed here but not configured; is this the login node?"),
 )
@@ -68,14 +63,36 @@ HOPELESS = {
     "InvalidQOS": ("qos", "the qos does not exist or may not be used"),
     "QOSNotAllowed": ("qos", "the partition does not allow this qos"),
     "DependencyNeverSatisfied": ("sbatch", "it depends on a job that can never end as wanted"),
-    "JobHeldUser": ("", "somebody holds it: `scontrol release JOB`"),
-    "JobHeldAdmin": ("", "an administrator holds it"),
 }
-"""Reasons of a pending job that time alone does not mend."""
+"""Reasons for which a pending job never starts."""
 HOPELESS_PATTERN = re.compile(r"^(QOS|Assoc)(Max|Grp)\w*Per(Job|Node)\w*")
 """Others: limits for a single job."""
 BROKEN = re.compile(r"launch.failed.requeued.held")
 """A job that a node could not start, as when the controller fell at that moment: it waits for ever, another may not."""
+
+WAITS = (
+    (r"JobHeldUser", "its user holds it; `scontrol release {job}` lets it start"),
+    (r"JobHeldAdmin", "an administrator holds it, and only one can release it"),
+    (r"ReqNodeNotAvail|Nodes required", "nodes are down, drained or reserved; `sinfo -R` says why"),
+    (r"PartitionDown|PartitionInactive", "its partition is closed; `sinfo -s` shows when it is open again"),
+    (r"Reservation", "its reservation has not begun, or is over; `scontrol show reservation` lists them"),
+    (r"Licenses", "all licenses are in use; `scontrol show licenses` counts them"),
+    (r"(QOS|Assoc)\w*Minutes", "the account or qos has used up what it may; `sshare` shows it"),
+    (r"(QOS|Assoc)\w+", "a limit of the account or qos on all its jobs; it starts as others end"),
+)
+"""What pending jobs wait for that time or a person mends, by the reason's beginning."""
+
+
+def known_refusal(said: str) -> bool:
+    """Return whether a complaint is one that says what is wrong with the profile."""
+    return any(re.search(remedy.pattern, said) for remedy in REFUSALS)
+
+
+def waits(reason: str, job: str) -> str:
+    """Return a pending job's reason, and in words what it means where that is no plain queueing."""
+    name = re.sub(r"^(\w+),.*", r"\1", reason)  # what follows a comma are the names of nodes
+    found = next((words for pattern, words in WAITS if re.match(pattern, reason)), "")
+    return f"{name}: {found.format(job=job.partition('_')[0])}" if found else name
 
 
 def explain(said: str, document: Document | None) -> str:

@@ -22,13 +22,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.allocation import Shell, named_cluster, notice, of_cluster, own_cluster, scheduler_environment, shell
+from harness.allocation import (
+    NO_ANSWER,
+    Shell,
+    named_cluster,
+    notice,
+    of_cluster,
+    own_cluster,
+    scheduler_environment,
+    shell,
+    unanswered,
+)
 from harness.claims import Owner
-from harness.errors import UserError
-from harness.launch import Job, Size, until
+from harness.errors import SchedulerUnavailable, UserError
+from harness.launch import ARGV, PROFILE, Job, Size, until
 from harness.launch.local import Machine
 from harness.launch.profiles import Profile
-from harness.launch.remedies import explain, hopeless
+from harness.launch.remedies import explain, hopeless, known_refusal, waits
 from harness.memory import MORE
 from harness.reading import Document
 from harness.records import ENDED, ended
@@ -42,19 +52,26 @@ STATES = {"COMPLETING": "leaving", **dict.fromkeys(("RUNNING", "STOPPED", "SIGNA
 """What states of a job in the queue mean. Any other that has not ended waits, also one that is not known here."""
 BECOME = "import os, signal, sys; signal.pthread_sigmask(0, {10, 12, 15}); os.execvp(sys.argv[1], sys.argv[1:])"
 """Holds SIGUSR1, SIGUSR2 and SIGTERM back until the worker listens to them: before, one would be lost, or fatal."""
-PROFILE, ARGV = "profile.yaml", "launch.json"
-"""Files that say how a sweep's workers were last submitted."""
 SIGNED_IN = "signed-in-"
 """What the files of a submission begin with that its workers make when their trainer is ready, each with its job.
 
 One that leaves since it could take none of the stages that were free says so in its file."""
 OUTSTANDING = "outstanding.json"
-"""A file of a submission's cluster and of its jobs that are not known to have ended; gone when all are."""
+"""A file of a submission's cluster and of its jobs that are not known to have ended; gone when all are.
+
+It lists no job, and stays, where sbatch was not answered, so that nobody knows of any."""
+OWN_PICKLE = (
+    "for any in {folder}/%s.pkl; do cp -n $any {folder}/${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}"
+    "${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}_submitted.pkl 2>/dev/null; break; done"
+) % ("[0-9a-f]" * 32)
+"""Gives a job the file that submitit names after it only once sbatch has answered, which it may fail to do.
+
+All jobs of a submission have the same in theirs."""
 HIDDEN = (
     "not in the queue{of} by name, and neither accounting nor the controller tells of its end; counted as a worker; "
     "if gone, remove {path}"
 )
-QUEUE = ("squeue", "--me", "--noheader", "--array", "--format", "%i|%A|%j|%T|%r")
+QUEUE = ("squeue", "--me", "--noheader", "--array", "--format", "%i|%A|%j|%T|%r|%V")
 IN_VAIN = 3
 """Submissions in a row whose workers failed at their start, after which the profile or the nodes are at fault."""
 
@@ -131,7 +148,7 @@ class Slurm:
     @property
     def own(self) -> str:
         """Return the name of the cluster that answers where none is named, empty where nobody says."""
-        self._own = self._own or own_cluster(self.run)
+        self._own = self._own or own_cluster(self._answer)
         return self._own
 
     @property
@@ -223,44 +240,55 @@ class Slurm:
         tasks = number if number > 1 else None
         return _make_sbatch_string(command=command, folder=folder, map_count=tasks, **self.parameters(size))
 
-    def submit(self, size: Size, number: int) -> list[str]:
+    def submit(self, size: Size, number: int) -> Iterator[str]:
         """Submit workers in arrays as large as the cluster takes, as long as there is room in the queue.
 
-        Raises UserError that names the profile's line.
+        Raises UserError that names the profile's line, and SchedulerUnavailable.
         """
-        said, chunk = [], self.profile.array or self._array_limit()
+        chunk = self.profile.array or self._array_limit()
         if self.profile.submit is not None:
             number = min(number, self.profile.submit - self.queued)
         while number > 0:
             tasks = min(number, chunk)
-            said.append(self.submit_argv(size, tasks, self.command(size)))
+            yield self.submit_argv(size, tasks, self.command(size))
             number -= tasks
             self.queued += tasks
-        return said
 
     def submit_argv(self, size: Size, tasks: int, argv: Sequence[str]) -> str:
-        """Submit jobs that become a command; return what was submitted, in words. Raises UserError."""
+        """Submit jobs that become a command; return what was submitted, in words.
+
+        Raises UserError, and SchedulerUnavailable where the jobs may have been submitted or not: the queue shows it.
+        """
         from submitit import SlurmExecutor
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         when = f"{time.time():.3f}-{uuid.uuid4().hex[:6]}"
         folder = self.folder / f"{size}.{self.tag(size)}-{when}"
+        self.home  # noqa: B018 - is known before anything is submitted, since what is kept of it names it
         sign_in = ["--sign-in", str(folder)] if "harness.worker" in argv else []
         become = [self.interpreter, "-c", BECOME, *argv, *sign_in]
         try:
             with _own_environment(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
                 executor = SlurmExecutor(folder, python=self.python)
-                executor.update_parameters(**self.parameters(size))
+                asked = self.parameters(size)
+                asked["setup"] = [OWN_PICKLE.format(folder=shlex.quote(str(folder))), *asked["setup"]]
+                executor.update_parameters(**asked)
                 jobs = executor.map_array(os.execvp, [become[0]] * tasks, [become] * tasks)
         except (FailedJobError, FailedSubmissionError) as error:
-            raise UserError(explain(str(error), self.document)) from None
+            if not (said := " ".join(str(error).split())) or NO_ANSWER.search(said):
+                self._keep(folder, size, [])
+                raise SchedulerUnavailable(_silent("sbatch", said or "it ended without a word")) from None
+            raise UserError(explain(said, self.document)) from None
         except (RuntimeError, FileNotFoundError) as error:
             raise UserError(f"no Slurm here: {error}; run this on a login node, or use --via local") from None
-        name = self.parameters(size)["job_name"]
-        waiting = {"name": name, "cluster": self.home, "jobs": [job.job_id for job in jobs]}
-        write_whole(folder / OUTSTANDING, json.dumps(waiting).encode())
+        self._keep(folder, size, [job.job_id for job in jobs])
         each = f" of {size.world} processes" if size.world > 1 else ""
         return f"job {jobs[0].job_id.partition('_')[0]}: {count(tasks, 'worker')}{each}"
+
+    def _keep(self, folder: Path, size: Size, jobs: Sequence[str]) -> None:
+        """Write down a submission's jobs; none where it is not known whether there are any."""
+        said = {"name": self.parameters(size)["job_name"], "cluster": self.home, "jobs": jobs}
+        write_whole(folder / OUTSTANDING, json.dumps(said).encode())
 
     @property
     def folder(self) -> Path:
@@ -289,20 +317,14 @@ class Slurm:
         """Return this sweep's workers: by one call of squeue a cluster that any were submitted to, and what it leaves
         out but is not known to have ended.
         """
-        try:
-            told = self._ask(*QUEUE)
-        except FileNotFoundError:
-            raise UserError("no Slurm here: squeue is not on the PATH; run this on a login node") from None
-        except subprocess.SubprocessError as error:
-            raise UserError(explain(str(getattr(error, "stderr", "") or error), self.document)) from None
+        told = self._own_queue()
         kept: dict[str, dict[Path, dict[str, Any]]] = {self.home: {}}
         for path in self.folder.glob(f"*/{OUTSTANDING}"):
             if (said := read_json(path)) and self._known(said["name"]):
                 kept.setdefault(said.get("cluster") or self.home, {})[path] = said
         found = []
         for cluster, submissions in kept.items():
-            queue = told if cluster == self.home else self._queue(cluster)
-            lines = [line.split("|", 4) for line in queue.splitlines() if line.count("|") >= 4]  # others name a cluster
+            lines = told if cluster == self.home else self._queue(cluster)
             jobs = list(self._shown(lines, cluster))
             jobs += self._hidden(submissions, {job.number for job in jobs}, cluster)
             if cluster == self.home:
@@ -310,19 +332,38 @@ class Slurm:
             found += jobs
         return found
 
-    def _queue(self, cluster: str) -> str:
-        """Return the queue of a cluster that workers were submitted to before; empty where it does not answer."""
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            return self._ask(*QUEUE, cluster=cluster)
-        return ""
+    def shown(self) -> list[Job]:
+        """Return the workers that the queue shows of the cluster that workers are submitted to.
+
+        Raises UserError, and SchedulerUnavailable where nobody answers.
+        """
+        return list(self._shown(self._own_queue(), self.home))
+
+    def _own_queue(self) -> list[list[str]]:
+        """Return what the queue shows of this person's jobs on the cluster that workers are submitted to."""
+        try:
+            return _rows(self._ask(*QUEUE))
+        except FileNotFoundError:
+            raise UserError("no Slurm here: squeue is not on the PATH; run this on a login node") from None
+        except subprocess.CalledProcessError as error:
+            if not known_refusal(error.stderr):
+                raise SchedulerUnavailable(_silent("squeue", error.stderr)) from None
+            raise UserError(explain(error.stderr, self.document)) from None
+
+    def _queue(self, cluster: str) -> list[list[str]]:
+        """Return the same of a cluster that workers were submitted to before; empty where it does not answer."""
+        with contextlib.suppress(OSError, subprocess.SubprocessError, SchedulerUnavailable):
+            return _rows(self._ask(*QUEUE, cluster=cluster))
+        return []
 
     def _shown(self, lines: Sequence[Sequence[str]], cluster: str) -> Iterator[Job]:
         """Yield the workers among the jobs in a cluster's queue."""
-        for number, inner, name, state, reason in lines:
+        for number, inner, name, state, reason, *submitted in lines:
             if state not in ENDED and (known := self._known(name)):
                 size, outdated, bound = known
                 state = STATES.get(state, "pending")
-                yield Job(number, size, state, reason.strip("()"), inner, outdated, cluster=cluster, bound=bound)
+                since = float(submitted[0]) if submitted and submitted[0].isdigit() else None
+                yield Job(number, size, state, reason.strip("()"), inner, outdated, "", cluster, bound, since)
 
     def _known(self, job_name: str) -> tuple[Size, bool, str] | None:
         """Return a worker's size by its job's name, whether it is outdated, and its plan; None for others' jobs."""
@@ -341,15 +382,19 @@ class Slurm:
         own = {str(self.folder), *(said["name"] for said in kept.values())}
         over = set[str]()
         if asked:
-            over = ended(
-                asked,
-                lambda command: self._ask(*command, cluster=cluster),
-                lambda record: any(word in record for word in own),
-            )
+            try:
+                over = ended(
+                    asked,
+                    lambda command: self._ask(*command, cluster=cluster),
+                    lambda record: any(word in record for word in own),
+                )
+            except SchedulerUnavailable:
+                if cluster == self.home:
+                    raise
         of = "" if cluster == self.home else f" of cluster {cluster}"
         for path, said in kept.items():
             left = [job for job in said["jobs"] if job not in over]
-            if not left:
+            if said["jobs"] and not left:
                 path.unlink(missing_ok=True)
             elif left != said["jobs"]:
                 write_whole(path, json.dumps({**said, "jobs": left}).encode())
@@ -367,11 +412,24 @@ class Slurm:
             option = self.cluster
         elif cluster == self.own:
             option = ""
-        return self.run(of_cluster([command, *words], option))
+        return self._answer(of_cluster([command, *words], option))
+
+    def _answer(self, command: Sequence[str]) -> str:
+        """Return what a command says. Raises SchedulerUnavailable where the scheduler does not answer it."""
+        try:
+            return self.run(command)
+        except (OSError, subprocess.SubprocessError) as error:
+            if said := unanswered(error):
+                raise SchedulerUnavailable(_silent(command[0], said)) from None
+            raise
 
     def never(self, job: Job) -> str:
         """Return why a pending job can never start."""
         return hopeless(job.reason, self.document)
+
+    def waits(self, job: Job) -> str:
+        """Return a pending job's reason, and what to do where time alone does not mend it."""
+        return "" if job.reason in ("", "None") else waits(job.reason, job.number)
 
     def cancel(self, jobs: Sequence[Job]) -> str:
         """End jobs, each on its cluster; those that run get SIGTERM and the site's KillWait to save.
@@ -405,6 +463,15 @@ class Slurm:
 def plan_mark(file: str) -> str:
     """Return the mark of a plan in the names of the jobs that are bound to it; empty: the sweep's newest plan."""
     return digest(file)[:4]
+
+
+def _rows(told: str) -> list[list[str]]:
+    """Return the jobs in what squeue prints; other lines name a cluster."""
+    return [line.split("|") for line in told.splitlines() if line.count("|") >= 4]
+
+
+def _silent(command: str, said: str) -> str:
+    return f"the scheduler does not answer ({command}: {' '.join(said.split())})"
 
 
 @contextlib.contextmanager
