@@ -434,7 +434,8 @@ class Slurm:
     def cancel(self, jobs: Sequence[Job]) -> str:
         """End jobs, each on its cluster; those that run get SIGTERM and the site's KillWait to save.
 
-        Return what Slurm complains of, empty where it does not.
+        Return what Slurm complains of, empty where it does not. Raises SchedulerUnavailable where the cluster that
+        workers are submitted to does not answer.
         """
         said = dict[str, None]()
         for cluster, name in sorted({(job.cluster, job.name) for job in jobs}):
@@ -445,6 +446,10 @@ class Slurm:
                     self._ask("scancel", *named, *numbers[first : first + 500], cluster=cluster)
                 except (OSError, subprocess.SubprocessError) as error:
                     said[" ".join(str(getattr(error, "stderr", "") or error).split())] = None
+                except SchedulerUnavailable as error:
+                    if cluster in ("", self.home):
+                        raise
+                    said[str(error)] = None
         return "; ".join(said)
 
     def step_for(self, amount: float, resource: str) -> int | None:
