@@ -11,7 +11,8 @@ from harness.claims import Observer
 from harness.clean import find_waste, remove
 from harness.efficiency import efficiency
 from harness.errors import UserError, printable
-from harness.failures import look_at, remedies
+from harness.failure_limit import reached
+from harness.failures import halted, look_at, remedies
 from harness.launch.slurm import Slurm
 from harness.plan import Plan
 from harness.planfile import SavedPlan
@@ -50,6 +51,9 @@ def close(saved: SavedPlan, store: Store, part: bool, interrupted: bool, launche
             typer.echo(f"  {printable(line)}", err=True)
     for sentence in remedies(Counter(s.cause or s.name for s in standing.states.values() if s.name in FAILED)):
         note(sentence)
+    if found := reached(store, saved.plan.name):
+        for sentence in halted(found, saved.plan, store):
+            note(sentence)
     typer.echo(f"{made.done} of {count(len(made.frame.lines), 'cell')} done; {where}", err=True)
     if launcher and (used := efficiency(saved.plan, standing, launcher)):
         for sentence in used.lines():

@@ -27,8 +27,9 @@ from harness.detached import Detached
 from harness.display import ask
 from harness.dropped import ask_about_dropped
 from harness.errors import UserError, printable
+from harness.failure_limit import reached, set_limit
 from harness.frontier import Frontier, Survey
-from harness.launch import Launcher
+from harness.launch import Launcher, until
 from harness.launch.kept import last_used
 from harness.launch.local import Machine, this_machine
 from harness.launch.mps import shared
@@ -159,6 +160,17 @@ class Driver:
         """Return what workers will run on, this machine or a profile's jobs: forecasts are for that."""
         return self.machine() if self.options.via in HERE else self.slurm().machine
 
+    def _most(self) -> dict[str, float]:
+        """Return the most memory and time that any worker is given; nothing where a stage gets no second try."""
+        if self.options.stop_after is None or self.options.via in ("ray", "debug"):
+            return {}
+        time = until(self.options.argv)
+        if self.options.via != "local":
+            most = self.slurm().profile.most
+            return {**most, "time": min(time, most["time"])}
+        here = self.machine() if self.options.detach else this_machine(1, self.options.threads, self.options.device)
+        return {"ram": here.memory, "gpu": here.gpu_memory, "time": time}
+
     def packed(self, machine: Machine) -> Machine:
         """Return how a machine is used; with `auto` by as many workers as train fastest."""
         if self.options.workers != "auto" or self.miniature or not self.frontier.survey().todo or not self.make_data():
@@ -225,6 +237,7 @@ class Driver:
         saved = save_plan(self.plan, self.store, self.sweep, whole=not self.chosen)
         for claim in register(as_saved(self.whole, self.sweep), self.store) if self.sweep.claims else ():
             typer.echo(f"claim {claim.claim.name} registered: {claim.hash}", err=True)
+        set_limit(self.whole, self.store, self.observer, options.stop_after, self._most())
         with mirrored(self.sweep.file.wandb, self.store, self.plan.name, not options.detach):
             return self._run_missing(survey, saved)
 
@@ -255,7 +268,9 @@ class Driver:
             stopped = False  # a stop is raised, not told
         else:
             crew = Crew(self.frontier, self._argv(saved), machine, pre_empt=self.miniature)
-            stopped = crew.run(survey) or crew.again_with_more_memory()
+            stopped = crew.run(survey)
+            if not stopped and reached(self.store, self.plan.name) is None:
+                stopped = crew.again_with_more_memory()
             self.unwritable = crew.unwritable
         self.frontier.forget()
         if said := outlook.outcome(saved.parent, time.monotonic() - began):
@@ -300,7 +315,7 @@ class Driver:
         setup, most = replace(setup, discard_weights=True), self.options.most
         data = data_folder(self.sweep, self.data)
         with mirrored(self.sweep.file.wandb, self.store, self.sweep.name, live=True):
-            return run_search(self.sweep, self.store, data, setup, share, most)
+            return run_search(self.sweep, self.store, data, setup, share, most, self.options.stop_after)
 
     def _elsewhere(self, saved: Path) -> int:
         """Run what is missing with workers of a cluster; return the exit code."""

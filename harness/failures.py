@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.claims import Observer
 from harness.conditions import Condition, smallest_condition
+from harness.failure_limit import Reached, reason
 from harness.index import Standing
-from harness.plan import Stage
+from harness.plan import Plan, Stage
 from harness.planfile import SavedPlan
-from harness.states import FAILED, State
+from harness.states import FAILED, State, state_of
 from harness.store import Folder, Store
-from harness.terminal import command
+from harness.terminal import command, short_path
 from harness.words import count
 
 REMEDIES = {
@@ -75,14 +77,6 @@ class Group:
     log: str = ""
 
 
-def normalised(message: str) -> str:
-    """Return a message without what differs from one failure to the next: numbers, addresses, paths, keys."""
-    text = message.splitlines()[0] if message else ""
-    text = re.sub(r"(?:/[\w.@+-]+){2,}/?", "PATH", text)
-    text = re.sub(r"\b(?:0x)?[0-9a-f]{8,}\b", "HEX", text)
-    return re.sub(r"\d+(?:[.,]\d+)*(?:e[+-]?\d+)?", "N", text)
-
-
 def group_failures(saved: SavedPlan, store: Store, standing: Standing) -> list[Group]:
     """Group what failed by cause and message, the group that holds most cells first."""
     blocked = standing.blocked(saved.plan)
@@ -91,12 +85,11 @@ def group_failures(saved: SavedPlan, store: Store, standing: Standing) -> list[G
     for key, state in standing.states.items():
         if state.name not in FAILED:
             continue
-        cause = state.cause or state.name
-        name = (cause, normalised(state.detail))
+        name = reason(state)
         if name not in groups:
             stage = saved.plan.stages[key]
             log = log_of(store.folder(stage.kind, key), state)
-            groups[name] = Group(cause, name[1], f"{stage.label}: {state.detail}", log=str(log or ""))
+            groups[name] = Group(*name, f"{stage.label}: {state.detail}", log=str(log or ""))
         groups[name].stages.append(key)
         of_stage[key] = groups[name]
     for place, cell in enumerate(saved.cells):
@@ -123,6 +116,16 @@ def log_of(folder: Folder, state: State) -> Path | None:
     rank = (folder.end(state.generation) or {}).get("rank", 0)
     path = folder.attempt(state.generation) / (f"log-{rank}" if rank else "log")
     return path if path.exists() else None
+
+
+def halted(found: Reached, plan: Plan, store: Store) -> list[str]:
+    """Return what to say of a sweep that its failures ended: the cause with an example, its log, and what to do."""
+    said = [f"stopped: {found}"]
+    if (stage := plan.stages.get(found.key)) is not None:
+        folder = store.folder(stage.kind, stage.key)
+        log = log_of(folder, state_of(folder, Observer()))
+        said += [f"  log: {short_path(log)}"] if log else []
+    return [*said, f"  {REMEDIES[found.cause]}"] if found.cause in REMEDIES else said
 
 
 def last_lines(log: Path) -> list[str]:

@@ -111,6 +111,8 @@ class Following:
         display.stages(len(plan.stages) - len(standing.states))
         for sentence in seen.submitted:
             self._say(display, f"submitted {sentence}")
+        if seen.reached:
+            self._say(display, str(seen.reached))
         for key, state in standing.states.items():
             if state.name in FAILED:
                 self._say(display, f"{state.name}: {plan.stages[key].label}: {state.detail}")
@@ -142,6 +144,8 @@ class Following:
             return True
         if seen.unanswered or seen.elsewhere:
             return False
+        if seen.reached and not seen.jobs:
+            return True
         if seen.cancelled and not seen.jobs:
             self.trouble.append("the sweep was cancelled; run it again to go on")
             return True

@@ -30,6 +30,8 @@ class Options:
     detach: bool = False
     fast: bool = False
     """Whether trainings may be fast at the price of numbers that differ in their last bits from run to run."""
+    stop_after: int | None = None
+    """Failures for one cause after which no more stages are begun."""
     told: bool = False
     """Whether anybody has said where workers live."""
 
@@ -42,6 +44,7 @@ class Options:
             threads=self.threads or launch.threads,
             device=self.device or launch.device,
             fast=self.fast or launch.fast,
+            stop_after=self.stop_after or launch.stop_after,
             told=bool(self.via) or "via" in launch.model_fields_set,
         )
 

@@ -12,6 +12,7 @@ from typing import Any
 from harness.claims import Observer
 from harness.display import Display
 from harness.errors import UserError
+from harness.failure_limit import check_limit, reached
 from harness.form import Launch
 from harness.frontier import Frontier
 from harness.plan import Plan
@@ -92,6 +93,10 @@ class Ready:
             self.trouble = outcome
         if outcome in FAILED and key:
             self.display.say(f"{outcome}: {self.frontier.plan.stages[key].label}")
+        if outcome not in ("published", "taken", "stopped"):
+            found = check_limit(self.frontier.plan, self.frontier.store, self.frontier.observer)
+            if found is not None:
+                self.display.say(str(found))
         self.look()
 
 
@@ -151,7 +156,7 @@ def run_with_ray(
         "gpus": share.gpus,
         "setup": {name: value for name, value in asdict(setup).items() if name != "world"},
     }
-    ready.cancelled = cancelled.exists
+    ready.cancelled = lambda: cancelled.exists() or reached(store, plan.name) is not None
     with ready.display.shown():
         stopped = dispatch(_trial, _searcher(ready, orders), share, alike, most)
     if ready.trouble:

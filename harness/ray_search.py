@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.display import Display
 from harness.errors import UserError
+from harness.failure_limit import check_limit, reached
 from harness.ray_run import Share, dispatch, fits, start_ray
 from harness.ray_trial import run_search_trial
 from harness.search_run import FAILED, Campaign, Tried
@@ -39,7 +40,8 @@ def search_with_ray(
     }
     campaign.save()
     with display.shown():
-        searcher = _searcher(campaign, common, display, cancelled.exists)
+        halted = lambda: cancelled.exists() or reached(store, campaign.sweep.name) is not None  # noqa: E731
+        searcher = _searcher(campaign, common, display, halted)
         stopped = dispatch(_trial, searcher, share, alike=len(worlds) == 1, most=most)
     if searcher.mistake:
         raise searcher.mistake
@@ -55,7 +57,7 @@ def _trial(config: Mapping[str, Any]) -> None:
     tune.report({SAID: said})
 
 
-def _searcher(campaign: Campaign, common: Mapping[str, Any], display: Display, cancelled: Callable[[], bool]) -> Any:
+def _searcher(campaign: Campaign, common: Mapping[str, Any], display: Display, halted: Callable[[], bool]) -> Any:
     """Return a searcher of Tune's that hands out a campaign's trials and takes in what comes of them.
 
     Tune calls it with every report before the trial may go on, so that a trial sees at once that it is to stop.
@@ -71,7 +73,7 @@ def _searcher(campaign: Campaign, common: Mapping[str, Any], display: Display, c
 
         def suggest(self, trial_id: str) -> dict[str, Any] | None:
             try:
-                found = None if self.trouble or self.mistake or cancelled() else campaign.next()
+                found = None if self.trouble or self.mistake or halted() else campaign.next()
             except UserError as error:  # raised again when Tune is left, which would print a traceback
                 found, self.mistake = None, error
             if found is None:
@@ -97,6 +99,9 @@ def _searcher(campaign: Campaign, common: Mapping[str, Any], display: Display, c
             display.stages(display.done + 1)
             if standing.name == FAILED:
                 display.say(f"{standing.name}: trial {trial.number} of {tried.study.label}: {standing.reason}")
+                found = check_limit(campaign.plan, campaign.store, campaign.observer)
+                if found is not None:
+                    display.say(str(found))
 
         def save(self, checkpoint_path: str) -> None:
             """Save nothing: what is done stands in the store."""

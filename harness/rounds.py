@@ -16,6 +16,7 @@ from harness.allocation import insist, job
 from harness.claims import Observer, Owner
 from harness.demand import demand
 from harness.errors import SchedulerUnavailable, UserError
+from harness.failure_limit import Reached, check_limit
 from harness.index import Standing, stand
 from harness.launch import Job, Launcher, Size
 from harness.launch.remedies import BROKEN
@@ -46,6 +47,8 @@ class Round:
     submitted: list[str] = field(default_factory=list)
     cancelled: bool = False
     """Whether the sweep was cancelled, so that nothing is submitted until it is run again."""
+    reached: Reached | None = None
+    """Why no stage is begun any more, so that nothing is submitted either."""
     elsewhere: bool = False
     """Whether another round was under way, and this one left all to it."""
     unanswered: str = ""
@@ -66,6 +69,7 @@ def go_round(saved: SavedPlan, store: Store, launcher: Launcher, observer: Obser
     folder = store.sweep(saved.plan.name)
     seen = Round(stand(saved.plan, store, observer))
     seen.wanted = demand(saved.plan, seen.standing, launcher)
+    seen.reached = check_limit(saved.plan, store, observer, seen.standing)
     seen.cancelled = (folder / CANCELLED).exists()
     if not seen.wanted:
         return seen
@@ -100,7 +104,11 @@ def answered_round(go: Callable[[], Round], later: str, tell: Callable[[str], No
 def _submit(seen: Round, saved: SavedPlan, launcher: Launcher, turn: Turn, by_hand: bool) -> None:
     """Clear the queue of jobs that can never start or that ask for what is no longer wanted; submit the missing."""
     jobs = launcher.poll()
-    useless = [each for each in jobs if BROKEN.search(each.reason) or (each.outdated and each.state == "pending")]
+    useless = [
+        each
+        for each in jobs
+        if BROKEN.search(each.reason) or (each.state == "pending" and (each.outdated or seen.reached))
+    ]
     if useless and launcher.cancel(useless):
         useless = []  # some may go on, and count until the queue shows that they do not
     seen.jobs = [each for each in jobs if each not in useless]
@@ -111,7 +119,7 @@ def _submit(seen: Round, saved: SavedPlan, launcher: Launcher, turn: Turn, by_ha
     there = Counter(each.size for each in seen.jobs if each.state != "leaving" and each.inner not in leaving)
     for size, number in seen.wanted.items():
         missing = min(number, launcher.most) - there[size]
-        if missing <= 0 or not turn.still() or (turn.path.parent / CANCELLED).exists():
+        if missing <= 0 or seen.reached or not turn.still() or (turn.path.parent / CANCELLED).exists():
             continue
         if not by_hand and not there[size] and (said := launcher.in_vain(size)):
             raise UserError(said)

@@ -12,6 +12,8 @@ from rich.table import Table
 from ruamel.yaml import YAML
 
 from harness.errors import UserError
+from harness.failure_limit import reached, set_limit
+from harness.failures import halted
 from harness.planner import Planner
 from harness.ray_run import Share
 from harness.ray_search import search_with_ray
@@ -21,7 +23,7 @@ from harness.spec import Sweep
 from harness.store import Store, write_whole
 from harness.study import make_studies
 from harness.supervisor import Setup
-from harness.terminal import show_tables
+from harness.terminal import note, show_tables
 from harness.tuned import Best, TunedFile
 from harness.words import count
 
@@ -65,11 +67,14 @@ def search_counted(campaign: Campaign) -> dict[str, Any]:
     return {"sweep": campaign.sweep.name, "metric": campaign.form.metric, "places": places}
 
 
-def run_search(sweep: Sweep, store: Store, data: Path, setup: Setup, share: Share, most: int | None) -> int:
+def run_search(
+    sweep: Sweep, store: Store, data: Path, setup: Setup, share: Share, most: int | None, stop_after: int | None
+) -> int:
     """Run what a search lacks, print what was found and write it to a file; return the exit code. Raises UserError."""
     mark = store.sweep(sweep.name) / CANCELLED
     mark.unlink(missing_ok=True)
     campaign = campaign_of(sweep, store, data)
+    set_limit(campaign.plan, store, campaign.observer, stop_after, {})
     stopped = False
     if campaign.unfinished:
         try:
@@ -85,6 +90,9 @@ def run_search(sweep: Sweep, store: Store, data: Path, setup: Setup, share: Shar
     if stopped:
         typer.echo("stopped; the same command goes on from here", err=True)
         return 130
+    if found := reached(store, sweep.name):
+        for line in halted(found, campaign.plan, store):
+            note(line)
     return 0 if all(best.values()) and not campaign.unfinished else 1
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from harness.claims import Claim, Observer, Owner, take
 from harness.costs import Costs, Place
+from harness.failure_limit import check_limit, reached
 from harness.frontier import Frontier
 from harness.inline import Inline
 from harness.machine import machine
@@ -69,7 +70,7 @@ class Worker:
         """Work until all is done or blocked by failures, a stop is asked for, or the time is up."""
         self.look()
         since: float | None = None
-        while not (self.stop.is_set() or (self.time and self.time.over()) or self.outdated()):
+        while not (self.stop.is_set() or (self.time and self.time.over()) or self.outdated() or self.halted()):
             self.supervisor.beat()
             taken, others = self.take()
             self.idle = 0 if taken is not None else self.idle + 1
@@ -83,6 +84,8 @@ class Worker:
                 self.took = True
                 outcome = self.supervisor.run(*taken)
                 self._learn(taken[0], outcome)
+                if outcome not in ("published", "stopped", "gave up"):
+                    self._count()
                 if self.frontier.changed:
                     self.look()
                 elif outcome == "published":
@@ -96,6 +99,16 @@ class Worker:
                 self.look()
                 if not self.todo or set(self.todo) == before:
                     return
+
+    def halted(self) -> bool:
+        """Return whether too many stages failed for one cause, so that no more are begun."""
+        found = reached(self.frontier.store, self.frontier.plan.name)
+        if found is not None:
+            self.tell(event="note", message=str(found))
+        return found is not None
+
+    def _count(self) -> None:
+        check_limit(self.frontier.plan, self.frontier.store, self.frontier.observer)
 
     def outdated(self) -> bool:
         """Return whether the plan was replaced since this began: what the sweep's file no longer has is not started."""
@@ -174,6 +187,7 @@ class Worker:
         if state.name == "lost" and (stage.key, state.generation) not in self.asked:
             self.asked.add((stage.key, state.generation))
             if tell_loss(folder, state.generation):
+                self._count()
                 return self.frontier.state(stage)
         return state
 

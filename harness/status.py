@@ -22,6 +22,7 @@ from harness.completing import sweeps_here
 from harness.costs import units
 from harness.efficiency import Efficiency, efficiency
 from harness.errors import UserError, printable
+from harness.failure_limit import Reached, reached
 from harness.failures import CRASHED, REMEDIES, Group, debugged, group_failures, last_lines, quoted
 from harness.hosts import MOST_FAULTS, avoided
 from harness.index import Standing, stand
@@ -100,6 +101,11 @@ class Status:
     def file(self) -> str:
         """Return the sweep's file, as it is found from here."""
         return self.given if self.given.endswith(FILES) else sweep_file(self.saved, self.store)
+
+    @property
+    def halted(self) -> Reached | None:
+        """Return why no stage is begun any more."""
+        return reached(self.store, self.saved.plan.name)
 
     @property
     def again(self) -> list[tuple[str, State, int]]:
@@ -240,6 +246,7 @@ def as_json(status: Status) -> dict[str, Any]:
             {"stage": plan.stages[key].label, "key": key, "cause": s.cause, "message": s.detail, "attempt": attempt}
             for key, s, attempt in status.again
         ],
+        "stopped": str(status.halted or ""),
         "hosts_avoided": status.avoided,
         "efficiency": status.efficiency and status.efficiency.as_json(),
         "file_operations": status.standing.operations,
@@ -261,6 +268,8 @@ def render(status: Status, wrapped: bool = False) -> Renderable:
         if counts := status.counts.get(kind):
             table.add_row(kind, *(f"{counts.get(state, 0):,}" for state in shown))
     lines: list[Any] = [table, Text(_pace(status))]
+    if status.halted is not None:
+        lines.append(Text(printable(f"stopped: {status.halted}")))
     lines += [Text(printable(text)) for text in _pending(status.queue)]
     if status.workers:
         lines.append(_workers(status))

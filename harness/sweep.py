@@ -81,6 +81,15 @@ def main(
     fast: Annotated[
         bool, typer.Option("--fast", help="Train faster, with numbers that differ in their last bits from run to run.")
     ] = False,
+    stop_after: Annotated[
+        int | None,
+        typer.Option(
+            help="Begin no more stages once so many have failed for one cause; what runs is finished. "
+            "Diverged trainings do not count.",
+            min=1,
+            metavar="N",
+        ),
+    ] = None,
     pilot: Annotated[
         bool, typer.Option("--pilot", help="With --plan: time some steps of what no record tells of.")
     ] = False,
@@ -134,6 +143,7 @@ def main(
             discard,
             detach,
             fast,
+            stop_after,
         )
         driver = Driver(file, store, data, options, yes, miniature)
         driver.load(only, limit)

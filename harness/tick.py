@@ -63,6 +63,7 @@ def main(
         )
     there = "another round is under way" if seen.elsewhere else f"{count(len(seen.jobs), 'worker')} at work or waiting"
     there += "; cancelled until the sweep command is run again" if seen.cancelled else ""
+    there += f"; {seen.reached}" if seen.reached else ""
     for sentence in [*(f"started {sentence}" for sentence in seen.submitted), *seen.unknown]:
         tell(sentence)
     left, could = len(seen.standing.states), sum(seen.wanted.values())

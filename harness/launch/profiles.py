@@ -218,6 +218,16 @@ class Profile(Request):
         changes = self.larger[step - 1]
         return self.model_copy(update={name: getattr(changes, name) for name in changes.model_fields_set})
 
+    @property
+    def most(self) -> dict[str, float]:
+        """Return the most that a process has of what `step_for` knows, by resource, of all steps."""
+        steps = [self.at(step) for step in range(len(self.larger) + 1)]
+        return {
+            "ram": max(asked.bytes for asked in steps),
+            "gpu": max(read_memory(asked.gpu_memory or "1") for asked in steps),
+            "time": max(asked.minutes * 60 or math.inf for asked in steps),
+        }
+
     def step_for(self, amount: float, resource: str) -> int | None:
         """Return the first step with clearly more memory (`ram` or `gpu`, in bytes) or `time` than was not enough."""
         for step in range(len(self.larger) + 1):

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from harness.claims import Observer, Owner, take
 from harness.conditions import smallest_condition
 from harness.facts import Place
-from harness.failures import REMEDIES, group_failures, normalised, remedies
+from harness.failure_limit import normalised
+from harness.failures import REMEDIES, group_failures, remedies
 from harness.index import A_LOOK, stand
 from harness.options import CAUSES
 from harness.plan import Plan, Stage
