@@ -16,6 +16,7 @@ from harness.launch.profiles import Profile
 from harness.launch.slurm import Slurm
 from harness.presence import present
 from harness.rounds import go_round
+from harness.states import OUT_OF_TIME
 from harness.store import Store
 from tests.conftest import run_module, until
 from tests.harness.test_status import SEEDS, fail, finish, key_of, saved_plan
@@ -79,6 +80,16 @@ def test_what_is_tried_again_or_nobodys_fault_does_not_count(
     finish(store, saved.plan, key_of(saved, "data"))
     set_limit(saved.plan, store, Observer(), 1, {"ram": 8 * GIB})
     end(store, key_of(saved, "mask resnet20 snip 0"), outcome, message="told", **details)
+    assert (check_limit(saved.plan, store, Observer()) is not None) == counts
+
+
+@pytest.mark.parametrize(("longest", "counts"), [(600, False), (100, True)])
+def test_what_a_worker_with_more_time_takes_does_not_count(tmp_path: Path, longest: float, counts: bool) -> None:
+    saved, store = saved_plan(), Store(tmp_path)
+    finish(store, saved.plan, key_of(saved, "data"))
+    set_limit(saved.plan, store, Observer(), 1, {"time": longest})
+    for attempt in range(OUT_OF_TIME):
+        end(store, key_of(saved, "mask resnet20 snip 0"), "stopped", attempt, cause="time", limit=100, needs=500)
     assert (check_limit(saved.plan, store, Observer()) is not None) == counts
 
 
