@@ -189,6 +189,15 @@ def test_a_changed_cluster_starts_no_second_crew(site: Site) -> None:
     assert site.queue == ["alpha:7_0", "alpha:7_1"]
 
 
+def test_an_outdated_job_that_cannot_be_cancelled_is_not_replaced(site: Site) -> None:
+    site.submit(site.launcher("workers: 1\nmemory: 2G\n"), "7")
+    site.fault("scancel", "Socket timed out")
+    seen = go_round(
+        as_saved(site.driver.plan, site.driver.sweep), site.store, site.launcher("workers: 1\n"), Observer()
+    )
+    assert ([job.number for job in seen.jobs], seen.submitted) == (["7"], [])
+
+
 def test_a_job_that_nobody_tells_of_keeps_its_place_and_is_named(site: Site) -> None:
     site.submit(site.launcher("cluster: beta\nworkers: 1\n"), "5", state="RUNNING")
     site.fault("beta", "'beta' can't be reached now, or it is an invalid entry for --cluster")
