@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 
-from harness.allocation import insist, on_cluster, shell
+from harness.allocation import insist, of_cluster, on_cluster, own_cluster, shell
 from harness.claims import Observer, Owner, take
 from harness.errors import SchedulerUnavailable, UserError
 from harness.index import stand
@@ -124,9 +124,8 @@ def _end_jobs(launcher: Launcher, wanted: Callable[[Job], bool], done: Cancelled
         done.unsure = True
         done.left.append(f"jobs on the cluster: {error}; run the same command again")
     for job in there:
-        on = f" -M {job.cluster}" if job.cluster else ""
         why = job.reason if job.name else complaint or f"it is still {job.state}"
-        done.left.append(f"job {job.number}: {why}; to end it: scancel{on} {job.number}")
+        done.left.append(f"job {job.number}: {why}; to end it: {_scancel(job.number, job.cluster)}")
     done.unsure = done.unsure or any(job.name for job in there)
     done.jobs = len(cancelled - {(job.cluster, job.number) for job in there})
 
@@ -135,7 +134,6 @@ def _end_worker(worker: Present, done: Cancelled) -> None:
     """End a worker that no job of the launcher's is: by a signal where it is on this machine."""
     owner, process = worker.owner, worker.owner.processes[0]
     number = owner.job.partition(".")[0]
-    on = f" -M {owner.cluster}" if owner.cluster else ""
     if number and any(_runs(job, owner) for job in done.seen.values()):
         return
     if worker.about.get("trial"):  # it reads the mark, or its claim; ended by a signal, Ray would call it crashed
@@ -157,8 +155,13 @@ def _end_worker(worker: Present, done: Cancelled) -> None:
     elif not done.unsure and number not in ended([number], on_cluster(owner.cluster, shell)):
         done.left.append(
             f"a worker on {owner.host} in job {number}, which the sweep command did not submit; to end it: "
-            f"scancel{on} {number}"
+            f"{_scancel(number, owner.cluster)}"
         )
+
+
+def _scancel(number: str, cluster: str) -> str:
+    """Return the command that ends a job; without accounting a machine's own cluster answers to no name."""
+    return " ".join(of_cluster(["scancel", number], "" if cluster == own_cluster() else cluster))
 
 
 def _bar(plan: Plan, whole: Plan, store: Store, states: Mapping[str, State]) -> set[str]:

@@ -142,8 +142,8 @@ def test_jobs_of_every_profile_cluster_and_plan_end_without_via(site: Site, caps
 @pytest.mark.parametrize(
     ("where", "fault", "said"),
     [
-        ("scancel", "error: 7_0: Access denied", "job 7_0: error: 7_0: Access denied; to end it: scancel -M alpha 7_0"),
-        ("scancel", "deaf", "job 7_0: it is still running; to end it: scancel -M alpha 7_0"),
+        ("scancel", "error: 7_0: Access denied", "job 7_0: error: 7_0: Access denied; to end it: scancel 7_0"),
+        ("scancel", "deaf", "job 7_0: it is still running; to end it: scancel 7_0"),
         ("squeue", "Unable to contact slurm controller", "jobs on the cluster: .*scheduler does not answer.*again"),
         (
             "beta",
