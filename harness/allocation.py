@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from harness.errors import SchedulerUnavailable
+from harness.errors import SchedulerUnavailable, UserError
 
 T = TypeVar("T")
 Shell = Callable[[Sequence[str]], str]
@@ -99,18 +100,49 @@ def insist(ask: Callable[[], T], later: str, tell: Callable[[str], None]) -> T:
         pause *= 2
 
 
+def _listed(node: str, node_list: str) -> bool:
+    """Return whether a node is in a list of Slurm's, such as `gpu[01-04,7],login1`."""
+    for part in re.findall(r"(?:[^,\[]|\[[^]]*\])+", node_list):
+        literal_and_ranges = re.split(r"\[([^]]*)\]", part)
+        pattern = r"(\d+)".join(re.escape(text) for text in literal_and_ranges[::2])
+        found = re.fullmatch(pattern, node)
+        if found and all(map(_in_ranges, found.groups(), literal_and_ranges[1::2])):
+            return True
+    return False
+
+
+def _in_ranges(number: str, ranges: str) -> bool:
+    bounds = [one.partition("-") for one in ranges.split(",")]
+    return any(int(first) <= int(number) <= int(last or first) for first, _, last in bounds)
+
+
+def on_allocated_node(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether this host is a node of the job that the environment names.
+
+    A salloc shell usually stays on the login node, with the job's variables: only what it starts by srun is on a node.
+    """
+    lists = [value for name, value in environment.items() if name.startswith("SLURM_JOB_NODELIST")]  # of each component
+    node = environment.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
+    return not lists or any(_listed(node, node_list) for node_list in lists)
+
+
+def job_id(environment: Mapping[str, str] = os.environ) -> str:
+    """Return the number of the job that this process runs in; empty outside one, as in a salloc shell."""
+    return environment.get("SLURM_JOB_ID", "") if on_allocated_node(environment) else ""
+
+
 def job(environment: Mapping[str, str] = os.environ) -> str:
     """Return this job's number and how often it was started before, empty outside a job: `4711.0`.
 
     A job that is requeued keeps its number.
     """
-    number = environment.get("SLURM_JOB_ID", "")
+    number = job_id(environment)
     return f"{number}.{environment.get('SLURM_RESTART_COUNT', '0')}" if number else ""
 
 
 def job_cluster(environment: Mapping[str, str] = os.environ) -> str:
     """Return the cluster that this job runs on, empty outside a job."""
-    return environment.get("SLURM_CLUSTER_NAME", "")
+    return environment.get("SLURM_CLUSTER_NAME", "") if on_allocated_node(environment) else ""
 
 
 def own_cluster(run: Shell = shell, environment: Mapping[str, str] = os.environ) -> str:
@@ -127,6 +159,22 @@ def on_cluster(cluster: str, run: Shell) -> Shell:
     """Return a shell that asks Slurm's commands of a cluster by its name; empty: of the one that answers here."""
     other = "" if not cluster or cluster == own_cluster(run) else cluster
     return lambda command: run(of_cluster(command, other))
+
+
+def refuse_salloc_shell(otherwise: str = "env -u SLURM_JOB_ID before it") -> None:
+    """Raise UserError in a salloc shell that is on none of the job's nodes: whoever allocated those means them."""
+    number = os.environ.get("SLURM_JOB_ID")
+    if number and not on_allocated_node():
+        raise UserError(
+            f"this shell holds job {number}, but this host ({socket.gethostname()}) is no node of it; to run on its "
+            f"first node: `srun --nodes=1 --ntasks=1 --pty` before the same command; to run here all the same: "
+            f"{otherwise}"
+        )
+
+
+def worker_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the environment of workers that are started on this host: without a job that has no node here."""
+    return {k: v for k, v in environment.items() if k != "SLURM_JOB_ID" or on_allocated_node(environment)}
 
 
 def nodes(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
@@ -159,7 +207,7 @@ def time_limit(run: Shell = shell, environment: Mapping[str, str] = os.environ) 
 
     Newer Slurm puts its start and its end into the environment; an older one must be asked.
     """
-    number = environment.get("SLURM_JOB_ID", "")
+    number = job_id(environment)
     if not number:
         return None
     times = [environment.get(f"SLURM_JOB_{name}_TIME", "") for name in ("START", "END")]

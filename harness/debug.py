@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from harness.allocation import refuse_salloc_shell
 from harness.debugging import Case, check_step, open_case, own_store
 from harness.errors import UserError
 from harness.launch.local import this_machine
@@ -103,6 +104,7 @@ def main(
     """
     wish = Wish(steps, overfit, profile, replay, halt, anomaly)
     with answered(into or f"{store}-debug", ELSEWHERE):
+        refuse_salloc_shell()
         given = {"--cell": cell, "--like": like, "--replay": check_step(replay) if replay else ""}
         named = [option for option, value in given.items() if value]
         if len(named) > 1:

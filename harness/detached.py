@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from harness.allocation import worker_environment
 from harness.claims import Owner
 from harness.launch import Job, Size, until
 from harness.launch.local import Machine
@@ -44,7 +45,7 @@ class Detached:
         command += ["--at-most", str(self.machine.workers), *self.argv, *self.machine.argv]
         log = folder / f"log-{os.uname().nodename}"
         for _ in range(number):
-            environment = dict(os.environ)
+            environment = worker_environment()
             if self.machine.gpus:
                 gpu = environment["CUDA_VISIBLE_DEVICES"] = min(self.machine.gpus, key=lambda gpu: used[gpu])
                 used[gpu] += 1

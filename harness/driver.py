@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from harness.allocation import refuse_salloc_shell
 from harness.asked import beside
 from harness.cancel import cancel
 from harness.catalog import DEVICES, HERE
@@ -204,10 +205,18 @@ class Driver:
                 f"--pilot times steps on this machine, which has no GPU, and the workers of {self.options.via} have; "
                 "call it on a node that has one, or leave --pilot out"
             )
+        self._refuse_login_host()
         self.make_data()
         keep_methods(self.plan, self.store)
         outlook = Outlook(self.frontier, self.frontier.survey(), machine)
         outlook.pilot(_say)
+
+    def _refuse_login_host(self) -> None:
+        """Raise UserError on a host that is there to submit from, unless `--via local` says that it is meant."""
+        if not (self.options.told and self.options.via == "local"):
+            refuse_salloc_shell("--via local; to submit: --via and a profile of slurm/")
+        if not self.options.told:
+            refuse_login_node()
 
     def run(self, budget: str = "") -> int:
         """Run what is missing; return the exit code."""
@@ -218,10 +227,11 @@ class Driver:
             self.slurm()  # a profile that is none is said even where nothing is left to do
         if self.lacks() or self.unfit():
             return 2
+        away = options.via not in HERE or (options.via == "ray" and self.sweep.file.launch.address)
+        if not (away or self.miniature):
+            self._refuse_login_host()
         if self.sweep.search:
             return self._search()
-        if not (self.miniature or options.told):
-            refuse_login_node()
         if self.plan.united:
             typer.echo(f"{self.plan.united} duplicate cells united", err=True)
         if budget:

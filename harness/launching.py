@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from typing import Any
 
 import typer
 
-from harness.allocation import named_cluster, of_cluster, shell
+from harness.allocation import job_id, named_cluster, of_cluster, shell
 from harness.claims import Observer
 from harness.demand import demand
 from harness.display import Display
@@ -158,7 +157,7 @@ def run_elsewhere(saved: SavedPlan, store: Store, launcher: Launcher, observer: 
 
 def refuse_login_node() -> None:
     """Raise UserError on a machine that looks like a cluster's login node: not the place to train by accident."""
-    if not shutil.which("sbatch") or "SLURM_JOB_ID" in os.environ:
+    if job_id() or not shutil.which("sbatch"):
         return
     try:
         shell(of_cluster(["sinfo", "--noheader"], named_cluster()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import socket
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
+from harness.allocation import job_id
 from harness.store import Store, write_whole
 
 MAIN = ("torch", "torchvision", "numpy", "safetensors", "scikit-learn", "pillow", "timm")
@@ -104,5 +104,5 @@ def provenance(store: Store, device: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "driver": driver() if device.startswith("cuda") else "",
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "job": os.environ.get("SLURM_JOB_ID", ""),
+        "job": job_id(),
     }

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.allocation import job, named_cluster, of_cluster, shell, time_limit
+from harness.allocation import job, named_cluster, of_cluster, refuse_salloc_shell, shell, time_limit
 from harness.catalog import DATASETS
 from harness.claims import BEATS_PER_LEASE, LEASE
+from harness.errors import UserError
 from harness.launch.local import this_machine
 from harness.machine import machine
 from harness.meeting import NAMES, Met, judged
@@ -91,7 +92,12 @@ def _here() -> Finding:
     left = limit.left if limit else None
     within = f", job {job()}" + (f" with {span(left)} left" if left is not None else "") if job() else ""
     here = this_machine(1, None, None)
-    return Finding("machine", f"{socket.gethostname()}{within}: {here.threads} cores, {size(here.memory)} of memory")
+    said = f"{socket.gethostname()}{within}: {here.threads} cores, {size(here.memory)} of memory"
+    try:
+        refuse_salloc_shell()
+    except UserError as error:
+        return Finding("machine", said, "note", str(error))
+    return Finding("machine", said)
 
 
 def _python() -> Finding:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from harness.allocation import refuse_salloc_shell
 from harness.claims import LEASE, Observer
 from harness.completing import sweeps_here
 from harness.detached import Detached
@@ -47,6 +48,7 @@ def main(
         elsewhere = launch.get("via", "local") != "local"
         launcher: Launcher | None = kept(place, name) if elsewhere else last_used(place, name)
         if launcher is None:
+            refuse_salloc_shell()
             wanted = launch.get("workers")  # `auto` is tried out by the sweep command alone
             machine = this_machine(
                 workers or (wanted if isinstance(wanted, int) else None),

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.allocation import job, nodes, time_limit
+from harness.allocation import job, nodes, refuse_salloc_shell, time_limit
 from harness.caches import point_caches
 from harness.claims import LEASE, Observer
 from harness.completing import sweeps_here
@@ -150,10 +150,14 @@ def main(
     Inside a Slurm job it leaves before the job's time is over. Exit codes: 0 nothing left to do, or stopped; 2 a
     mistake on the command line; 3 it can take no more stages, or, leaving, gets no answer of the scheduler.
     """
+    try:
+        refuse_salloc_shell()
+        if slots > 1 and world > 1:
+            raise UserError("--slots and --world do not go together: start one worker for each group of processes")
+    except UserError as error:
+        note(str(error))
+        raise typer.Exit(2) from None
     if slots > 1:
-        if world > 1:
-            typer.echo("--slots and --world do not go together: start one worker for each group of processes", err=True)
-            raise typer.Exit(2)
         given = {"--store": store, "--plan": plan, "--until": until, "--scratch": scratch, "--lease": lease}
         given |= {"--idle": idle, "--memory": memory / slots, "--gpu-memory": gpu_memory}
         argv = [str(part) for option, value in given.items() if value for part in (option, value)]

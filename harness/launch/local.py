@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.allocation import worker_environment
 from harness.memory import gpu_memory, machine_memory
 
 QUICK = 5.0
@@ -150,7 +151,7 @@ class Workers:
                     os.killpg(worker.process.pid, signal.SIGKILL)
 
     def _start(self, slot: int, selector: selectors.BaseSelector) -> None:
-        environment = dict(os.environ)
+        environment = worker_environment()
         if self.slots[slot].visible:
             environment["CUDA_VISIBLE_DEVICES"] = self.slots[slot].visible
         process = subprocess.Popen(

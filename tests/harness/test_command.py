@@ -11,7 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.conftest import claims, descendants, hashes, results, until
+import pytest
+
+from tests.conftest import claims, descendants, hashes, results, save_whole_plan, until
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -276,6 +278,30 @@ def test_on_a_login_node_the_local_launcher_waits_to_be_named(sweep: Run, projec
         [*command, "--via", "local"], cwd=project, env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sweep", "tiny.yaml"),
+        ("sweep", "tiny.yaml", "--via", "debug"),
+        ("sweep", "tiny.yaml", "--via", "ray"),
+        ("sweep", "tiny.yaml", "--plan", "--pilot"),
+        ("worker", "tiny"),
+        ("tick", "tiny"),
+        ("debug", "tiny.yaml", "--cell", "mask=dense,seed=0"),
+    ],
+)
+def test_a_salloc_shell_beside_its_nodes_trains_nothing(project: Path, words: tuple[str, ...]) -> None:
+    save_whole_plan(project)
+    environment = {**os.environ, "SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "no-such-node[1-2]"}
+    command = [sys.executable, "-m", "harness.cli", *words]
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert "this shell holds job 12, but this host" in done.stderr
+    assert "srun --nodes=1 --ntasks=1 --pty" in done.stderr
+    assert ("--via local" if words[0] == "sweep" else "env -u SLURM_JOB_ID") in done.stderr
+    assert not list(project.rglob("stages"))
 
 
 NETWORKS = {

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from harness.allocation import SETTINGS, TimeLimit, job, nodes, scheduler_environment, time_limit
+from harness.allocation import SETTINGS, TimeLimit, job, nodes, scheduler_environment, time_limit, worker_environment
 from harness.claims import LEASE, Observer, Owner, Process, take
 from harness.demand import demand
 from harness.detached import Detached
@@ -662,6 +663,30 @@ def test_a_job_is_told_from_its_environment() -> None:
     assert job({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}) == "7.2"
     assert nodes({"SLURM_NTASKS": "4"}) == (1, 0), "outside a step, as in an interactive allocation"
     assert nodes({"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "3"}) == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("environment", "here"),
+    [
+        ({}, True),  # a container that was given the job's number alone
+        ({"SLURM_JOB_NODELIST": "n[1-3]"}, False),  # a salloc shell on the login node
+        ({"SLURM_JOB_NODELIST": "n[1-3]", "SLURMD_NODENAME": "n2"}, True),
+        ({"SLURM_JOB_NODELIST": "n3", "SLURMD_NODENAME": "n1"}, False),  # salloc within a step of another job
+        ({"SLURM_JOB_NODELIST": "a-[008-011,20],n1", "SLURMD_NODENAME": "a-010"}, True),
+        ({"SLURM_JOB_NODELIST": "a-[008-011,20],n1", "SLURMD_NODENAME": "a-12"}, False),
+        ({"SLURM_JOB_NODELIST": "a-[008-011,20],n1", "SLURMD_NODENAME": "a-20"}, True),
+        ({"SLURM_JOB_NODELIST": "a-[008-011,20],n1", "SLURMD_NODENAME": "n11"}, False),
+        ({"SLURM_JOB_NODELIST": "rack[0-1]n[2-3]", "SLURMD_NODENAME": "rack1n3"}, True),
+        ({"SLURM_JOB_NODELIST": "rack[0-1]n[2-3]", "SLURMD_NODENAME": "rack3n1"}, False),
+        ({"SLURM_JOB_NODELIST_HET_GROUP_0": "n1", "SLURM_JOB_NODELIST_HET_GROUP_1": "n2"}, False),
+        ({"SLURM_JOB_NODELIST": f"x1,{socket.gethostname().partition('.')[0]}"}, True),  # one machine is both
+    ],
+)
+def test_a_salloc_shell_on_the_login_node_is_no_part_of_its_job(environment: dict[str, str], here: bool) -> None:
+    environment = {**environment, "SLURM_JOB_ID": "7", "SLURM_JOB_START_TIME": "1", "SLURM_JOB_END_TIME": "1"}
+    assert job(environment) == ("7.0" if here else "")
+    assert (time_limit(lambda command: "", environment) is not None) == here
+    assert worker_environment(environment).get("SLURM_JOB_ID") == ("7" if here else None)
 
 
 def test_the_end_of_a_job_is_asked_for_where_the_environment_lacks_it() -> None:
