@@ -7,6 +7,7 @@ import json
 import os
 import select
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ LONGEST = 20_000
 """Characters of one word to the user that are shown."""
 MOST_COLUMNS = 100_000
 """Characters of a line where output is no terminal."""
+CRON_PATH = "/usr/bin:/bin"
+CRON_LACKS = ("SLURM_CONF", "SLURM_CONF_SERVER", "LD_LIBRARY_PATH", "PYTHONPATH", "WANDB_BASE_URL")
+"""Variables that a command may need to find Slurm, W&B or its own modules; keys and tokens belong in no crontab."""
 PIPE_CLOSED = 141
 """The exit code of a command whose reader has gone, as the shell gives it for SIGPIPE."""
 
@@ -50,6 +54,24 @@ def command(*words: object, store: Path | None = None) -> str:
     """
     shown = [short_path(word) if isinstance(word, Path) else str(word) for word in words]
     return shlex.join(["harness", *shown]) + store_option(store)
+
+
+def cron_line(*words: object, store: Path) -> str:
+    """Return a command of the harness as a line of a crontab, every ten minutes.
+
+    Cron starts it in the home folder, with few variables, the umask 022 and programs of /usr/bin and /bin alone, and
+    takes an unescaped % for the end of the line.
+    """
+    found = shutil.which("squeue")
+    folder = os.path.dirname(os.path.abspath(found)) if found else CRON_PATH.partition(":")[0]
+    variables = {} if folder in CRON_PATH.split(":") else {"PATH": f"{folder}:{CRON_PATH}"}
+    variables |= {name: os.environ[name] for name in CRON_LACKS if os.environ.get(name)}
+    os.umask(umask := os.umask(0o022))
+    before = [f"umask {umask:04o}"] if umask != 0o022 else []
+    program = shlex.join([sys.executable, "-m", "harness.cli", *map(str, words), "--store", str(store.absolute())])
+    run = " ".join([*(f"{name}={shlex.quote(value)}" for name, value in variables.items()), program])
+    line = " && ".join([f"cd {shlex.quote(str(Path.cwd()))}", *before, run])
+    return "*/10 * * * * " + line.replace("%", r"\%")
 
 
 def store_option(store: Path | None) -> str:

@@ -17,12 +17,13 @@ from harness.launch.local import this_machine
 from harness.planfile import find_plan, read_plan, sweep_name
 from harness.rounds import answered_round, go_round
 from harness.store import Store
-from harness.terminal import STORE, answered, command, examples, note, tell
+from harness.terminal import STORE, answered, command, cron_line, examples, note, tell
 from harness.words import count
 
 EXAMPLES = examples(
     "harness tick quickstart",
     "harness tick sweeps/quickstart.yaml --workers 2 --until 55m",
+    "harness tick quickstart --workers 2 --cron",
 )
 
 
@@ -34,6 +35,10 @@ def main(
     device: Annotated[str | None, typer.Option(help="A torch device: cpu, cuda, mps.")] = None,
     until: Annotated[str, typer.Option(help="Workers leave before this much time is over: 55m, 23h30m.")] = "",
     lease: Annotated[float, typer.Option(help="Seconds without a heartbeat that mean a lost worker.", min=0.5)] = LEASE,
+    cron: Annotated[
+        bool,
+        typer.Option("--cron", help="Print a line for a crontab that does this every ten minutes; do nothing."),
+    ] = False,
 ) -> None:
     """Start the workers that a sweep could use and this machine lacks, and leave; for cron, or by hand, at any time.
 
@@ -45,6 +50,12 @@ def main(
         place = Store(store)
         saved = read_plan(find_plan(place, sweep_name(sweep)))
         name, launch = saved.plan.name, saved.launch
+        if cron:
+            given: dict[str, object] = {"--workers": workers, "--threads": threads, "--device": device}
+            given |= {"--until": until, "--lease": lease if lease != LEASE else None}
+            options = [word for option, value in given.items() if value for word in (option, value)]
+            tell(cron_line("tick", name, *options, store=place.root))
+            return
         elsewhere = launch.get("via", "local") != "local"
         launcher: Launcher | None = kept(place, name) if elsewhere else last_used(place, name)
         if launcher is None:

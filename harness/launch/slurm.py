@@ -43,7 +43,7 @@ from harness.memory import MORE
 from harness.reading import Document
 from harness.records import ENDED, ended
 from harness.store import Store, digest, read_json, write_whole
-from harness.terminal import command
+from harness.terminal import cron_line
 from harness.words import count
 
 MOST_ARRAY = 1000
@@ -138,11 +138,9 @@ class Slurm:
         """Say that somebody must look again, where jobs may not submit jobs."""
         if self.profile.nodes_submit:
             return ""
-        words = command("tick", self.name, store=self.store.root).removeprefix("harness")
-        tick = f"{shlex.quote(sys.executable)} -m harness.cli{words}"  # cron's PATH has no environment's commands
         return (
-            "workers leave at their time limit, and what becomes ready later needs others: follow the sweep, or "
-            f"let cron run `*/10 * * * * cd {shlex.quote(str(Path.cwd()))} && {tick}`"
+            "workers leave at their time limit, and what becomes ready later needs others: follow the sweep, or add "
+            f"this line to your crontab:\n{cron_line('tick', self.name, store=self.store.root)}"
         )
 
     @property

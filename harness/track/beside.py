@@ -17,7 +17,7 @@ from harness.errors import UserError, printable
 from harness.form import Wandb
 from harness.index import stand
 from harness.store import Store
-from harness.terminal import command
+from harness.terminal import command, cron_line
 from harness.track.about import about_stages
 from harness.track.ledger import read_entries, read_turns
 from harness.track.target import Shards, Target, plans_of, shards_of, wishes
@@ -134,7 +134,8 @@ def say_how(wanted: Wandb | None, store: Store, name: str) -> None:
     """Say what mirrors a sweep whose workers outlive the command, where the sweep file wants that."""
     if wanted is not None and wanted.mode != "disabled":
         follow = command("wandb", "publish", name, "--follow", store=store.root)
-        typer.echo(f"wandb: `{follow}` mirrors it, from here or once from cron", err=True)
+        by_cron = cron_line("wandb", "publish", name, store=store.root)
+        typer.echo(f"wandb: `{follow}` mirrors it, or this line of a crontab:\n{by_cron}", err=True)
 
 
 @contextlib.contextmanager

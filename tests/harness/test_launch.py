@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import signal
 import socket
@@ -300,6 +301,38 @@ def test_there_are_never_more_workers_than_the_profile_says_whatever_the_queue_s
         assert (len(seen.submitted), len(seen.jobs)) == ((0, 2) if number else (1, 0))
         for folder in launcher.folder.iterdir():  # as workers do whose trainer is ready
             (folder / f"{SIGNED_IN}{number}").touch()
+
+
+def test_a_printed_crontab_line_works_as_cron_runs_it(tmp_path: Path) -> None:
+    folder, programs = tmp_path / "my 50% folder", tmp_path / "slurm 22%"
+    programs.mkdir()
+    folder.mkdir()
+    write_project(folder)
+    (folder / "profile.yaml").write_text("partition: main\n")
+    save_whole_plan(folder, "dense")
+    for name, does in {
+        "sbatch": 'echo "$SLURM_CONF" >> asked; echo Submitted batch job 7',
+        "squeue": "",
+        "srun": "",
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{does}\n")
+        (programs / name).chmod(0o755)
+    profile, document = load_profile(folder / "profile.yaml")
+    Slurm(profile, Store(folder / "runs"), "tiny", ["tiny", "--store", str(folder / "runs")], document).begin()
+    known = environment() | {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_CONF": "/a b/slurm.conf"}
+    command = [sys.executable, "-m", "harness.cli", "tick", "tiny", "--cron"]
+    line = subprocess.run(
+        command, cwd=folder, env=known, umask=0o002, capture_output=True, text=True, check=True
+    ).stdout
+    assert not (folder / "asked").exists()
+    asked = re.split(r"(?<!\\)%", line.strip().split(" ", 5)[5])[0].replace("\\%", "%")  # as cron reads its table
+    few = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "SHELL": "/bin/sh"}
+    done = subprocess.run(["/bin/sh", "-c", asked], cwd="/", env=few, umask=0o022, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "started job 7: 2 workers" in done.stdout
+    assert (folder / "asked").read_text() == "/a b/slurm.conf\n"
+    (kept_file,) = (folder / "runs" / "sweeps" / "tiny" / "slurm").glob("*/outstanding.json")
+    assert kept_file.stat().st_mode & 0o777 == 0o664
 
 
 def test_the_cluster_that_the_shell_names_is_kept_for_cron(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
