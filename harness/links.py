@@ -17,6 +17,8 @@ from typing import Any
 
 from harness.store import read_json, write_whole
 
+LOOPBACK = "127.0.0.1"
+"""Where processes of one node meet: nothing outside it reaches them there."""
 PULSE = 1.0
 """Seconds between two signs of life."""
 SILENCE = 8.0

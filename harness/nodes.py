@@ -11,7 +11,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from harness.links import MEETING, Door, Link, call
+from harness.links import LOOPBACK, MEETING, Door, Link, call
 from harness.machine import machine
 from harness.memory import oom_kills
 from harness.team import Member, Team
@@ -94,7 +94,7 @@ class Lead:
         self.shape, self.start, self.stop = shape, start, stop
         self.members: dict[str, Distant] = {}
         self.links: dict[int, tuple[Link, str]] = {}
-        self.place, self.host = place, "127.0.0.1"
+        self.place, self.host = place, LOOPBACK
         if shape.nodes > 1:
             self._meet()
 

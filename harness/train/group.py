@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import socket
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined] # public, though not in its __all__
 
 from harness.errors import UserError
+from harness.links import LOOPBACK
 from harness.train.exchange import Gradients
 from harness.train.order import Order
 from harness.train.synced_norm import remember, statistics, synchronise
@@ -193,6 +196,15 @@ class Together(Group):
         self.most(0)
 
 
+def _opened(host: str) -> TCPStore:
+    """Open the ranks' store at a free port: on the loopback interface alone for ranks of one node, else on all."""
+    port, listener = 0, None
+    if host == LOOPBACK:
+        with socket.create_server((host, 0)) as server:
+            port, listener = server.getsockname()[1], server.detach()
+    return TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=JOINING, master_listen_fd=listener)
+
+
 @contextlib.contextmanager
 def joined(order: Order, tell: Callable[..., None], agreed: tuple[type[Exception], ...] = ()) -> Iterator[Group]:
     """Join the other ranks of an order, and leave them at its end, or at an exception that all ranks raise together.
@@ -209,11 +221,13 @@ def joined(order: Order, tell: Callable[..., None], agreed: tuple[type[Exception
     elif device.type != "cpu":
         raise UserError(f"world: {order.world} needs CUDA devices or CPUs; {order.device} trains with world: 1")
     if order.rank == 0:
-        store = TCPStore(order.meet, 0, is_master=True, wait_for_workers=False, timeout=JOINING)
+        store = _opened(order.meet)
         tell(at="meet", address=f"{order.meet}:{store.port}")
     else:
         host, _, port = order.meet.rpartition(":")
         store = TCPStore(host, int(port), is_master=False, timeout=JOINING)
+    if store.host == LOOPBACK:  # gloo listens at the address of the host's name, or of the interface named here
+        os.environ["GLOO_SOCKET_IFNAME"] = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=order.rank, world_size=order.world, timeout=PATIENCE)
     try:

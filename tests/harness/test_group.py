@@ -36,9 +36,14 @@ def order(orders: Callable[..., dict[str, Order]]) -> Order:  # noqa: F811
     ("dtype", "tolerance"),
     [("float64", 1e-9), pytest.param("float32", 1e-4, marks=[pytest.mark.slow, pytest.mark.long])],
 )
-def test_four_processes_train_as_one_does(order: Order, tmp_path: Path, dtype: str, tolerance: float) -> None:
+def test_four_processes_train_as_one_does(
+    order: Order, tmp_path: Path, dtype: str, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (alone,) = trained(order, 1, STEPS, dtype, tmp_path)
-    assert_alike(trained(order, 4, STEPS, dtype, tmp_path), alone, dtype, tolerance)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "of-other-nodes")
+    ranks = trained(order, 4, STEPS, dtype, tmp_path)
+    assert_alike(ranks, alone, dtype, tolerance)
+    assert {address for rank in ranks for address in rank["listening"]} == {"0100007F"}, "on loopback alone"
 
 
 def assert_alike(ranks: list[dict[str, Any]], alone: dict[str, Any], dtype: str, tolerance: float) -> None:
