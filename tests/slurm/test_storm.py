@@ -91,7 +91,7 @@ def storm(cluster: Cluster, tmp_path: Path) -> Iterator[Storm]:
     (tmp_path / "calm").mkdir()
     for folder in (tmp_path / "here", tmp_path / "calm"):
         write_project(folder)
-        tiny = (folder / "tiny.yaml").read_text().replace("epochs: 2}", "epochs: 12}")
+        tiny = (folder / "tiny.yaml").read_text().replace("epochs: 2}", "epochs: 30}")
         (folder / "tiny.yaml").write_text(tiny)
     (tmp_path / "here" / "storm.yaml").write_text(PROFILE)
     (tmp_path / "here" / "second.yaml").write_text(
@@ -120,7 +120,7 @@ def test_a_sweep_goes_through_a_storm_and_ends_with_the_numbers_of_a_calm_day(st
 
     held, _ = until(lambda: storm.at_work("n1", "n2", "n3"), 300, every=0.5)
     cluster.ask("scontrol", "requeuehold", held)
-    until(lambda: "JobHeldUser" in storm.state(held), 120, every=0.5)
+    until(lambda: "held" in storm.state(held).lower(), 120, every=0.5)
     storm.flag.touch()
     os.kill(until(lambda: publisher_of(first), 120), signal.SIGKILL)
     cluster.ask("scontrol", "release", held)
