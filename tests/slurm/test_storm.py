@@ -105,8 +105,6 @@ def storm(cluster: Cluster, tmp_path: Path) -> Iterator[Storm]:
         for process in found.started:
             kill_tree(process.pid)
             process.wait()
-        cluster.control("start-controller")
-        cluster.control("start-node", "n2")
 
 
 def test_a_sweep_goes_through_a_storm_and_ends_with_the_numbers_of_a_calm_day(storm: Storm, cluster: Cluster) -> None:
