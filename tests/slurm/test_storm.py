@@ -73,8 +73,10 @@ class Storm:
         self.started.append(process)
         return process
 
-    def at_work(self, *nodes: str) -> tuple[str, str] | None:
-        """Return a job whose worker has signed in on one of some nodes, and that node."""
+    def at_work(self, done: int, *nodes: str) -> tuple[str, str] | None:
+        """Return a job whose worker has signed in on one of some nodes, and that node, once so many stages are done."""
+        if len(results(self.store.root)) < done:
+            return None
         ready = {worker.owner.job.partition(".")[0] for worker in present(self.store, "tiny")}
         asked = ("squeue", "--noheader", "--states", "RUNNING", "--nodelist", ",".join(nodes), "--format", "%A %N")
         jobs = [line.split() for line in self.cluster.ask(*asked).splitlines()]
@@ -112,31 +114,31 @@ def test_a_sweep_goes_through_a_storm_and_ends_with_the_numbers_of_a_calm_day(st
     reference = storm.start(calm, "tiny.yaml", "--via", "local", "--workers", "1", "--threads", "1", **environment())
     first = storm.start(storm.folder, "tiny.yaml", *COMMAND)
 
-    requeued, _ = until(lambda: storm.at_work("n1", "n2", "n3"), 300, every=0.5)
+    requeued, _ = until(lambda: storm.at_work(3, "n1", "n2", "n3"), 300, every=0.5)
     cluster.ask("scontrol", "requeue", requeued)
     second = storm.start(storm.folder, "second.yaml", *COMMAND)
 
-    held, _ = until(lambda: storm.at_work("n1", "n2", "n3"), 300, every=0.5)
+    held, _ = until(lambda: storm.at_work(5, "n1", "n2", "n3"), 300, every=0.5)
     cluster.ask("scontrol", "requeuehold", held)
     until(lambda: "held" in storm.state(held).lower(), 120, every=0.5)
     storm.flag.touch()
     os.kill(until(lambda: publisher_of(first), 120), signal.SIGKILL)
     cluster.ask("scontrol", "release", held)
 
-    _, node = until(lambda: storm.at_work("n1", "n3"), 300, every=0.5)
+    _, node = until(lambda: storm.at_work(8, "n1", "n3"), 300, every=0.5)
     pre_empting = ("sbatch", "--parsable", "--partition", "main", "--exclusive", "--nodelist", node)
     urgent = cluster.ask(*pre_empting, "--output", "/dev/null", "--wrap", "sleep 600").strip()
     until(lambda: storm.state(urgent).startswith("RUNNING"), 120, every=0.5)
     cluster.ask("scancel", urgent)
 
-    until(lambda: storm.at_work("n2"), 300, every=0.5)
+    until(lambda: storm.at_work(10, "n2"), 300, every=0.5)
     cluster.control("kill-node", "n2")
     cluster.control("kill-controller")
     cluster.control("start-controller")
     cluster.control("start-node", "n2")
     until(lambda: not storm.flag.exists(), 120, every=0.5)
 
-    until(lambda: storm.at_work("n1", "n2", "n3"), 300, every=0.5)
+    until(lambda: storm.at_work(13, "n1", "n2", "n3"), 300, every=0.5)
     assert len(results(storm.store.root)) < 27, "the storm is over before the sweep"
     assert first.poll() is None, (storm.folder / "tiny.log").read_text()
     cancelled = cluster.sweep(storm.folder, "tiny.yaml", *COMMAND, "--cancel")
