@@ -68,6 +68,10 @@ class Detached:
         pids = [worker.owner.processes[0].pid for worker in self._here()]
         return [Job(str(pid), Size(), "running", inner=f"process {pid}") for pid in pids]
 
+    def exclude(self, jobs: Sequence[Job]) -> list[str]:
+        """Exclude nothing: there is but this machine."""
+        return []
+
     def in_vain(self, size: Size) -> str:
         """Return nothing: what keeps a worker from starting here stands in its log."""
         return ""

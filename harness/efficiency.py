@@ -22,7 +22,8 @@ from harness.allocation import of_cluster
 from harness.index import Done, Standing
 from harness.launch import Size
 from harness.launch.profiles import read_memory
-from harness.launch.slurm import SIGNED_IN, Slurm
+from harness.launch.slurm import Slurm
+from harness.launch.starts import SIGNED_IN
 from harness.plan import Plan
 from harness.terminal import short_path
 from harness.words import count, span

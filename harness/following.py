@@ -116,7 +116,7 @@ class Following:
         for key, state in standing.states.items():
             if state.name in FAILED:
                 self._say(display, f"{state.name}: {plan.stages[key].label}: {state.detail}")
-        for sentence in seen.unknown:
+        for sentence in [*seen.unknown, *seen.excluded]:
             self._say(display, sentence)
         if seen.unanswered or seen.elsewhere:
             return False

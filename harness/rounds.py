@@ -45,6 +45,8 @@ class Round:
     wanted: Counter[Size] = field(default_factory=Counter)
     jobs: list[Job] = field(default_factory=list)
     submitted: list[str] = field(default_factory=list)
+    excluded: list[str] = field(default_factory=list)
+    """What to say of nodes on which workers fail at their start."""
     cancelled: bool = False
     """Whether the sweep was cancelled, so that nothing is submitted until it is run again."""
     reached: Reached | None = None
@@ -112,6 +114,7 @@ def _submit(seen: Round, saved: SavedPlan, launcher: Launcher, turn: Turn, by_ha
     if useless and launcher.cancel(useless):
         useless = []  # some may go on, and count until the queue shows that they do not
     seen.jobs = [each for each in jobs if each not in useless]
+    seen.excluded = launcher.exclude(seen.jobs)
     sizes = {each.inner or each.number: each.size for each in seen.jobs}
     seen.wanted = demand(saved.plan, seen.standing, launcher, sizes)
     leaving = {path.name.split("-")[1] for path in turn.path.parent.glob(f"{LEAVING}-*")}

@@ -77,7 +77,7 @@ def main(
     there = "another round is under way" if seen.elsewhere else f"{count(len(seen.jobs), 'worker')} at work or waiting"
     there += "; cancelled until the sweep command is run again" if seen.cancelled else ""
     there += f"; {seen.reached}" if seen.reached else ""
-    for sentence in [*(f"started {sentence}" for sentence in seen.submitted), *seen.unknown]:
+    for sentence in [*(f"started {sentence}" for sentence in seen.submitted), *seen.unknown, *seen.excluded]:
         tell(sentence)
     left, could = len(seen.standing.states), sum(seen.wanted.values())
     tell(f"{name}: {left} stages to do, {could} could be run now; {there}")

@@ -21,7 +21,7 @@ from harness.errors import SchedulerUnavailable, UserError
 from harness.events import Events, in_words
 from harness.launch.kept import kept
 from harness.launch.local import Workers, slots, this_machine
-from harness.launch.slurm import SIGNED_IN
+from harness.launch.starts import SIGNED_IN
 from harness.nodes import Lead, NodeLost, Shape, be_agent
 from harness.planfile import SavedPlan, find_plan, read_plan
 from harness.rounds import leaving_round

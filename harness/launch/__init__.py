@@ -71,6 +71,9 @@ class Launcher(Protocol):
     def poll(self) -> list[Job]:
         """Return the sweep's workers that wait or run. Raises SchedulerUnavailable where nobody answers."""
 
+    def exclude(self, jobs: Sequence[Job]) -> list[str]:
+        """Keep jobs, those that wait too, from nodes on which workers fail at their start; say which, and why."""
+
     def in_vain(self, size: Size) -> str:
         """Return why no more workers should be submitted: those before ended at their start. Empty: they may."""
 

@@ -39,9 +39,10 @@ from harness.launch import ARGV, PROFILE, Job, Size, until
 from harness.launch.local import Machine
 from harness.launch.profiles import Profile
 from harness.launch.remedies import explain, hopeless, known_refusal, waits
+from harness.launch.starts import OUTSTANDING, SIGNED_IN, Starts, last_words, shell_line
 from harness.memory import MORE
 from harness.reading import Document
-from harness.records import ENDED, ended
+from harness.records import ENDED, ended, fate
 from harness.store import Store, digest, read_json, write_whole
 from harness.terminal import cron_line
 from harness.words import count
@@ -52,14 +53,6 @@ STATES = {"COMPLETING": "leaving", **dict.fromkeys(("RUNNING", "STOPPED", "SIGNA
 """What states of a job in the queue mean. Any other that has not ended waits, also one that is not known here."""
 BECOME = "import os, signal, sys; signal.pthread_sigmask(0, {10, 12, 15}); os.execvp(sys.argv[1], sys.argv[1:])"
 """Holds SIGUSR1, SIGUSR2 and SIGTERM back until the worker listens to them: before, one would be lost, or fatal."""
-SIGNED_IN = "signed-in-"
-"""What the files of a submission begin with that its workers make when their trainer is ready, each with its job.
-
-One that leaves since it could take none of the stages that were free says so in its file."""
-OUTSTANDING = "outstanding.json"
-"""A file of a submission's cluster and of its jobs that are not known to have ended; gone when all are.
-
-It lists no job, and stays, where sbatch was not answered, so that nobody knows of any."""
 OWN_PICKLE = (
     "for any in {folder}/%s.pkl; do cp -n $any {folder}/${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}"
     "${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}_submitted.pkl 2>/dev/null; break; done"
@@ -170,8 +163,8 @@ class Slurm:
         asked = self.profile.at(size.step).model_dump(mode="json", exclude=no_matter)
         return digest([asked, list(self.argv)])[:4]
 
-    def parameters(self, size: Size) -> dict[str, Any]:
-        """Return what submitit is told of a worker's job."""
+    def parameters(self, size: Size, folder: Path | None = None) -> dict[str, Any]:
+        """Return what submitit is told of a worker's job, which writes down its node in a folder."""
         asked = self.profile.at(size.step)
         here = min(self.profile.per_node or size.world, size.world)
         if size.world % here:
@@ -183,6 +176,8 @@ class Slurm:
         if self.cluster:
             more["clusters"] = self.cluster
         more |= {k.replace("_", "-"): v for k, v in asked.sbatch.items() if v is not False}
+        if excluded := self.excluded(size):
+            more["exclude"] = ",".join([*self._own_exclude(size), *excluded])
         cpus = asked.cpus * here
         found = {
             "job_name": f"{self.mark}.{self.bound}.{size}.{self.tag(size)}",
@@ -199,7 +194,11 @@ class Slurm:
             "array_parallelism": self.profile.workers,
             # srun takes a job's CPUs for its step from the first alone (Slurm 22.05 to 23.02); without the second, what
             # the lines set stays from the worker where the job was given no environment (sbatch --export=NONE)
-            "setup": [f"export SRUN_CPUS_PER_TASK={cpus} SRUN_EXPORT_ENV=ALL", *self.profile.lines],
+            "setup": [
+                *([shell_line(folder)] if folder else []),
+                f"export SRUN_CPUS_PER_TASK={cpus} SRUN_EXPORT_ENV=ALL",
+                *self.profile.lines,
+            ],
             "srun_args": ["--kill-on-bad-exit=1"],
             "stderr_to_stdout": True,
             "additional_parameters": more,
@@ -236,7 +235,7 @@ class Slurm:
 
         command = f"{self.python} -u -m submitit.core._submit {folder}"
         tasks = number if number > 1 else None
-        return _make_sbatch_string(command=command, folder=folder, map_count=tasks, **self.parameters(size))
+        return _make_sbatch_string(command=command, folder=folder, map_count=tasks, **self.parameters(size, folder))
 
     def submit(self, size: Size, number: int) -> Iterator[str]:
         """Submit workers in arrays as large as the cluster takes, as long as there is room in the queue.
@@ -268,7 +267,7 @@ class Slurm:
         try:
             with _own_environment(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
                 executor = SlurmExecutor(folder, python=self.python)
-                asked = self.parameters(size)
+                asked = self.parameters(size, folder if sign_in else None)
                 asked["setup"] = [OWN_PICKLE.format(folder=shlex.quote(str(folder))), *asked["setup"]]
                 executor.update_parameters(**asked)
                 jobs = executor.map_array(os.execvp, [become[0]] * tasks, [become] * tasks)
@@ -293,22 +292,71 @@ class Slurm:
         """Return where submissions are kept, a folder for each: what was submitted, and what the workers said."""
         return self.store.sweep(self.name).absolute() / "slurm"
 
+    def starts(self, size: Size) -> Starts:
+        """Return what is known of the starts of a size's workers, with the profile as it is now."""
+        return Starts(self.folder, f"{size}.{self.tag(size)}")
+
+    def excluded(self, size: Size) -> list[str]:
+        """Return the nodes on which a size's workers fail at their start: none where no other node would be left."""
+        bad = self.starts(size).bad()
+        partition = self.profile.at(size.step).partition
+        told = ""
+        if bad:
+            with contextlib.suppress(OSError, subprocess.SubprocessError):
+                of = ["--partition", partition] if partition else []
+                told = self._ask("sinfo", "--noheader", "--Node", *of, "--format", "%N")
+        nodes = set(told.split())
+        return bad if not nodes or nodes - set(bad) else []
+
+    def exclude(self, jobs: Sequence[Job]) -> list[str]:
+        """Exclude nodes on which workers fail at their start from jobs that wait; say which are excluded, and why."""
+        said = []
+        for size in [Size(world, step) for world, step in self._sizes()]:
+            starts = self.starts(size)
+            before = starts.bad()
+            starts.look(lambda job: fate(job, lambda command: self._ask(*command)))
+            excluded = self.excluded(size)
+            said += [starts.sentence(node) for node in excluded]
+            waiting = [job for job in jobs if job.size == size and job.state == "pending" and not job.name]
+            if set(excluded) - set(before):
+                words = f"ExcNodeList={','.join([*self._own_exclude(size), *excluded])}"
+                for job in waiting:
+                    with contextlib.suppress(OSError, subprocess.SubprocessError):  # it has just started
+                        self._ask("scontrol", "update", f"JobId={job.number}", words, cluster=job.cluster)
+        return said
+
+    def _sizes(self) -> list[tuple[int, int]]:
+        """Return the sizes of workers that were submitted with the profile as it is now."""
+        named = {re.match(r"w(\d+)m(\d+)\.", path.name) for path in self.folder.glob("w*m*.*-*")}
+        sizes = sorted({(int(match[1]), int(match[2])) for match in named if match})
+        return [(world, step) for world, step in sizes if step <= len(self.profile.larger)]
+
+    def _own_exclude(self, size: Size) -> list[str]:
+        """Return the nodes that the profile itself excludes, as Slurm spells them."""
+        own = self.profile.at(size.step).sbatch.get("exclude")
+        return [str(own)] if own else []
+
     def in_vain(self, size: Size) -> str:
-        """Return what was wrong with the last submissions of a size, if no worker of theirs could take a stage."""
+        """Return what was wrong with the last submissions of a size, if no worker of theirs could take a stage.
+
+        While a node is known to be good, nodes that are not are excluded, and the rest goes on.
+        """
         last = sorted(self.folder.glob(f"{size}.{self.tag(size)}-*"), key=lambda path: path.name)[-IN_VAIN:]
         if len(last) < IN_VAIN or any((path / OUTSTANDING).exists() for path in last):
             return ""
         refusals = [[file.read_text() for file in path.glob(f"{SIGNED_IN}*")] for path in last]
         if not all(map(all, refusals)):  # a worker that started well and left with nothing to take is no failure
             return ""
+        if not any(refusals) and self.starts(size).good:
+            return ""
         logs = sorted(last[-1].glob("*_log.out"))
-        words = logs[0].read_text(errors="replace").strip().splitlines()[-3:] if logs else ["it left no log"]
-        where, why = logs[0] if logs else last[-1], "ended before they were ready"
+        words, why = last_words(logs[0] if logs else None), "ended before they were ready"
+        where = logs[0] if logs else last[-1]
         if refusals[-1]:
-            words, why = refusals[-1][:1], "found no stage that they could take"
+            words, why = refusals[-1][0], "found no stage that they could take"
         return (
             f"{self.name}: workers were submitted {IN_VAIN} times and {why}; no more are, until the sweep command is "
-            f"run again. The last said: {' | '.join(words)} ({where})"
+            f"run again. The last said: {words} ({where})"
         )
 
     def poll(self) -> list[Job]:

@@ -18,7 +18,8 @@ from harness.driver import Driver
 from harness.launch import Size
 from harness.launch.kept import last_used
 from harness.launch.profiles import load_profile
-from harness.launch.slurm import OUTSTANDING, Slurm
+from harness.launch.slurm import Slurm
+from harness.launch.starts import OUTSTANDING
 from harness.options import Options
 from harness.planfile import as_saved, save_plan
 from harness.presence import Presence

@@ -11,7 +11,8 @@ from harness.efficiency import FEWEST, Efficiency, efficiency
 from harness.index import Done, Standing
 from harness.launch import Size
 from harness.launch.profiles import load_profile
-from harness.launch.slurm import SIGNED_IN, Slurm
+from harness.launch.slurm import Slurm
+from harness.launch.starts import SIGNED_IN
 from harness.plan import Plan, Stage
 from harness.states import State
 from harness.store import Artifact, Result, Store

@@ -27,12 +27,13 @@ from harness.detached import Detached
 from harness.driver import Driver
 from harness.errors import FileError, UserError
 from harness.index import Standing
-from harness.launch import Size
+from harness.launch import Job, Size
 from harness.launch.kept import kept
 from harness.launch.local import Machine, slots
 from harness.launch.profiles import FIELDS, FOLDER, OURS, Profile, find_profile, load_profile
 from harness.launch.remedies import explain, hopeless
-from harness.launch.slurm import IN_VAIN, OUTSTANDING, SIGNED_IN, Slurm
+from harness.launch.slurm import IN_VAIN, Slurm
+from harness.launch.starts import NODE, OUTSTANDING, SIGNED_IN, shell_line
 from harness.options import Options
 from harness.plan import Plan, Stage
 from harness.planfile import as_saved
@@ -503,6 +504,124 @@ def test_a_worker_that_signed_in_and_left_idle_is_no_failure(
             (folder / f"{SIGNED_IN}{number}").write_text(text)
     assert launcher.poll() == []
     assert re.search(said, launcher.in_vain(Size())) if said else launcher.in_vain(Size()) == ""
+
+
+class Nodes:
+    """A cluster of nodes n1 and n2 whose jobs end as told, and the launcher of a sweep there."""
+
+    def __init__(self, folder: Path, text: str = PROFILE) -> None:
+        self.launcher = slurm(folder, text)
+        self.launcher.run = self.run
+        self.there = "n1\nn2\n"
+        self.states: dict[str, str] = {}
+        self.asked: list[Sequence[str]] = []
+
+    def run(self, command: Sequence[str]) -> str:
+        if command[0] == "sacct":
+            return "".join(f"{job}|{state}|4G\n" for job, state in self.states.items())
+        if command[0] == "sinfo":
+            return self.there
+        self.asked.append(command)
+        return ""
+
+    def started(
+        self, job: str, node: str, state: str = "FAILED", log: str = "no python here", size: Size | None = None
+    ) -> None:
+        """A job that has begun on a node, signed in where it runs (RUNNING), else ended."""
+        where = outstanding(self.launcher, *([job] if state == "RUNNING" else ()), size=size, order=len(self.states))
+        self.states[job] = state
+        (where / f"{job}_0_log.out").write_text(f"first words\n{log}\n")
+        (where / f"{NODE}{job}").write_text(f"{node} {2 if size else 1} {job} 0\n")
+        os.utime(where / f"{NODE}{job}", (int(job), int(job)))
+        if state == "RUNNING":
+            (where / f"{SIGNED_IN}{job}").touch()
+
+
+def test_a_node_on_which_two_workers_in_a_row_failed_at_their_start_is_excluded(tmp_path: Path) -> None:
+    nodes = Nodes(tmp_path, PROFILE.replace("mail-type: END", "exclude: 'n[7-8]'"))
+    launcher = nodes.launcher
+    nodes.started("1", "n1")
+    assert launcher.exclude([]) == []
+    assert launcher.parameters(Size())["additional_parameters"]["exclude"] == "n[7-8]"
+    nodes.started("2", "n1", log="execve(): python: No such file")
+    jobs = [Job("9", Size(), "pending"), Job("8", Size(), "running"), Job("7", Size(4), "pending")]
+    (said,) = launcher.exclude(jobs)
+    assert re.match(
+        r"node n1 is excluded: 2 workers in a row ended there before they were ready, the last, job 2: ", said
+    )
+    assert "execve(): python: No such file; to use it again, remove " in said
+    assert nodes.asked == [["scontrol", "update", "JobId=9", "ExcNodeList=n[7-8],n1"]]
+    assert launcher.parameters(Size())["additional_parameters"]["exclude"] == "n[7-8],n1"
+    assert "#SBATCH --exclude='n[7-8],n1'" in launcher.text(Size(), 1)
+    assert launcher.exclude(jobs) == [said]
+    assert len(nodes.asked) == 1, "those that wait know it"
+    Path(said.rpartition("remove ")[2]).unlink()
+    assert launcher.exclude(jobs) == []
+
+
+@pytest.mark.parametrize("state", ["CANCELLED", "PREEMPTED", "TIMEOUT", "NODE_FAIL"])
+def test_what_ended_a_job_from_outside_is_no_fault_of_its_node(tmp_path: Path, state: str) -> None:
+    nodes = Nodes(tmp_path)
+    for number in ("1", "2", "3"):
+        nodes.started(number, "n1", state)
+    assert nodes.launcher.exclude([]) == []
+
+
+def test_a_worker_that_signs_in_clears_its_node_and_no_submission_is_in_vain_while_a_node_is_good(
+    tmp_path: Path,
+) -> None:
+    nodes = Nodes(tmp_path)
+    nodes.started("1", "n1")
+    nodes.started("2", "n1", "RUNNING")
+    nodes.started("3", "n1")
+    assert nodes.launcher.exclude([]) == [], "two, but not in a row"
+    for number in ("4", "5", "6"):
+        nodes.started(number, "n1")
+    assert len(nodes.launcher.exclude([])) == 1
+    for folder in nodes.launcher.folder.glob(f"*/{OUTSTANDING}"):
+        folder.unlink()
+    assert "submitted 3 times" in nodes.launcher.in_vain(Size())
+    nodes.started("7", "n2", "RUNNING")
+    for number in ("8", "9", "10"):
+        nodes.started(number, "n1")
+    nodes.launcher.exclude([])
+    for folder in nodes.launcher.folder.glob(f"*/{OUTSTANDING}"):
+        folder.unlink()
+    assert nodes.launcher.in_vain(Size()) == "", "n2 is good"
+
+
+def test_where_no_node_would_be_left_none_is_excluded(tmp_path: Path) -> None:
+    nodes = Nodes(tmp_path)
+    for number, node in zip("1234", ("n1", "n1", "n2", "n2"), strict=True):
+        nodes.started(number, node)
+    assert nodes.launcher.exclude([]) == []
+    nodes.there += "n3\n"
+    assert len(nodes.launcher.exclude([])) == 2
+
+
+def test_of_several_nodes_the_one_is_blamed_on_which_srun_says_that_it_failed(tmp_path: Path) -> None:
+    nodes = Nodes(tmp_path)
+    said = "srun: error: n2: task 1: Exited with exit code 2\nsrun: error: n1: task 0: Terminated"
+    for number in ("1", "2"):
+        nodes.started(number, "n1", log=said, size=Size(8))
+    (sentence,) = nodes.launcher.exclude([])
+    assert sentence.startswith("node n2 is excluded")
+    nodes.started("3", "n1", log="killed", size=Size(8))
+    nodes.started("4", "n1", log="killed", size=Size(8))
+    assert nodes.launcher.exclude([]) == [sentence], "nobody knows which"
+
+
+def test_a_job_writes_down_its_node_before_anything_else(tmp_path: Path) -> None:
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    job = {"SLURM_JOB_ID": "9", "SLURMD_NODENAME": "n3", "SLURM_JOB_NUM_NODES": "1"}
+    for number, more in (("9", {}), ("12", {"SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "3"})):
+        environment = {**job, "SLURM_JOB_ID": number, **more}
+        subprocess.run(["/bin/bash", "-c", shell_line(folder)], env=environment, check=True)
+    assert (folder / f"{NODE}9").read_text() == "n3 1 9 0\n"
+    assert (folder / f"{NODE}12").read_text() == "n3 1 9_3 0\n"
+    lines = [line for line in slurm(tmp_path).text(Size(), 1).splitlines() if line and not line.startswith("#")]
+    assert lines[0] == shell_line(Path("FOLDER"))
 
 
 def run_worker(folder: Path, number: int) -> tuple[str, str]:

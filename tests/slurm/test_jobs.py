@@ -109,6 +109,46 @@ def test_jobs_that_never_come_to_their_work_are_not_submitted_for_ever(cluster: 
     assert "this node is not fit" in done.stderr
 
 
+@pytest.mark.long
+@MAINLY
+def test_a_node_on_which_workers_end_at_their_start_is_excluded_and_the_rest_of_the_nodes_do_the_work(
+    cluster: Cluster, project: Path
+) -> None:
+    write_profile(project, more="""setup: ['test "$SLURMD_NODENAME" != n1 || { echo no such mount; exit 7; }']\n""")
+    done = cluster.sweep(project, "tiny.yaml", *DENSE, "--via", "dev.yaml")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("node n1 is excluded: 2 workers in a row ended there before they were ready") == 1
+    assert "no such mount; to use it again, remove " in done.stderr
+    assert len(list(project.glob("runs/sweeps/tiny/slurm/w*"))) == 3
+
+
+@pytest.mark.long
+@MAINLY
+def test_a_stage_that_does_not_fit_the_time_limit_is_tried_twice_and_again_with_a_longer_one(
+    cluster: Cluster, project: Path
+) -> None:
+    go = project / "go"
+    (project / "slow.py").write_text(
+        "import pathlib, threading\nfrom tost.masks import prunable\n\n\ndef score(model):\n"
+        f"    while not pathlib.Path({str(go)!r}).exists():\n        threading.Event().wait(0.5)\n"
+        "    return {name: weight.detach().abs() for name, weight in prunable(model).items()}\n"
+    )
+    text = (project / "tiny.yaml").read_text().replace("mask: [random, lth]", "mask: slow")
+    (project / "tiny.yaml").write_text(text.replace("use: {", 'use: {slow: "./slow.py:score", '))
+    profile = write_profile(project)
+    profile.write_text(profile.read_text().replace("time: 30", "time: 1"))
+    command = ("tiny.yaml", "--only", "mask=slow,seed=0,recipe=default", "--via", "dev.yaml")
+    done = cluster.sweep(project, *command)
+    assert done.returncode == 1, done.stderr
+    assert "2 attempts kept nothing within the time limit of 1 min; it needs more than 1 min" in done.stderr
+    assert "1 stage ran out of time: raise `time:` in the profile" in done.stderr
+    go.touch()
+    assert cluster.sweep(project, *command).returncode == 1, "the same limit is not tried again"
+    profile.write_text(profile.read_text().replace("time: 1\n", "time: 30\n"))
+    done = cluster.sweep(project, *command)
+    assert done.returncode == 0, done.stderr
+
+
 @ONCE
 @pytest.mark.parametrize(
     ("change", "said"),
