@@ -535,6 +535,8 @@ class Nodes:
         os.utime(where / f"{NODE}{job}", (int(job), int(job)))
         if state == "RUNNING":
             (where / f"{SIGNED_IN}{job}").touch()
+        else:
+            (where / OUTSTANDING).unlink()
 
 
 def test_a_node_on_which_two_workers_in_a_row_failed_at_their_start_is_excluded(tmp_path: Path) -> None:
