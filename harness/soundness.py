@@ -227,6 +227,8 @@ def _folder(name: str, folder: Path) -> Iterator[Finding]:
         yield Finding(name, said, "bad", ELSEWHERE)
     if wrong:
         return
+    if name == "store":
+        yield from shared(folder)
     said = f"{folder} ({_kind(folder)}): {size(room)} free, a synced write in {took * 1000:.0f} ms"
     why = "make room, or name another folder" if room < LITTLE else "fewer workers, or --scratch for checkpoints"
     yield Finding(name, said, *(("note", why) if room < LITTLE or took > SLOW else ()))
@@ -235,6 +237,30 @@ def _folder(name: str, folder: Path) -> Iterator[Finding]:
         yield Finding("clock", said, "note", "let the machine keep its time by NTP: chronyc tracking")
     else:
         yield Finding("clock", f"within {max(abs(clock), 0.1):.1f} s of the store's")
+
+
+def shared(folder: Path) -> Iterator[Finding]:
+    """Look at the modes of a store's folders: who may write, and whether colleagues and this user can both go on."""
+    os.umask(umask := os.umask(0o022))
+    places = [path for path in (folder, *(folder / part for part in ("stages", "sweeps", "cache"))) if path.is_dir()]
+    known = [(path, path.stat()) for path in places]
+    names = ", ".join(str(path) for path, stat in known if stat.st_mode & 0o002)
+    if names:
+        said = f"{names}: everybody on this machine may write there, and whoever may, runs code as you in your jobs"
+        yield Finding("sharing", said, "bad", f"chmod -R o-w {folder}")
+    if not any(stat.st_mode & 0o020 for _, stat in known):
+        others = {stat.st_uid for _, stat in known} - {os.getuid()}
+        if others and os.getuid():
+            said = f"{folder} is another user's, and its group may not write there"
+            yield Finding("sharing", said, "bad", f"its owner: chmod -R g+rwX {folder}, and umask 002 from then on")
+        return
+    group = f"chgrp -R GROUP {folder}; find {folder} -type d -exec chmod g+rwxs {{}} +"
+    if plain := [str(path) for path, stat in known if stat.st_mode & 0o2020 != 0o2020]:
+        said = f"a group shares it, but not all of it is the group's to write, with the setgid bit: {', '.join(plain)}"
+        yield Finding("sharing", said, "note", group)
+    if umask & 0o020:
+        said = f"a group shares it, and umask {umask:03o} makes files that colleagues cannot write"
+        yield Finding("sharing", said, "note", "umask 002, in ~/.profile; jobs take it over")
 
 
 def together(met: Met) -> Iterator[Finding]:

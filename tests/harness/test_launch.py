@@ -39,7 +39,7 @@ from harness.plan import Plan, Stage
 from harness.planfile import as_saved
 from harness.records import ENDED, Fate, ended, fate, tell_loss
 from harness.rounds import Turn, go_round
-from harness.soundness import convolutions, look
+from harness.soundness import convolutions, look, shared
 from harness.states import State, state_of
 from harness.store import Store
 from harness.team import Team
@@ -1021,3 +1021,29 @@ def test_masks_are_the_work_of_one(tmp_path: Path) -> None:
     whole.send({"kind": "mask", "attempt": str(tmp_path)})
     assert whole.hear(1)["outcome"] == "made"
     assert whole.members[1].orders == []
+
+
+# Shared stores
+
+
+@pytest.mark.parametrize(
+    ("mode", "umask", "said"),
+    [
+        (0o755, 0o022, []),
+        (0o2775, 0o002, []),
+        (0o2775, 0o022, ["umask 022 makes files that colleagues cannot write"]),
+        (0o775, 0o002, ["not all of it is the group's to write, with the setgid bit"]),
+        (0o2777, 0o002, ["everybody on this machine may write there"]),
+    ],
+)
+def test_a_store_that_others_may_write_is_looked_at(tmp_path: Path, mode: int, umask: int, said: list[str]) -> None:
+    (tmp_path / "stages").mkdir()
+    for folder in (tmp_path, tmp_path / "stages"):
+        folder.chmod(mode)
+    before = os.umask(umask)
+    try:
+        found = list(shared(tmp_path))
+    finally:
+        assert os.umask(before) == umask, "looking changes nothing"
+    assert len(found) == len(said)
+    assert all(words in one.said and one.remedy for words, one in zip(said, found, strict=True))
