@@ -100,9 +100,13 @@ class Detached:
         """Return the only size: here one process trains what asks for several, which means the same."""
         return Size()
 
-    def serves(self, owner: Owner) -> bool:
-        """Return whether a worker is one of this machine's."""
-        return owner.is_here
+    @property
+    def idle(self) -> None:
+        """Return None: these workers wait."""
+
+    def size_of(self, owner: Owner, jobs: Sequence[Job]) -> Size | None:
+        """Return the only size for a worker of this machine."""
+        return Size() if owner.is_here else None
 
     def begin(self) -> None:
         """Keep nothing: the plan says how this machine is used."""

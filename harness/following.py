@@ -15,7 +15,7 @@ from harness.demand import demand
 from harness.display import Display
 from harness.errors import SchedulerUnavailable
 from harness.index import stand
-from harness.launch import Job, Launcher, Size
+from harness.launch import Job, Launcher
 from harness.planfile import SavedPlan
 from harness.rounds import Round, go_round
 from harness.states import FAILED
@@ -63,7 +63,7 @@ class Following:
                         pause = min(LONGEST_PAUSE, 2 * pause) if silent else FIRST_PAUSE
                     else:
                         pause = LOOK if waiting or seen.submitted else min(SELDOM, 1.5 * pause)
-                    self._wait(pause, None if seen.unanswered else seen.wanted, display)
+                    self._wait(pause, seen, display)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -79,13 +79,13 @@ class Following:
             longest = span(LONGEST_PAUSE)
             display.say(f"{seen.unanswered}; what runs goes on; it is asked again, after pauses of up to {longest}")
             display.line(0, "the scheduler does not answer")
-        elif self._silent_since is not None and seen.wanted and not (seen.unanswered or seen.elsewhere):
+        elif self._silent_since is not None and not (seen.over or seen.unanswered or seen.elsewhere):
             display.say(f"the scheduler answers again, after {span(time.monotonic() - self._silent_since)}")
             self._silent_since = None
 
-    def _wait(self, seconds: float, wanted: Counter[Size] | None, display: Display) -> None:
-        """Wait for the next question; end early where the store shows that all is done, or more than was `wanted` could
-        be done.
+    def _wait(self, seconds: float, seen: Round, display: Display) -> None:
+        """Wait for the next question; end early where the store shows that all is done, or that more could be done than
+        when the scheduler last answered.
         """
         plan = self.saved.plan
         for seconds_passed in range(2, int(seconds) + 1, 2):
@@ -93,8 +93,8 @@ class Following:
                 return
             standing = stand(plan, self.store, self.observer)
             display.stages(len(plan.stages) - len(standing.states))
-            more = wanted is not None and seconds_passed >= LOOK and demand(plan, standing, self.launcher) - wanted
-            if not standing.states or more:
+            more = seconds_passed >= LOOK and demand(plan, standing, self.launcher, seen.jobs) - seen.wanted
+            if not standing.states or (more and not seen.unanswered):
                 return
 
     def _send_home(self, display: Display) -> None:
@@ -140,7 +140,7 @@ class Following:
 
     def _over(self, seen: Round) -> bool:
         """Return whether nothing more can come."""
-        if not seen.wanted:
+        if seen.over:
             return True
         if seen.unanswered or seen.elsewhere:
             return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import time
 import uuid
 from collections import Counter
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from harness.allocation import insist, job
 from harness.claims import Observer, Owner
-from harness.demand import demand
+from harness.demand import demand, over
 from harness.errors import SchedulerUnavailable, UserError
 from harness.failure_limit import Reached, check_limit
 from harness.index import Standing, stand
@@ -31,8 +32,10 @@ CANCELLED = "cancelled"
 """A file that keeps ticks and leaving workers from submitting; the sweep command removes it."""
 LEAVING = "leaving"
 """What the files of workers that leave begin with, each with the number of its job."""
+STAYING = "staying"
+"""The same of workers that go a round and go on."""
 APART = 15.0
-"""Seconds between two rounds of workers that leave."""
+"""Seconds between two rounds of workers."""
 STALE = 300.0
 """Seconds after which a round that another began counts as broken off: more than sbatch ever takes."""
 
@@ -47,6 +50,8 @@ class Round:
     submitted: list[str] = field(default_factory=list)
     excluded: list[str] = field(default_factory=list)
     """What to say of nodes on which workers fail at their start."""
+    over: bool = False
+    """Whether nothing is left that runs or could ever be run."""
     cancelled: bool = False
     """Whether the sweep was cancelled, so that nothing is submitted until it is run again."""
     reached: Reached | None = None
@@ -71,9 +76,10 @@ def go_round(saved: SavedPlan, store: Store, launcher: Launcher, observer: Obser
     folder = store.sweep(saved.plan.name)
     seen = Round(stand(saved.plan, store, observer))
     seen.wanted = demand(saved.plan, seen.standing, launcher)
+    seen.over = over(saved.plan, seen.standing, launcher)
     seen.reached = check_limit(saved.plan, store, observer, seen.standing)
     seen.cancelled = (folder / CANCELLED).exists()
-    if not seen.wanted:
+    if seen.over:
         return seen
     with Turn(folder / "round") as turn:
         seen.elsewhere = not turn.held
@@ -115,10 +121,8 @@ def _submit(seen: Round, saved: SavedPlan, launcher: Launcher, turn: Turn, by_ha
         useless = []  # some may go on, and count until the queue shows that they do not
     seen.jobs = [each for each in jobs if each not in useless]
     seen.excluded = launcher.exclude(seen.jobs)
-    sizes = {each.inner or each.number: each.size for each in seen.jobs}
-    seen.wanted = demand(saved.plan, seen.standing, launcher, sizes)
-    leaving = {path.name.split("-")[1] for path in turn.path.parent.glob(f"{LEAVING}-*")}
-    leaving.add(job().partition(".")[0])  # a worker that leaves is no longer one to count on
+    seen.wanted = demand(saved.plan, seen.standing, launcher, seen.jobs)
+    leaving = {path.name.split("-")[1] for path in turn.path.parent.glob(f"{LEAVING}-*")}  # not to be counted on
     there = Counter(each.size for each in seen.jobs if each.state != "leaving" and each.inner not in leaving)
     for size, number in seen.wanted.items():
         missing = min(number, launcher.most) - there[size]
@@ -130,18 +134,21 @@ def _submit(seen: Round, saved: SavedPlan, launcher: Launcher, turn: Turn, by_ha
             seen.submitted.append(sentence)
 
 
-def leaving_round(
+def round_in_turn(
     saved: SavedPlan,
     store: Store,
     observer: Observer,
     launcher: Callable[[], Launcher],
     tell: Callable[..., None],
+    stop: threading.Event | None = None,
 ) -> None:
-    """Go a round for those that come after a worker, unless somebody has gone one since it began to leave.
+    """Go a round for those that come after a worker that leaves, or for what it has made ready while it goes on.
 
-    The scheduler is not asked more often than every `APART` seconds, whoever asks; this waits for its turn.
+    Nothing is done where somebody has gone one since this began. The scheduler is not asked more often than every
+    `APART` seconds, whoever asks; this waits for its turn. `stop`: of a worker that goes on, which ends the wait.
     """
-    name, own = saved.plan.name, f"{LEAVING}-{job().partition('.')[0]}-{uuid.uuid4().hex[:8]}"
+    name = saved.plan.name
+    own = f"{LEAVING if stop is None else STAYING}-{job().partition('.')[0]}-{uuid.uuid4().hex[:8]}"
     began = _now(store, name, own)
     try:
         while demand(saved.plan, stand(saved.plan, store, observer), launcher()):
@@ -154,15 +161,21 @@ def leaving_round(
             wait = last + APART - _now(store, name, own)
             if wait <= 0:
                 later = f"`{command('tick', name, store=store.root)}` submits the rest later"
-                seen = answered_round(
-                    lambda: go_round(saved, store, launcher(), observer),
-                    later,
-                    lambda sentence: tell(event="note", message=sentence),
-                )
+                if stop is None:
+                    seen = answered_round(
+                        lambda: go_round(saved, store, launcher(), observer),
+                        later,
+                        lambda sentence: tell(event="note", message=sentence),
+                    )
+                elif (seen := go_round(saved, store, launcher(), observer)).unanswered:
+                    tell(event="note", message=f"{seen.unanswered}; {later}")
                 for sentence in seen.submitted:
                     tell(event="note", message=f"submitted {sentence}")
                 return
-            time.sleep(min(wait, APART))
+            if stop is None:
+                time.sleep(min(wait, APART))
+            elif stop.wait(min(wait, APART)):
+                return
     finally:
         (store.sweep(name) / own).unlink(missing_ok=True)
 

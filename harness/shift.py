@@ -54,6 +54,8 @@ class Worker:
         """Seconds of looking in vain after which it leaves."""
         self.todo: dict[str, Stage] = {}
         self.absent: set[str] = set()
+        self.freed: Callable[[], None] | None = None
+        """Sees to workers for what this one has made ready and cannot run alone."""
         self.took = False
         """Whether it has taken a stage."""
         self.refused = ""
@@ -81,7 +83,7 @@ class Worker:
             elif self.patience is not None and time.monotonic() - since > self.patience:
                 return
             if taken is not None:
-                self.took = True
+                self.took, began = True, time.monotonic()
                 outcome = self.supervisor.run(*taken)
                 self._learn(taken[0], outcome)
                 if outcome not in ("published", "stopped", "gave up"):
@@ -90,6 +92,8 @@ class Worker:
                     self.look()
                 elif outcome == "published":
                     self.todo.pop(taken[0].key, None)
+                if self.freed and outcome == "published" and self._frees(taken[0], time.monotonic() - began):
+                    self.freed()
             elif others:
                 lease = self.frontier.observer.lease
                 longer = 1.3 ** min(max(0, self.idle - PATIENT), PATIENT)
@@ -109,6 +113,24 @@ class Worker:
 
     def _count(self) -> None:
         check_limit(self.frontier.plan, self.frontier.store, self.frontier.observer)
+
+    def _frees(self, stage: Stage, seconds: float) -> bool:
+        """Return whether a stage made more ready than this worker goes on with, which no workers were submitted for.
+
+        They were for what waits for short stages alone.
+        """
+        if stage.kind != "train" and (self.patience is None or seconds <= self.patience):
+            return False
+        plan, setup = self.frontier.plan, self.supervisor.setup
+        found, made = [], {stage.key}
+        for key, below in plan.stages.items():  # parents before children
+            if key not in self.todo or made.isdisjoint(below.parents.values()):
+                continue
+            if below.kind != "train":
+                made.add(key)
+            if below.kind == "train" or key not in plan.inner:
+                found.append(below)
+        return len(found) > 1 or any(s.kind == "train" and s.world != setup.world and not setup.as_one for s in found)
 
     def outdated(self) -> bool:
         """Return whether the plan was replaced since this began: what the sweep's file no longer has is not started."""
@@ -253,8 +275,12 @@ def work(
     stop: threading.Event,
     tell: Callable[..., None],
     start: Callable[[str], Trainer | Team | Inline] = Trainer,
+    freed: Callable[[], None] | None = None,
 ) -> None:
-    """Be one worker: sign in, take stage after stage, sign out."""
+    """Be one worker: sign in, take stage after stage, sign out.
+
+    `freed` is called between two stages where the first has made more ready than this worker goes on with.
+    """
     if saved.source != source_digest():
         tell(
             event="note",
@@ -283,7 +309,7 @@ def work(
             while True:
                 worker = Worker(supervisor.frontier, supervisor, stop, tell, left)
                 worker.patience, worker.follows = limits.idle, saved.path if limits.follow else None
-                worker.written = written
+                worker.written, worker.freed = written, freed
                 worker.run()
                 if not worker.outdated():
                     if limits.sign_in and worker.refused and not worker.took:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +25,7 @@ from harness.launch.local import Workers, slots, this_machine
 from harness.launch.starts import SIGNED_IN
 from harness.nodes import Lead, NodeLost, Shape, be_agent
 from harness.planfile import SavedPlan, find_plan, read_plan
-from harness.rounds import leaving_round
+from harness.rounds import round_in_turn
 from harness.shift import Limits, work
 from harness.store import Store
 from harness.supervisor import Setup, Trouble, Unwritable
@@ -91,11 +92,12 @@ def _run(
     limits: Limits,
     stop: threading.Event,
     tell: Callable[..., None],
+    freed: Callable[[], None] | None,
 ) -> None:
     """Be one worker, or the part of one that this node is to be."""
     shape = shape_of(setup.world)
     if setup.world == 1:
-        work(saved, place, setup, limits, stop, tell)
+        work(saved, place, setup, limits, stop, tell, freed=freed)
         return
     meeting = place.sweep(saved.plan.name) / "groups" / (job() or f"pid-{os.getpid()}")
     if shape.node:
@@ -103,7 +105,7 @@ def _run(
         return
     lead = Lead(shape, meeting, Trainer, stop)
     try:
-        work(saved, place, setup, limits, stop, tell, lead.team)
+        work(saved, place, setup, limits, stop, tell, lead.team, freed)
     finally:
         lead.leave()
 
@@ -195,9 +197,21 @@ def main(
             fast=fast,
             large=large,
         )
-        _run(saved, place, setup, limits, stop, tell)
+
+        def submit(stop: threading.Event | None = None) -> None:
+            round_in_turn(
+                saved, place, Observer(lease), lambda: kept(place, name, saved.path.name if plan else ""), tell, stop
+            )
+
+        def freed() -> None:
+            try:
+                submit(stop)
+            except (UserError, subprocess.SubprocessError) as error:  # what is left to do here goes on without
+                tell(event="note", message=f"no workers were submitted: {error}")
+
+        _run(saved, place, setup, limits, stop, tell, freed if submits else None)
         if submits and shape_of(world).node == 0:
-            leaving_round(saved, place, Observer(lease), lambda: kept(place, name), tell)
+            submit()
     except UserError as error:
         note(str(error))
         raise typer.Exit(2) from None

@@ -95,8 +95,12 @@ class Launcher(Protocol):
     def size_for(self, world: int, step: int) -> Size:
         """Return the size of the workers that train with so many processes, on a step of memory."""
 
-    def serves(self, owner: Owner) -> bool:
-        """Return whether who runs a stage now may be one of this launcher's workers."""
+    @property
+    def idle(self) -> float | None:
+        """Return the seconds after which a worker with nothing to do leaves; None: it waits."""
+
+    def size_of(self, owner: Owner, jobs: Sequence[Job]) -> Size | None:
+        """Return the size of the worker that runs a stage, where it is one of `jobs`; None: it is another's."""
 
     def begin(self) -> None:
         """Write down what a later look needs, of this process or another, to submit workers as this one does."""

@@ -28,19 +28,22 @@ class PendingJobs:
     """When the first of them was submitted, in seconds since 1970; None where nobody says."""
 
 
-def last_used(store: Store, name: str) -> Slurm | None:
-    """Return the launcher of the profile that a sweep's workers were last submitted with; None where none ever were."""
+def last_used(store: Store, name: str, plan: str = "") -> Slurm | None:
+    """Return the launcher of the profile that a sweep's workers were last submitted with; None where none ever were.
+
+    `plan`: that its workers are bound to.
+    """
     folder = store.sweep(name)
     said = read_json(folder / ARGV)
     if said is None:
         return None
     profile, document = load_profile(folder / PROFILE)
-    return Slurm(profile, store, name, said["argv"], document, cluster=said.get("cluster", ""))
+    return Slurm(profile, store, name, said["argv"], document, plan=plan, cluster=said.get("cluster", ""))
 
 
-def kept(store: Store, name: str) -> Slurm:
+def kept(store: Store, name: str, plan: str = "") -> Slurm:
     """Return the launcher that was kept. Raises UserError where none was."""
-    if launcher := last_used(store, name):
+    if launcher := last_used(store, name, plan):
         return launcher
     raise UserError(f"{name}: nothing was ever submitted to a cluster for it; use the sweep command with --via once")
 

@@ -45,7 +45,7 @@ from harness.reading import Document
 from harness.records import ENDED, ended, fate
 from harness.store import Store, digest, read_json, write_whole
 from harness.terminal import cron_line
-from harness.words import count
+from harness.words import count, read_span
 
 MOST_ARRAY = 1000
 """Tasks of an array where the cluster does not say its MaxArraySize (Slurm's own default is 1001)."""
@@ -115,9 +115,26 @@ class Slurm:
         """Return a size of its own for every number of processes and step of memory."""
         return Size(world, step)
 
-    def serves(self, owner: Owner) -> bool:
-        """Return True: a job may be anywhere."""
-        return True
+    @property
+    def idle(self) -> float:
+        """Return the profile's idle time in seconds."""
+        return read_span(self.profile.idle)
+
+    def size_of(self, owner: Owner, jobs: Sequence[Job]) -> Size | None:
+        """Return the size of the job that an owner is part of; of one that the queue does not show, by its sign-in."""
+        number = owner.job.partition(".")[0]
+        for each in jobs:
+            if number and number == (each.inner or each.number):
+                return each.size
+        if not number or not any(each.name for each in jobs):
+            return None
+        names = (
+            path.parent.name
+            for path in self.folder.glob(f"*/{SIGNED_IN}{number}")
+            if path.with_name(OUTSTANDING).exists()
+        )
+        found = (re.match(r"w(\d+)m(\d+)\.", name) for name in names)
+        return next((Size(int(each[1]), int(each[2])) for each in found if each), None)
 
     def begin(self) -> None:
         """Keep the profile as it is now, and what workers are told; those of a part only where nothing was kept."""

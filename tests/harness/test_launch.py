@@ -1,4 +1,4 @@
-"""What launchers write and conclude: profiles, sbatch files, demand, queues, records of lost jobs. No Slurm needed."""
+"""What launchers write and conclude: profiles, sbatch files, queues, records of lost jobs. No Slurm needed."""
 
 from __future__ import annotations
 
@@ -22,11 +22,8 @@ import pytest
 
 from harness.allocation import SETTINGS, TimeLimit, job, nodes, scheduler_environment, time_limit, worker_environment
 from harness.claims import LEASE, Observer, Owner, Process, take
-from harness.demand import demand
-from harness.detached import Detached
 from harness.driver import Driver
 from harness.errors import FileError, UserError
-from harness.index import Standing
 from harness.launch import Job, Size
 from harness.launch.kept import kept
 from harness.launch.local import Machine, slots
@@ -35,12 +32,11 @@ from harness.launch.remedies import explain, hopeless
 from harness.launch.slurm import IN_VAIN, Slurm
 from harness.launch.starts import NODE, OUTSTANDING, SIGNED_IN, shell_line
 from harness.options import Options
-from harness.plan import Plan, Stage
 from harness.planfile import as_saved
 from harness.records import ENDED, Fate, ended, fate, tell_loss
 from harness.rounds import Turn, go_round
 from harness.soundness import convolutions, look, shared
-from harness.states import State, state_of
+from harness.states import state_of
 from harness.store import Store
 from harness.team import Team
 from tests.conftest import environment, save_whole_plan, write_project
@@ -60,7 +56,7 @@ larger:
 """
 
 
-def slurm(folder: Path, text: str = PROFILE, answers: dict[str, str] | None = None) -> Slurm:
+def slurm(folder: Path, text: str = PROFILE, answers: dict[str, str] | None = None, name: str = "grid") -> Slurm:
     """A launcher whose shell answers as told, and fails for every other command."""
     (folder / "p.yaml").write_text(text)
     profile, document = load_profile(folder / "p.yaml")
@@ -70,7 +66,7 @@ def slurm(folder: Path, text: str = PROFILE, answers: dict[str, str] | None = No
             raise FileNotFoundError(command[0])
         return (answers or {})[command[0]]
 
-    return Slurm(profile, Store(folder / "runs"), "grid", ["grid", "--store", "/runs"], document, run)
+    return Slurm(profile, Store(folder / "runs"), name, [name, "--store", "/runs"], document, run)
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
@@ -334,6 +330,19 @@ def test_a_printed_crontab_line_works_as_cron_runs_it(tmp_path: Path) -> None:
     assert (folder / "asked").read_text() == "/a b/slurm.conf\n"
     (kept_file,) = (folder / "runs" / "sweeps" / "tiny" / "slurm").glob("*/outstanding.json")
     assert kept_file.stat().st_mode & 0o777 == 0o664
+
+
+@pytest.mark.usefixtures("_commands")
+def test_a_worker_submits_others_for_what_it_has_made_ready_and_goes_on(tmp_path: Path) -> None:
+    grid = (write_project(tmp_path) / "tiny.yaml").read_text()
+    (tmp_path / "tiny.yaml").write_text(grid.replace("seed: 0..1", "seed: 0").replace("50%", "20%"))
+    save_whole_plan(tmp_path, mask="lth")
+    slurm(tmp_path, "nodes_submit: true\n", name="tiny").begin()
+    printed = run_worker(tmp_path, 7, "--idle", "60s", "--submits")[1].splitlines()
+    (submitted,) = [number for number, line in enumerate(printed) if line == "submitted job 7: 2 workers"]
+    starts = [number for number, line in enumerate(printed) if line.startswith("start ")]
+    assert sum(number < submitted for number in starts) == 2, "the data and the dense network: nothing else takes long"
+    assert sum(number > submitted for number in starts) == 3, "a mask, and two trainings with it"
 
 
 def test_the_cluster_that_the_shell_names_is_kept_for_cron(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -626,20 +635,22 @@ def test_a_job_writes_down_its_node_before_anything_else(tmp_path: Path) -> None
     assert lines[0] == shell_line(Path("FOLDER"))
 
 
-def run_worker(folder: Path, number: int) -> tuple[str, str]:
+def run_worker(folder: Path, number: int, *more: str) -> tuple[str, str]:
     """Run a worker as a job until it leaves; return what it has signed in with, and what it printed."""
     (folder / "submission").mkdir(exist_ok=True)
     end = str(int(time.time()) + 3600)
+    told = ["--device", "cpu", "--sign-in", str(folder / "submission"), *more]
     done = subprocess.run(
-        [sys.executable, "-m", "harness.worker", "tiny", "--device", "cpu", "--sign-in", str(folder / "submission")],
+        [sys.executable, "-m", "harness.worker", "tiny", *told],
         cwd=folder,
         env={**environment(), "SLURM_JOB_ID": str(number), "SLURM_JOB_END_TIME": end},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0, done.stderr
-    return (folder / "submission" / f"{SIGNED_IN}{number}").read_text(), done.stderr
+    assert done.returncode == 0, done.stdout
+    return (folder / "submission" / f"{SIGNED_IN}{number}").read_text(), done.stdout
 
 
 def test_a_worker_signs_in_before_it_looks_for_work_and_says_what_it_could_not_take(tmp_path: Path) -> None:
@@ -720,74 +731,6 @@ def test_the_doctor_says_what_torch_computes_wrongly(told: list[Any], code: int,
     assert [finding.grade for finding in found] == grades
     assert re.search(said, " ".join(finding.said for finding in found))
     assert all(finding.remedy for finding in found if finding.grade != "ok")
-
-
-# Demand
-
-
-def stage(key: str, kind: str = "train", world: int = 1, **parents: str) -> Stage:
-    return Stage(key, kind, {}, parents, key, world=world)
-
-
-def chain() -> Plan:
-    stages = [
-        stage("data", "data"),
-        stage("snip", "mask", data="data"),
-        stage("dense", data="data"),
-        stage("cut", "mask", data="data", trained="dense"),
-        stage("sparse", data="data", mask="cut"),
-        stage("wide", world=4, data="data", mask="snip"),
-    ]
-    return Plan("p", {s.key: s for s in stages})
-
-
-def wanted(states: dict[str, State], **sizes: Size) -> dict[Size, int]:
-    standing = Standing(states=states)
-    for key, state in states.items():
-        if state.name == "running":
-            standing.owners[key] = (Owner("h", "b", "s", (Process(1, 1),), f"job{key}.0"), 0, 0.0)
-    profile = Profile(memory="40", larger=[{"memory": "55"}])
-    return dict(demand(chain(), standing, Slurm(profile, Store(Path()), "p", []), sizes))
-
-
-TODO = State("todo", 0)
-
-
-def test_a_worker_for_each_training_that_waits_for_no_other() -> None:
-    everything = dict.fromkeys(chain().stages, TODO)
-    assert wanted(everything) == {Size(1): 1, Size(4): 1}
-    assert wanted(dict.fromkeys(("cut", "sparse", "wide"), TODO)) == {Size(1): 1, Size(4): 1}
-    assert wanted({"data": TODO, "snip": TODO}) == {Size(1): 2}
-    assert wanted({}) == {}
-
-
-def test_what_ran_out_of_memory_wants_a_larger_worker_where_there_is_one() -> None:
-    short = State("failed", 1, cause="oom", amount=40 * 2**20)
-    assert wanted({"dense": short, "cut": TODO}) == {Size(1, 1): 1}
-    assert wanted({"dense": State("failed", 1, cause="oom", amount=60 * 2**20), "cut": TODO}) == {}
-    assert wanted({"dense": State("failed", 1, cause="code"), "wide": TODO}) == {Size(4): 1}
-
-
-def test_what_ran_out_of_time_wants_a_worker_with_a_longer_limit_where_there_is_one(tmp_path: Path) -> None:
-    def wanted(profile: Profile, limit: float, *more: str) -> dict[Size, int]:
-        standing = Standing(states={"dense": State("failed", 2, cause="time", amount=limit, resource="time")})
-        return dict(demand(chain(), standing, Slurm(profile, Store(Path()), "p", more)))
-
-    hours = Profile(time="4:00:00", larger=[{"memory": "9G"}, {"time": "12:00:00"}])
-    assert wanted(hours, 2 * 3600) == {Size(1, 0): 1}, "the profile was mended"
-    assert wanted(hours, 4 * 3600) == {Size(1, 2): 1}
-    assert wanted(hours, 12 * 3600) == {}
-    assert wanted(Profile(time="UNLIMITED"), 12 * 3600) == {Size(1, 0): 1}
-    assert wanted(Profile(time="UNLIMITED"), 12 * 3600, "--until", "12h") == {}
-    here = [Detached(Machine(1, 1, "cpu"), Store(tmp_path), "p", argv).step_for(3600, "time") for argv in TOLD]
-    assert here == [None, 0, 0]
-
-
-TOLD = (["--until", "1h"], ["--until", "2h"], [])
-
-
-def test_what_runs_counts_for_the_size_that_runs_it() -> None:
-    assert wanted({"dense": State("running", 1)}, jobdense=Size(1, 1)) == {Size(1, 1): 1}
 
 
 # Machines

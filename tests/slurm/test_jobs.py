@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.planfile import find_plan, read_plan
+from harness.store import Store
 from tests.conftest import THIN, results, until, write_project
 from tests.slurm.conftest import MAINLY, ONCE, Cluster, write_profile
 
@@ -147,6 +149,56 @@ def test_a_stage_that_does_not_fit_the_time_limit_is_tried_twice_and_again_with_
     profile.write_text(profile.read_text().replace("time: 1\n", "time: 30\n"))
     done = cluster.sweep(project, *command)
     assert done.returncode == 0, done.stderr
+
+
+SLOW = """
+import time
+import numpy as np
+
+def load(classes=4, images=200):
+    time.sleep(12)
+    labels = np.arange(images) % classes
+    pixels = np.random.default_rng(0).integers(0, 255, (images, 16, 16)).astype("uint8")
+    return (pixels, labels), (pixels[::5], labels[::5])
+"""
+
+
+def submitted(folder: Path, name: str = "*") -> int:
+    """Return how many jobs were ever submitted."""
+    return len(list(folder.glob(f"runs/sweeps/{name}/slurm/*/*_submitted.pkl")))
+
+
+@ONCE
+def test_workers_that_left_since_a_data_set_takes_long_come_again_when_it_is_made_and_not_before(
+    cluster: Cluster, project: Path
+) -> None:
+    text = (project / "tiny.yaml").read_text().replace("use: {", 'use: {slow: "./slow.py:load", ')
+    text = text.replace("dataset: digits", "dataset: slow").replace("[random, lth]", "random")
+    (project / "tiny.yaml").write_text(text)
+    (project / "slow.py").write_text(SLOW)
+    profile = write_profile(project)
+    profile.write_text(profile.read_text().replace("idle: 15s", "idle: 2s"))
+    assert cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--detach").returncode == 0
+    until(lambda: list(project.glob("runs/stages/data/*/*/result-*")), 120, every=0.1)
+    assert submitted(project) == 4, "nobody came for what waits for the data"
+    stages = len(read_plan(find_plan(Store(project / "runs"), "tiny")).plan.stages)
+    until(lambda: len(results(project / "runs")) == stages, 120, every=0.5)
+    assert submitted(project) == 4 + 3, "the worker that made it goes on with three others"
+
+
+@ONCE
+@pytest.mark.long
+def test_a_sweep_submits_no_workers_for_what_anothers_run(cluster: Cluster, project: Path) -> None:
+    text = (project / "tiny.yaml").read_text().replace("epochs: 2}", "epochs: 60}").replace("[random, lth]", "lth")
+    (project / "tiny.yaml").write_text(text)
+    (project / "twin.yaml").write_text(text.replace("name: tiny", "name: twin"))
+    profile = write_profile(project)
+    profile.write_text(profile.read_text().replace("idle: 15s", "idle: 2s"))
+    assert cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--detach").returncode == 0
+    until(lambda: list(project.glob("runs/stages/train/*/*/claim-*")), 120, every=0.1)
+    done = cluster.sweep(project, "twin.yaml", "--via", "dev.yaml")
+    assert done.returncode == 0, done.stderr
+    assert submitted(project, "tiny") + submitted(project, "twin") <= 2 + 2 + 4
 
 
 @ONCE
