@@ -93,8 +93,8 @@ class Following:
                 return
             standing = stand(plan, self.store, self.observer)
             display.stages(len(plan.stages) - len(standing.states))
-            more = seconds_passed >= LOOK and demand(plan, standing, self.launcher, seen.jobs) - seen.wanted
-            if not standing.states or (more and not seen.unanswered):
+            heard = seconds_passed >= LOOK and not seen.unanswered
+            if not standing.states or (heard and demand(plan, standing, self.launcher, seen.jobs) - seen.wanted):
                 return
 
     def _send_home(self, display: Display) -> None:
