@@ -18,7 +18,8 @@ from harness.presence import present
 from harness.rounds import go_round
 from harness.states import OUT_OF_TIME
 from harness.store import Store
-from tests.conftest import run_module, until
+from tests.conftest import run_module, run_sweep, until
+from tests.harness.test_search import written
 from tests.harness.test_status import SEEDS, fail, finish, key_of, saved_plan
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -173,3 +174,27 @@ def test_ray_starts_no_trial_after_so_many_failures(failing: Path, sweep: Run) -
     assert done.returncode == 1
     assert "stopped: 3 stages failed for one cause (code)" in done.stderr
     assert masks_tried(failing) <= 4
+
+
+STEP = """
+import torch
+
+
+class Bad(nn.Identity):
+    def forward(self, x):
+        if self.training and torch.is_grad_enabled() and len(x) > 8:
+            raise RuntimeError("no step today")
+        return x
+"""
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_a_search_begins_no_trial_after_so_many_failures(tmp_path: Path) -> None:
+    written(tmp_path)
+    thin = (tmp_path / "thin.py").read_text()
+    (tmp_path / "thin.py").write_text(thin.replace("def build", f"{STEP}\n\ndef build").replace("nn.ReLU(),", "Bad(),"))
+    done = run_sweep(tmp_path, "hunt.yaml", "--threads", "1", "--workers", "1", "--stop-after", "2")
+    assert done.returncode == 1
+    assert "stopped: 2 stages failed for one cause (code), such as digits thin random 50%" in done.stderr
+    assert len(list(tmp_path.glob("runs/stages/train/*/*/attempt-*/end.json"))) == 2
