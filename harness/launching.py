@@ -142,7 +142,8 @@ def run_elsewhere(saved: SavedPlan, store: Store, launcher: Launcher, observer: 
             f"run the same command later, or `{command('tick', name, store=store.root)}`, to submit what is missing",
             note,
         )
-        for sentence in seen.submitted or ["nothing: all that can be used is there"]:
+        nothing = "another round is under way" if seen.elsewhere else "all that can be used is there"
+        for sentence in seen.submitted or [f"nothing: {nothing}"]:
             typer.echo(f"submitted {sentence}", err=True)
         if said := launcher.later():
             typer.echo(said, err=True)

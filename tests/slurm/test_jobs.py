@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -302,3 +303,23 @@ def test_ranks_over_two_nodes_find_one_another(cluster: Cluster, project: Path) 
     assert len(list(project.glob("own/n?/thin.py"))) == 2, "every node was given its copy"
     (trained,) = [r for (r,) in results(project / "runs").values() if "epochs" in r["metrics"]]
     assert trained["stamp"]["world"] == 4
+
+
+@pytest.mark.long
+def test_a_controller_that_falls_is_waited_for_and_results_are_shown_meanwhile(
+    cluster: Cluster, project: Path, following: Callable[..., subprocess.Popen[str]]
+) -> None:
+    text = (project / "tiny.yaml").read_text().replace("epochs: 2}", "epochs: 40}")
+    (project / "tiny.yaml").write_text(text)
+    write_profile(project, workers=1)
+    process = following(project, "tiny.yaml", "--only", "seed=0", "--via", "dev.yaml")
+    try:
+        until(lambda: results(project / "runs"), 120, every=0.2)
+        cluster.control("kill-controller")
+        until(lambda: "the scheduler does not answer (squeue: " in (project / "log").read_text(), 120, every=0.2)
+        shown = (project / "log").read_text().count(" stages done")
+        until(lambda: (project / "log").read_text().count(" stages done") > shown, 120, every=0.2)
+        assert process.poll() is None
+    finally:
+        cluster.control("start-controller")
+    assert process.wait(300) == 0, (project / "log").read_text()
