@@ -40,7 +40,7 @@ FOUND = {
     "scontrol requeue": "the worker saves and leaves; the same job takes its stage up again at once",
     "a node falls": "the lease runs out, and the next worker goes on from the last checkpoint",
     "pre-emption": "the worker is told, saves and leaves, and comes back with the requeued job",
-    "the controller dies": "what runs goes on; the command says so, and does the rest when it is run again",
+    "the controller dies": "what runs goes on; the command says so, waits for it, and goes on when it answers",
     "the sweep command is killed": "workers go on; the same command follows them again",
     "scancel": "another worker is submitted, and goes on from the last checkpoint",
     "a time limit is shortened": "the worker leaves before it; others do the rest",

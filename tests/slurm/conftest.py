@@ -42,7 +42,7 @@ class Cluster:
     def control(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run slurm/devcluster."""
         given = [sys.executable, str(DEVCLUSTER), *command, "--folder", str(self.folder)]
-        return subprocess.run(given, capture_output=True, text=True, timeout=120)
+        return subprocess.run(given, capture_output=True, text=True, timeout=400)
 
     def ask(self, *command: str) -> str:
         """Run one of Slurm's commands; return what it prints."""
@@ -73,15 +73,22 @@ MAINLY = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module", params=["linuxproc", "cgroup"])
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """Start a cluster, or skip with the reason why it cannot be."""
+    """Start a cluster, or skip with the reason why none can be here."""
+    yield from started("--tracking", request.param, tracking=request.param)
+
+
+def started(*options: str, tracking: str) -> Iterator[Cluster]:
+    """Start a cluster, and stop it; skip where this machine cannot have one, fail where one does not come up."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # not pytest's: a socket's path must be short
-    found = Cluster(folder, request.param)
-    done = found.control("start", "--tracking", request.param)
-    if done.returncode:
+    found = Cluster(folder, tracking)
+    done = found.control("start", *options)
+    try:
+        if done.returncode == 1:
+            pytest.skip(done.stderr.strip())
+        assert done.returncode == 0, done.stderr
+        yield found
+    finally:
         found.control("stop")
-        pytest.skip(done.stderr.strip())
-    yield found
-    found.control("stop")
 
 
 @pytest.fixture(autouse=True)

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import results, until
-from tests.slurm.conftest import Cluster, write_profile
+from tests.slurm.conftest import Cluster, started, write_profile
 
 pytestmark = pytest.mark.slurm
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
-    found = Cluster(folder, "linuxproc")
-    done = found.control("start", "--no-accounting", "--no-requeue")
-    if done.returncode:
-        found.control("stop")
-        pytest.skip(done.stderr.strip())
-    yield found
-    found.control("stop")
+    yield from started("--no-accounting", "--no-requeue", tracking="linuxproc")
 
 
 @pytest.mark.long
