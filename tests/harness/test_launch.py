@@ -309,8 +309,7 @@ def test_a_printed_crontab_line_works_as_cron_runs_it(tmp_path: Path) -> None:
     save_whole_plan(folder, "dense")
     for name, does in {
         "sbatch": 'echo "$SLURM_CONF" >> asked; echo Submitted batch job 7',
-        "squeue": "",
-        "srun": "",
+        **dict.fromkeys(("squeue", "srun", "scontrol", "sacct", "sinfo"), ""),
     }.items():
         (programs / name).write_text(f"#!/bin/sh\n{does}\n")
         (programs / name).chmod(0o755)
