@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from harness.allocation import job_id, named_cluster, of_cluster, shell
+from harness.allocation import job_id, named_cluster, of_cluster, shell, unanswered
 from harness.claims import Observer
 from harness.demand import demand
 from harness.display import Display
@@ -160,11 +160,14 @@ def refuse_login_node() -> None:
     """Raise UserError on a machine that looks like a cluster's login node: not the place to train by accident."""
     if job_id() or not shutil.which("sbatch"):
         return
+    found = "Slurm answers"
     try:
         shell(of_cluster(["sinfo", "--noheader"], named_cluster()))
-    except (OSError, subprocess.SubprocessError):
-        return
+    except (OSError, subprocess.SubprocessError) as error:
+        if not (silence := unanswered(error)):
+            return
+        found = f"Slurm is set up, though it does not answer: {silence}"
     raise UserError(
-        "this looks like a cluster's login node (Slurm answers, no allocation); to train here all the same: "
+        f"this looks like a cluster's login node ({found}; no allocation); to train here all the same: "
         "--via local; to submit: --via and a profile of slurm/"
     )

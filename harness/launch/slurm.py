@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -292,6 +293,7 @@ class Slurm:
             if not (said := " ".join(str(error).split())) or NO_ANSWER.search(said):
                 self._keep(folder, size, [])
                 raise SchedulerUnavailable(_silent("sbatch", said or "it ended without a word")) from None
+            shutil.rmtree(folder, ignore_errors=True)  # no job is of it, none failed at its start
             raise UserError(explain(said, self.document)) from None
         except (RuntimeError, FileNotFoundError) as error:
             raise UserError(f"no Slurm here: {error}; run this on a login node, or use --via local") from None

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ from harness.launch import Job, Size
 from harness.launch.profiles import Profile
 from harness.launch.remedies import hopeless, waits
 from harness.launch.slurm import OWN_PICKLE, Slurm
+from harness.launching import refuse_login_node
 from harness.options import Options
 from harness.planfile import SavedPlan, as_saved
 from harness.rounds import CANCELLED, Round, answered_round, go_round
@@ -58,7 +60,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Slurm's commands, each of which fails with the words in a file of its own where there is one."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in ("sbatch", "squeue", "scontrol", "sacct", "scancel", "srun"):
+    for name in ("sbatch", "squeue", "scontrol", "sacct", "scancel", "sinfo", "srun"):
         (folder / name).write_text(COMMAND)
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
@@ -127,6 +129,22 @@ def test_a_refusal_is_a_mistake(commands: Path, sweep: tuple[Driver, SavedPlan, 
     silence(commands, name, words=words)
     with pytest.raises(UserError, match="the scheduler refuses: "):
         sweep[2].poll() if name == "squeue" else list(sweep[2].submit(Size(), 1))
+    assert not list(sweep[2].folder.glob("w*")), "a submission that was refused is no start that failed"
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        (SILENT[0], "does not answer: slurm_load_jobs error: Unable to contact"),
+        ("sinfo: fatal: Could not establish a configuration source", ""),
+        (None, "Slurm answers"),
+    ],
+)
+def test_a_login_node_is_one_while_its_controller_is_silent(commands: Path, words: str | None, refused: str) -> None:
+    if words is not None:
+        silence(commands, "sinfo", words=words)
+    with pytest.raises(UserError, match=refused) if refused else nullcontext():
+        refuse_login_node()
 
 
 def test_what_sbatch_may_have_submitted_is_looked_for_before_anything_is_submitted_again(
