@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -123,11 +124,13 @@ def launcher_for(via: str, beside: Path, store: Store, name: str, argv: Sequence
 
 
 def texts(launcher: Slurm, plan: Plan, observer: Observer) -> list[str]:
-    """Return what would be submitted, one sbatch file a size of worker."""
+    """Return what would be submitted, one sbatch file a size of worker and of array."""
     lines = []
     for size, number in sorted(demand(plan, stand(plan, launcher.store, observer), launcher).items()):
-        number = min(number, launcher.most)
-        lines += [f"  {count(number, 'worker')} of {count(size.world, 'process')}:", launcher.text(size, number)]
+        for tasks, times in Counter(launcher.arrays(min(number, launcher.most))).items():
+            again = f", {count(times, 'time')}" if times > 1 else ""
+            workers = f"{count(tasks, 'worker')} of {count(size.world, 'process')}"
+            lines += [f"  {workers}{again}:", launcher.text(size, tasks)]
     return lines
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
@@ -22,23 +22,23 @@ FOLDER = Path(__file__).resolve().parent.parent.parent / "slurm"
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 OURS = (
     *("array", "job-name", "output", "error", "signal", "nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu"),
-    *("open-mode", "wait", "wrap", "parsable", "test-only"),
+    *("open-mode", "wait", "wrap", "parsable", "quiet", "test-only", "help", "usage", "version"),
 )
-"""sbatch options that the harness itself decides on."""
+"""sbatch options that the harness itself decides on, or after which sbatch names no job."""
 FIELDS = {
     **{name: name for name in ("partition", "account", "qos", "constraint", "time", "requeue")},
     "no-requeue": "requeue",
     "clusters": "cluster",
     **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "memory"),
     **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), "cpus"),
-    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"), "gpus"),
+    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "tres-per-task"), "gpus"),
 }
 """sbatch options that a profile has a key of its own for, which workers are told of too."""
 SAYS = {
-    "memory": ", what one process needs in all (0: the whole node's)",
+    "memory": ", what one process needs in all (0: the whole node's), and memory_option",
     "cpus": ", those of one process",
-    "gpus": ", those of one process, and gpu_type",
-    "requeue": ", true or false",
+    "gpus": ", those of one process, and gpu_type; gpu_option says how sbatch is asked",
+    "requeue": ", true, false or null",
     "cluster": ", one name",
 }
 """What stands in such a key."""
@@ -55,8 +55,16 @@ def read_memory(text: str) -> int:
     return amount
 
 
+def _with_commas(given: object) -> object:
+    """Return a list of names or numbers as Slurm spells one; anything else as it is."""
+    listed = isinstance(given, list) and given and all(type(one) in (str, int) and one != "" for one in given)
+    return ",".join(map(str, given)) if listed and isinstance(given, list) else given
+
+
 class Request(Form, strict=True):
-    """What a job asks for; cpus, gpus and memory are of one process."""
+    """What a job asks for; cpus, gpus and memory are of one process. `null` leaves an option of sbatch out, so that the
+    site's own default holds.
+    """
 
     partition: str | None = Field(None, min_length=1)
     """Slurm's partition."""
@@ -72,21 +80,24 @@ class Request(Form, strict=True):
     """What one GPU has, so that a stage that needs more is not given to it."""
     cpus: int = Field(1, ge=1, le=1024)
     """CPUs of a process."""
-    memory: str = "4G"
-    """Memory of a process, as Slurm spells it; a plain number is MB, and 0 all that the node has."""
+    memory: str | None = "4G"
+    """Memory of a process, as Slurm spells it; a plain number is MB, 0 all that the node has, `null` what the site
+    gives: a worker then uses all that its job has.
+    """
     constraint: str | None = Field(None, min_length=1)
     """Slurm's constraint on nodes."""
-    time: str = "4:00:00"
-    """A job's time limit, as Slurm spells it: a plain number is minutes, `2-12` days and hours, `UNLIMITED` none."""
+    time: str | None = "4:00:00"
+    """A job's time limit, as Slurm spells it: a plain number is minutes, `2-12` days and hours, `UNLIMITED` none,
+    `null` the partition's default.
+    """
     sbatch: dict[str, Any] = Field(default_factory=dict)
-    """Any other option of sbatch, by its long name."""
+    """Any other option of sbatch, by its long name: a text, a number, a list, or `true` for one that takes no value."""
 
     @field_validator("partition", mode="before")
     @classmethod
     def _partitions(cls, given: object) -> object:
         """Take a list as Slurm's own, with commas: the job starts in whichever has room first."""
-        listed = isinstance(given, list) and given and all(isinstance(name, str) and name for name in given)
-        return ",".join(given) if listed and isinstance(given, list) else given
+        return _with_commas(given)
 
     @field_validator("memory", "gpu_memory", mode="before")
     @classmethod
@@ -98,7 +109,9 @@ class Request(Form, strict=True):
 
     @field_validator("time", mode="before")
     @classmethod
-    def _time(cls, given: object) -> str:
+    def _time(cls, given: object) -> str | None:
+        if given is None:
+            return None
         text = str(given).strip() if type(given) in (int, str) else ""
         if text.upper() in UNLIMITED:
             return text.upper()
@@ -111,26 +124,36 @@ class Request(Form, strict=True):
     @field_validator("sbatch")
     @classmethod
     def _others(cls, options: dict[str, Any]) -> dict[str, Any]:
-        for name, value in options.items():
-            option = name.replace("_", "-")
-            if option in OURS:
+        found = {}
+        for name, given in options.items():
+            option, value = name.replace("_", "-"), _with_commas(given)
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]+", option):
+                raise ValueError(f"{name}: {short(name)} is no option's long name; write it without its dashes")
+            # an abbreviation means the option that it begins
+            meant = next((known for known in (*OURS, *FIELDS) if known == option), None) or next(
+                (known for known in (*OURS, *FIELDS) if known.startswith(option)), option
+            )
+            if meant in OURS:
                 raise ValueError(f"{name} is set by the harness itself; remove it")
-            field = "gpus" if option == "gres" and re.search(r"(^|,)gpu\b", str(value)) else FIELDS.get(option)
+            field = "gpus" if meant == "gres" and re.search(r"(^|,)gpu\b", str(value)) else FIELDS.get(meant)
             if field:
                 raise ValueError(f"{name} goes into the profile's own key {field}{SAYS.get(field, '')}")
-            if not isinstance(value, str | int | float | bool):
-                raise ValueError(f"{name}: {short(value)} is not allowed; write a text, a number or true")
-        return options
+            if not isinstance(value, str | int | float | None) or "\n" in str(value):
+                raise ValueError(f"{name}: {short(given)} is not allowed; write a text, a number, a list or true")
+            if option in found:
+                raise ValueError(f"{name}: given twice; write it once")
+            found[option] = value
+        return found
 
     @property
     def minutes(self) -> int:
-        """Return the time limit in whole minutes, as Slurm counts; 0 where there is none."""
-        return 0 if self.time in UNLIMITED else max(1, int(read_span(self.time) // 60))
+        """Return the time limit in whole minutes, as Slurm counts; 0 where there is none, or it is the partition's."""
+        return 0 if self.time is None or self.time in UNLIMITED else max(1, int(read_span(self.time) // 60))
 
     @property
     def bytes(self) -> int:
-        """Return the memory of a process; 0 where it is all that the node has."""
-        return 0 if self.memory.strip() == "0" else read_memory(self.memory)
+        """Return the memory of a process; 0 where the profile does not say how much that is."""
+        return 0 if self.memory is None or self.memory.strip() == "0" else read_memory(self.memory)
 
 
 class Profile(Request):
@@ -142,8 +165,14 @@ class Profile(Request):
     """Most workers of a size at once."""
     per_node: int | None = Field(None, ge=1, le=64)
     """Processes of a group on one node; else all of them."""
-    requeue: bool = True
-    """Whether Slurm may queue a job again that it has ended itself; false where the site forbids it."""
+    gpu_option: Literal["gpus-per-node", "gres"] = "gpus-per-node"
+    """The option of sbatch that asks for GPUs; `gres` joins those of `sbatch: {gres: ...}`."""
+    memory_option: Literal["mem", "mem-per-cpu"] = "mem"
+    """The option of sbatch that asks for memory; all of a node's is always asked for by `mem`."""
+    requeue: bool | None = True
+    """Whether Slurm may queue a job again that it has ended itself; false where the site forbids it, `null` as the site
+    does.
+    """
     idle: str = "60s"
     """A worker with nothing to do leaves after so long."""
     nodes_submit: bool = False
@@ -201,8 +230,12 @@ class Profile(Request):
     @field_validator("larger")
     @classmethod
     def _amounts(cls, steps: list[Request]) -> list[Request]:
-        if any("memory" in step.model_fields_set and not step.bytes for step in steps):
-            raise ValueError("memory: 0 does not say whether it is more than was not enough; write the amount")
+        for step in steps:
+            if "memory" in step.model_fields_set and not step.bytes:
+                given = step.memory or "null"
+                raise ValueError(
+                    f"memory: {given} does not say whether it is more than was not enough; write the amount"
+                )
         return steps
 
     @field_validator("idle")
@@ -233,7 +266,7 @@ class Profile(Request):
         for step in range(len(self.larger) + 1):
             asked = self.at(step)
             if resource == "time":
-                has = asked.minutes * 60 or math.inf
+                has = 0 if asked.time is None else asked.minutes * 60 or math.inf
             else:
                 has = asked.bytes if resource == "ram" else read_memory(asked.gpu_memory or "1")
             if has > amount * MORE > 0:

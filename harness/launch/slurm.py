@@ -39,7 +39,7 @@ from harness.errors import SchedulerUnavailable, UserError
 from harness.launch import ARGV, PROFILE, Job, Size, until
 from harness.launch.local import Machine
 from harness.launch.profiles import Profile
-from harness.launch.remedies import explain, hopeless, known_refusal, waits
+from harness.launch.remedies import COMPARED, OFFERS, compare, explain, hopeless, known_refusal, waits
 from harness.launch.starts import OUTSTANDING, SIGNED_IN, Starts, last_words, shell_line
 from harness.memory import MORE
 from harness.reading import Document
@@ -55,7 +55,7 @@ STATES = {"COMPLETING": "leaving", **dict.fromkeys(("RUNNING", "STOPPED", "SIGNA
 BECOME = "import os, signal, sys; signal.pthread_sigmask(0, {10, 12, 15}); os.execvp(sys.argv[1], sys.argv[1:])"
 """Holds SIGUSR1, SIGUSR2 and SIGTERM back until the worker listens to them: before, one would be lost, or fatal."""
 OWN_PICKLE = (
-    "for any in {folder}/%s.pkl; do cp -n $any {folder}/${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}"
+    'for any in {folder}/%s.pkl; do cp -n "$any" {folder}/${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}'
     "${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}_submitted.pkl 2>/dev/null; break; done"
 ) % ("[0-9a-f]" * 32)
 """Gives a job the file that submitit names after it only once sbatch has answered, which it may fail to do.
@@ -66,6 +66,8 @@ HIDDEN = (
     "if gone, remove {path}"
 )
 QUEUE = ("squeue", "--me", "--noheader", "--array", "--format", "%i|%A|%j|%T|%r|%V")
+PATTERNS = r"[%\\\n\r]"
+"""What Slurm does not take as it stands in the path of a log: patterns such as %j, their escape, a new line."""
 IN_VAIN = 3
 """Submissions in a row whose workers failed at their start, after which the profile or the nodes are at fault."""
 
@@ -87,6 +89,8 @@ class Slurm:
     """Whether workers bound to any plan of the sweep are counted: to end them all."""
     queued: int = 0
     """Jobs that this person had in the queue when it was last looked at, of whatever kind."""
+    _compared: dict[Size, tuple[str, str] | None] = field(default_factory=dict, init=False, repr=False)
+    """What no node satisfies of what a size asks for, where that was looked up."""
     cluster: str = field(default_factory=named_cluster)
     """The cluster that workers are submitted to; empty: the one this machine is of."""
     _own: str = field(default="", init=False, repr=False)
@@ -184,18 +188,12 @@ class Slurm:
     def parameters(self, size: Size, folder: Path | None = None) -> dict[str, Any]:
         """Return what submitit is told of a worker's job, which writes down its node in a folder."""
         asked = self.profile.at(size.step)
-        here = min(self.profile.per_node or size.world, size.world)
-        if size.world % here:
-            raise UserError(f"per_node: {here} does not divide world: {size.world}; write one that does")
-        gpus = asked.gpus * here
-        more: dict[str, Any] = {"requeue": True} if self.profile.requeue else {"no-requeue": True}
-        if gpus:
-            more["gpus-per-node"] = f"{asked.gpu_type}:{gpus}" if asked.gpu_type else gpus
-        if self.cluster:
-            more["clusters"] = self.cluster
-        more |= {k.replace("_", "-"): v for k, v in asked.sbatch.items() if v is not False}
-        if excluded := self.excluded(size):
-            more["exclude"] = ",".join([*self._own_exclude(size), *excluded])
+        here = self._here(size)
+        if awkward := re.search(PATTERNS, str(self.folder)):
+            raise UserError(
+                f"{self.store.root}: Slurm cannot write a log where {awkward[0]!r} is in the path; give --store a path "
+                "without it, such as that of a symbolic link"
+            )
         cpus = asked.cpus * here
         found = {
             "job_name": f"{self.mark}.{self.bound}.{size}.{self.tag(size)}",
@@ -203,11 +201,9 @@ class Slurm:
             "account": asked.account,
             "qos": asked.qos,
             "constraint": asked.constraint,
-            "time": asked.minutes,
             "nodes": size.world // here,
             "ntasks_per_node": 1,
             "cpus_per_task": cpus,
-            "mem": f"{asked.bytes * here // 2**20}M" if asked.bytes else "0",
             "signal_delay_s": notice(asked.minutes * 60),
             "array_parallelism": self.profile.workers,
             # srun takes a job's CPUs for its step from the first alone (Slurm 22.05 to 23.02); without the second, what
@@ -219,10 +215,40 @@ class Slurm:
             ],
             "srun_args": ["--kill-on-bad-exit=1"],
             "stderr_to_stdout": True,
-            "additional_parameters": more,
+            "additional_parameters": self._others(size, here),
         }
-        # submitit's own default of wckey, its name, is refused where wckeys are enforced
-        return {name: value for name, value in found.items() if value is not None} | {"wckey": None}
+        # submitit has defaults of its own: five minutes, and as wckey its name, refused where wckeys are enforced
+        limit = {"time": None if asked.time is None else asked.minutes}
+        return {name: value for name, value in found.items() if value is not None} | {"wckey": None} | limit
+
+    def _here(self, size: Size) -> int:
+        """Return how many processes of a size a node has. Raises UserError where nodes would have different numbers."""
+        here = min(self.profile.per_node or size.world, size.world)
+        if size.world % here:
+            raise UserError(f"per_node: {here} does not divide world: {size.world}; write one that does")
+        return here
+
+    def _others(self, size: Size, here: int) -> dict[str, Any]:
+        """Return the options of sbatch that submitit has no name for, or that a profile spells in several ways."""
+        asked = self.profile.at(size.step)
+        options = {name: value for name, value in asked.sbatch.items() if value is not None and value is not False}
+        if asked.requeue is not None:
+            options["requeue" if asked.requeue else "no-requeue"] = True
+        if asked.gpus:
+            gpus = ":".join([*([asked.gpu_type] if asked.gpu_type else []), str(asked.gpus * here)])
+            if asked.gpu_option == "gres":
+                options["gres"] = ",".join([f"gpu:{gpus}", *([str(options["gres"])] if "gres" in options else [])])
+            else:
+                options["gpus-per-node"] = gpus
+        if asked.memory is not None and asked.memory_option == "mem-per-cpu" and asked.bytes:
+            options["mem-per-cpu"] = f"{-(-asked.bytes // asked.cpus // 2**20)}M"
+        elif asked.memory is not None:
+            options["mem"] = f"{asked.bytes * here // 2**20}M" if asked.bytes else "0"
+        if self.cluster:
+            options["clusters"] = self.cluster
+        if excluded := self.excluded(size):
+            options["exclude"] = ",".join([*self._own_exclude(size), *excluded])
+        return options
 
     @property
     def interpreter(self) -> str:
@@ -247,26 +273,34 @@ class Slurm:
         argv += ["--submits"] if self.profile.nodes_submit else []
         return argv
 
-    def text(self, size: Size, number: int, folder: Path = Path("FOLDER")) -> str:
-        """Return the sbatch file of so many workers."""
+    def text(self, size: Size, tasks: int, folder: Path | None = None) -> str:
+        """Return the sbatch file of an array of so many workers, as it is submitted."""
         from submitit.slurm.slurm import _make_sbatch_string  # the same that its executor writes, without a cluster
 
-        command = f"{self.python} -u -m submitit.core._submit {folder}"
-        tasks = number if number > 1 else None
-        return _make_sbatch_string(command=command, folder=folder, map_count=tasks, **self.parameters(size, folder))
+        folder = folder or self.folder / f"{size}.{self.tag(size)}-WHEN"
+        command = f"{self.python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+        array = tasks if tasks > 1 else None
+        return _make_sbatch_string(command=command, folder=folder, map_count=array, **self._asked(size, folder))
+
+    def _asked(self, size: Size, folder: Path, sign_in: bool = True) -> dict[str, Any]:
+        """Return what submitit is told of a job whose submission is kept in a folder."""
+        asked = self.parameters(size, folder if sign_in else None)
+        return asked | {"setup": [OWN_PICKLE.format(folder=shlex.quote(str(folder))), *asked["setup"]]}
+
+    def arrays(self, number: int) -> list[int]:
+        """Return how many workers each array has: as many as the cluster takes, until there are enough."""
+        most = self.profile.array or (self._array_limit() if number > 1 else 1)
+        return [min(most, number - first) for first in range(0, number, most)]
 
     def submit(self, size: Size, number: int) -> Iterator[str]:
-        """Submit workers in arrays as large as the cluster takes, as long as there is room in the queue.
+        """Submit workers in arrays, as long as there is room in the queue.
 
         Raises UserError that names the profile's line, and SchedulerUnavailable.
         """
-        chunk = self.profile.array or self._array_limit()
         if self.profile.submit is not None:
             number = min(number, self.profile.submit - self.queued)
-        while number > 0:
-            tasks = min(number, chunk)
+        for tasks in self.arrays(number) if number > 0 else ():
             yield self.submit_argv(size, tasks, self.command(size))
-            number -= tasks
             self.queued += tasks
 
     def submit_argv(self, size: Size, tasks: int, argv: Sequence[str]) -> str:
@@ -285,16 +319,14 @@ class Slurm:
         try:
             with _own_environment(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
                 executor = SlurmExecutor(folder, python=self.python)
-                asked = self.parameters(size, folder if sign_in else None)
-                asked["setup"] = [OWN_PICKLE.format(folder=shlex.quote(str(folder))), *asked["setup"]]
-                executor.update_parameters(**asked)
+                executor.update_parameters(**self._asked(size, folder, bool(sign_in)))
                 jobs = executor.map_array(os.execvp, [become[0]] * tasks, [become] * tasks)
         except (FailedJobError, FailedSubmissionError) as error:
-            if not (said := " ".join(str(error).split())) or NO_ANSWER.search(said):
+            if not (said := str(error).strip()) or NO_ANSWER.search(" ".join(said.split())):
                 self._keep(folder, size, [])
                 raise SchedulerUnavailable(_silent("sbatch", said or "it ended without a word")) from None
             shutil.rmtree(folder, ignore_errors=True)  # no job is of it, none failed at its start
-            raise UserError(explain(said, self.document)) from None
+            raise UserError(explain(said, self.document, size.step, self._unmet(said, size))) from None
         except (RuntimeError, FileNotFoundError) as error:
             raise UserError(f"no Slurm here: {error}; run this on a login node, or use --via local") from None
         self._keep(folder, size, [job.job_id for job in jobs])
@@ -490,7 +522,19 @@ class Slurm:
 
     def never(self, job: Job) -> str:
         """Return why a pending job can never start."""
-        return hopeless(job.reason, self.document)
+        return hopeless(job.reason, self.document, job.size.step, self._unmet(job.reason, job.size))
+
+    def _unmet(self, said: str, size: Size) -> tuple[str, str] | None:
+        """Return the profile's key that no node satisfies, and why, for a complaint that does not say which it is."""
+        if not COMPARED.search(said) or size.step > len(self.profile.larger):
+            return None
+        if size not in self._compared:
+            self._compared[size] = None
+            with contextlib.suppress(OSError, subprocess.SubprocessError, SchedulerUnavailable, UserError):
+                here = self._here(size)
+                told = self._ask("sinfo", "--noheader", "--exact", "--format", OFFERS)
+                self._compared[size] = compare(self.profile.at(size.step), here, size.world // here, told)
+        return self._compared[size]
 
     def waits(self, job: Job) -> str:
         """Return a pending job's reason, and what to do where time alone does not mend it."""

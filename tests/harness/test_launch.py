@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -122,6 +123,17 @@ def test_workers_are_told_what_they_have(tmp_path: Path) -> None:
         ("larger: [{memory: 0}]", "larger: memory: 0 does not say whether it is more"),
         ('sbatch: {gres: "gpu:a100:1"}', "sbatch: gres goes into the profile's own key gpus"),
         ("sbatch: {mem_per_cpu: 4G}", "sbatch: mem_per_cpu goes into the profile's own key memory, what one process"),
+        ("larger: [{memory: null}]", "larger: memory: null does not say whether it is more"),
+        ("gpu_option: gpus", "gpu_option: 'gpus' is not allowed"),
+        ("sbatch: {arr: 1-3}", "sbatch: arr is set by the harness itself"),
+        ("sbatch: {N: 2}", "sbatch: N: 'N' is no option's long name; write it without its dashes"),
+        ("sbatch: {--nice: 2}", "sbatch: --nice: '--nice' is no option's long name"),
+        ('sbatch: {comment: "a\\nb"}', "sbatch: comment: "),
+        (
+            "sbatch: {exclude: [[n1]]}",
+            "sbatch: exclude: [['n1']] is not allowed; write a text, a number, a list or true",
+        ),
+        ("sbatch: {mail-type: END, mail_type: FAIL}", "sbatch: mail_type: given twice; write it once"),
         ("memory: lots", "memory: 'lots' is no amount of memory; write 16G or 64000M"),
         ("time: 10", ""),
         ("time: never", "time: 'never' is no time"),
@@ -178,7 +190,14 @@ def test_a_profile_is_checked_line_by_line(tmp_path: Path, line: str, said: str)
         ("sbatch: {gres: 'nvme:1'}", "--gres=nvme:1"),
         ("sbatch: {mail_type: END}", "--mail-type=END"),
         ("sbatch: {wckey: ours}", "--wckey=ours"),
+        ("sbatch: {exclude: [n1, n2]}", "--exclude=n1,n2"),
+        ("sbatch: {nice: 0}", "--nice=0"),
         ("requeue: false", "--no-requeue"),
+        ("cpus: 3\nmemory: 4G\nmemory_option: mem-per-cpu", "--mem-per-cpu=1366M"),
+        ("memory: 0\nmemory_option: mem-per-cpu", "--mem=0"),
+        ("gpus: 2\ngpu_type: a100", "--gpus-per-node=a100:2"),
+        ("gpus: 2\ngpu_option: gres", "--gres=gpu:2"),
+        ("gpus: 2\ngpu_type: a100\ngpu_option: gres\nsbatch: {gres: 'nvme:1'}", "--gres=gpu:a100:2,nvme:1"),
     ],
 )
 def test_requests_are_read_as_slurm_spells_them(tmp_path: Path, line: str, written: str) -> None:
@@ -190,8 +209,33 @@ def test_requests_are_read_as_slurm_spells_them(tmp_path: Path, line: str, writt
 
 
 def test_nothing_is_submitted_that_nobody_asked_for(tmp_path: Path) -> None:
-    text = slurm(tmp_path, "sbatch: {exclusive: false}\n").text(Size(), 1)
-    assert not [name for name in ("--wckey", "--clusters", "--exclusive", "--partition", "None") if name in text]
+    launcher = slurm(tmp_path, "memory: null\nrequeue: null\ntime: null\nsbatch: {exclusive: false, comment: null}\n")
+    options = re.findall(r"^#SBATCH --([a-z-]+)", launcher.text(Size(), 1), re.MULTILINE)
+    always = ["cpus-per-task", "job-name", "nodes", "ntasks-per-node", "open-mode", "output", "signal"]
+    assert options == always, "nothing but what makes it the harness's own job"
+    assert "--memory" not in launcher.command(Size())
+
+
+@pytest.mark.usefixtures("_commands")
+@pytest.mark.parametrize("folder", ["plain", """a b'c"d[1]$HOME#~ä"""])
+def test_the_plan_prints_the_file_that_is_submitted(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "p.yaml").write_text("workers: 5\narray: 2\nsetup: [hostname]\n")
+    profile, document = load_profile(tmp_path / "p.yaml")
+    launcher = Slurm(profile, Store(tmp_path / folder / "runs"), "grid", ["grid"], document)
+    assert launcher.arrays(5) == [2, 2, 1]
+    for tasks in (1, 2):
+        launcher.submit_argv(Size(), tasks, launcher.command(Size()))
+        (file,) = launcher.folder.glob("*/7_submission.sh")
+        printed = launcher.text(Size(), tasks)
+        assert printed.strip() == re.sub(r"(w1m0\.\w+)-[\d.]+-\w+", r"\1-WHEN", file.read_text()).strip()
+        shutil.rmtree(file.parent)
+
+
+@pytest.mark.parametrize("folder", ["a%jb", "100%", "a\\b", "a\nb"])
+def test_a_log_goes_nowhere_that_slurm_would_read_otherwise(tmp_path: Path, folder: str) -> None:
+    launcher = Slurm(Profile(), Store(tmp_path / folder / "runs"), "grid", ["grid"])
+    with pytest.raises(UserError, match=r"Slurm cannot write a log where .* give --store a path without it"):
+        launcher.text(Size(), 1)
 
 
 @pytest.mark.parametrize("option", sorted({*OURS, *FIELDS}))
@@ -208,6 +252,23 @@ def test_a_step_has_its_jobs_cpus_before_anything_else_runs(tmp_path: Path) -> N
     (at,) = [number for number, line in enumerate(lines) if line == "export SRUN_CPUS_PER_TASK=32 SRUN_EXPORT_ENV=ALL"]
     assert "#SBATCH --cpus-per-task=32" in lines
     assert at < lines.index("hostname") < next(n for n, line in enumerate(lines) if line.startswith("srun "))
+
+
+@pytest.mark.usefixtures("_commands")
+def test_a_refused_submission_is_none_whose_workers_failed(tmp_path: Path) -> None:
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: Invalid qos specification' >&2; exit 1\n")
+    (tmp_path / "p.yaml").write_text("qos: nope\n")
+    profile, document = load_profile(tmp_path / "p.yaml")
+    launcher = Slurm(profile, Store(tmp_path / "runs"), "grid", ["grid"], document)
+    for _ in range(IN_VAIN):
+        with pytest.raises(UserError, match=r"p\.yaml:1: qos: nope: the scheduler refuses"):
+            launcher.submit_argv(Size(), 1, launcher.command(Size()))
+    assert not launcher.in_vain(Size())
+
+
+def test_what_the_site_decides_is_not_known_to_be_more(tmp_path: Path) -> None:
+    profile = slurm(tmp_path, "memory: null\ntime: null\nlarger: [{time: 3:00:00}, {memory: 64G}]\n").profile
+    assert (profile.step_for(3600, "time"), profile.step_for(2**30, "ram")) == (1, 2)
 
 
 def test_a_job_has_all_memory_of_its_node_where_the_profile_says_so(tmp_path: Path) -> None:
@@ -684,10 +745,86 @@ def test_a_refusal_names_the_line_and_the_remedy(tmp_path: Path, complaint: str,
     assert said in explain(complaint, slurm(tmp_path).document)
 
 
+NODES = """\
+main*|1|8|8000|gpu:a100:2(S:0),nvme:1|big,ib|infinite|1-infinite
+main*|2|4|8000|gpu:v100:1|(null)|infinite|1-infinite
+main*|1|8|16000|(null)|(null)|infinite|1-infinite
+short|1|8|8000|gpu:2|big|30:00|1-4
+"""
+ASKED = {
+    "cpus: 9": ("cpus: 9", "one process asks for 9 CPUs, a node of main has 8 at most"),
+    "cpus: 4\nworld: 4": ("cpus: 4", "4 processes on a node ask for 16 CPUs, a node of main has 8 at most"),
+    "gpus: 3": ("gpus: 3", "one process asks for 3 GPUs, a node of main has 2 at most"),
+    "gpus: 2\ngpu_type: v100": ("gpus: 2", "a node of main has 1 at most"),
+    "gpus: 1\ngpu_type: h100": ("gpu_type: h100", "no node of main has GPUs of this type; there are a100, v100"),
+    "gpus: 1\ngpu_type: a100\npartition: short": ("gpu_type: a100", "there are some without a type"),
+    "memory: 20G": ("memory: 20G", "one process asks for 20480 MB of memory, a node of main has 16000 at most"),
+    "memory: 9G\ngpus: 1": ("memory: 9G", "nodes of main with gpus as asked have 8000 MB of memory at most"),
+    "cpus: 5\ngpus: 1\ngpu_type: v100": ("cpus: 5", "nodes of main with gpu_type as asked have 4 CPUs at most"),
+    "constraint: big&fast": ("constraint: big&fast", "no node of main has such features; there are big, ib"),
+    "constraint: big|fast\ncpus: 8": ("partition: main", "no node of it has so many"),
+    "per_node: 1\nworld: 5": ("per_node: 1", "a job asks for 5 nodes, and main has no more than 4 of that kind"),
+    "per_node: 1\nworld: 2\ngpus: 2": ("per_node: 1", "and main has no more than 1 of that kind"),
+    "per_node: 1\nworld: 5\npartition: short\ntime: 9": ("per_node: 1", "one of short may have 4"),
+    "time: 40\npartition: short": ("time: 40", "its time is over the partition's limit: 30 minutes"),
+    "time: UNLIMITED\npartition: short": ("time: UNLIMITED", "limit: 30 minutes"),
+    "time: null\npartition: short": ("partition: short", "no node of it has so many"),
+    "larger: [{memory: 30G}]\nstep: 1": ("larger.0.memory: 30G", "asks for 30720 MB"),
+    "larger: [{memory: 9G}]\ncpus: 9\nstep: 1": ("cpus: 9", "a node of main has 8 at most"),
+    "partition: elsewhere\ncpus: 99": ("partition: elsewhere", "no node of it has so many"),
+}
+"""Of each profile: the line that no node satisfies, and the words for it."""
+
+
+@pytest.mark.parametrize("text", ASKED)
+def test_what_no_node_satisfies_is_found_among_what_is_asked(tmp_path: Path, text: str) -> None:
+    given = dict(line.split(": ", 1) for line in text.splitlines())
+    size = Size(int(given.pop("world", "1")), int(given.pop("step", "0")))
+    given.setdefault("partition", "main")
+    launcher = slurm(tmp_path, "".join(f"{key}: {value}\n" for key, value in given.items()), {"sinfo": NODES})
+    line, words = ASKED[text]
+    said = launcher.never(Job("7", size, "pending", "PartitionConfig"))
+    assert f": {line}: " in said
+    assert words in said
+    assert f"p.yaml:{1 + list(given).index(line.partition('.')[0].partition(':')[0])}: " in said
+
+
+def test_the_default_partition_is_compared_with_where_none_is_named(tmp_path: Path) -> None:
+    launcher = slurm(tmp_path, "cpus: 9\n", {"sinfo": NODES})
+    said = launcher.never(Job("7", Size(), "pending", "PartitionConfig"))
+    assert said.endswith("one process asks for 9 CPUs, a node of the default partition has 8 at most (PartitionConfig)")
+    assert not launcher.never(Job("7", Size(), "pending", "Resources"))
+
+
+@pytest.mark.parametrize(
+    ("complaint", "said"),
+    [
+        ("Invalid wckey specification", "p.yaml:3: sbatch.wckey: theirs: the scheduler refuses"),
+        ("Invalid --mail-type specification", "p.yaml:4: sbatch.mail_type: SOON: the scheduler refuses"),
+        ("sbatch: unrecognized option '--foo=1'", "p.yaml:5: sbatch.foo: 1: the scheduler refuses: unrecognized"),
+        ("Invalid generic resource (gres) specification", "p.yaml:6: sbatch.gres: nvme:1: the scheduler refuses"),
+        ("Use of --mem is not permitted", "`memory: null` leaves it out"),
+        ("unrecognized option '--gpus-per-node=2'", "p.yaml:1: gpus: 2: the scheduler refuses: unrecognized"),
+        ("unrecognized option '--gpus-per-node=2'", "`gpu_option: gres` asks for them otherwise"),
+        ("Requested reservation is invalid", "sbatch.reservation (not set): the scheduler refuses"),
+        ("first line\n  second  line\n", "refuses: first line; second line"),
+    ],
+)
+def test_an_option_of_the_sbatch_block_is_named_by_its_own_line(tmp_path: Path, complaint: str, said: str) -> None:
+    lines = ["gpus: 2", "sbatch:", "  wckey: theirs", "  mail_type: SOON", "  foo: 1", "  gres: nvme:1"]
+    lines += ["larger:", "- {memory: 9G, sbatch: {wckey: ours}}"]
+    document = slurm(tmp_path, "\n".join(lines) + "\n").document
+    assert said in explain(complaint, document)
+    assert "p.yaml:8: larger.0.sbatch.wckey: ours: " in explain("Invalid wckey specification", document, 1)
+
+
 def test_reasons_that_pass_are_not_hopeless(tmp_path: Path) -> None:
     document = slurm(tmp_path).document
     assert not any(hopeless(reason, document) for reason in ("Resources", "Priority", "BeginTime", "AssocGrpCpuLimit"))
     assert "partition's limit" in hopeless("PartitionTimeLimit", document)
+    assert "gpus: 1: one job of this kind is over a limit" in hopeless("QOSMaxGRESPerJob", document)
+    assert "cpus: 8: one job of this kind is under a limit" in hopeless("QOSMinCpuNotSatisfied", document)
+    assert "per_node: 4: one job of this kind is over a limit" in hopeless("AssocMaxNodePerJobLimit", document)
 
 
 def test_without_slurm_one_is_told_where_to_go(tmp_path: Path) -> None:
