@@ -66,7 +66,7 @@ HIDDEN = (
     "if gone, remove {path}"
 )
 QUEUE = ("squeue", "--me", "--noheader", "--array", "--format", "%i|%A|%j|%T|%r|%V")
-PATTERNS = r"[%\\\n\r]"
+PATTERNS = r"%[\dA-Za-z%]|[\\\n\r]"
 """What Slurm does not take as it stands in the path of a log: patterns such as %j, their escape, a new line."""
 IN_VAIN = 3
 """Submissions in a row whose workers failed at their start, after which the profile or the nodes are at fault."""
@@ -285,7 +285,8 @@ class Slurm:
     def _asked(self, size: Size, folder: Path, sign_in: bool = True) -> dict[str, Any]:
         """Return what submitit is told of a job whose submission is kept in a folder."""
         asked = self.parameters(size, folder if sign_in else None)
-        return asked | {"setup": [OWN_PICKLE.format(folder=shlex.quote(str(folder))), *asked["setup"]]}
+        first, *others = asked["setup"]  # which writes down the node, before anything can fail
+        return asked | {"setup": [first, OWN_PICKLE.format(folder=shlex.quote(str(folder))), *others]}
 
     def arrays(self, number: int) -> list[int]:
         """Return how many workers each array has: as many as the cluster takes, until there are enough."""

@@ -217,7 +217,7 @@ def test_nothing_is_submitted_that_nobody_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_commands")
-@pytest.mark.parametrize("folder", ["plain", """a b'c"d[1]$HOME#~ä"""])
+@pytest.mark.parametrize("folder", ["plain", """50% a b'c"d[1]$HOME#~ä"""])
 def test_the_plan_prints_the_file_that_is_submitted(tmp_path: Path, folder: str) -> None:
     (tmp_path / "p.yaml").write_text("workers: 5\narray: 2\nsetup: [hostname]\n")
     profile, document = load_profile(tmp_path / "p.yaml")
@@ -231,7 +231,7 @@ def test_the_plan_prints_the_file_that_is_submitted(tmp_path: Path, folder: str)
         shutil.rmtree(file.parent)
 
 
-@pytest.mark.parametrize("folder", ["a%jb", "100%", "a\\b", "a\nb"])
+@pytest.mark.parametrize("folder", ["a%jb", "a%2b", "a%%b", "a\\b", "a\nb"])
 def test_a_log_goes_nowhere_that_slurm_would_read_otherwise(tmp_path: Path, folder: str) -> None:
     launcher = Slurm(Profile(), Store(tmp_path / folder / "runs"), "grid", ["grid"])
     with pytest.raises(UserError, match=r"Slurm cannot write a log where .* give --store a path without it"):
@@ -691,8 +691,8 @@ def test_a_job_writes_down_its_node_before_anything_else(tmp_path: Path) -> None
         subprocess.run(["/bin/bash", "-c", shell_line(folder)], env=environment, check=True)
     assert (folder / f"{NODE}9").read_text() == "n3 1 9 0\n"
     assert (folder / f"{NODE}12").read_text() == "n3 1 9_3 0\n"
-    lines = [line for line in slurm(tmp_path).text(Size(), 1).splitlines() if line and not line.startswith("#")]
-    assert lines[0] == shell_line(Path("FOLDER"))
+    text = slurm(tmp_path).text(Size(), 1, folder)
+    assert next(line for line in text.splitlines() if line and not line.startswith("#")) == shell_line(folder)
 
 
 def run_worker(folder: Path, number: int, *more: str) -> tuple[str, str]:
