@@ -155,9 +155,14 @@ def own_cluster(run: Shell = shell, environment: Mapping[str, str] = os.environ)
     return ""
 
 
+def cluster_option(cluster: str, run: Shell = shell) -> str:
+    """Return what `of_cluster` is to name to ask a cluster: nothing for this machine's, which may know no name."""
+    return "" if not cluster or cluster == own_cluster(run) else cluster
+
+
 def on_cluster(cluster: str, run: Shell) -> Shell:
     """Return a shell that asks Slurm's commands of a cluster by its name; empty: of the one that answers here."""
-    other = "" if not cluster or cluster == own_cluster(run) else cluster
+    other = cluster_option(cluster, run)
     return lambda command: run(of_cluster(command, other))
 
 

@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 
-from harness.allocation import insist, of_cluster, on_cluster, own_cluster, shell
+from harness.allocation import cluster_option, insist, of_cluster, on_cluster, shell
 from harness.claims import Observer, Owner, take
 from harness.errors import SchedulerUnavailable, UserError
 from harness.index import stand
 from harness.launch import Job, Launcher
 from harness.launch.slurm import plan_mark
 from harness.plan import Plan
-from harness.planfile import SavedPlan, read_plan
+from harness.planfile import SavedPlan, earlier_plans, read_plan
 from harness.presence import Present, present
 from harness.records import ended
 from harness.rounds import CANCELLED
@@ -86,7 +86,7 @@ def cancel(asked: SavedPlan, whole: Plan, store: Store, launcher: Launcher | Non
 def _within(plan: Plan, store: Store) -> Callable[[str], bool]:
     """Return what says of the mark of a saved plan whether its cells are all a part's: its workers are not needed."""
     chosen = {key for _, key in plan.cells}
-    paths = {plan_mark(path.name): path for path in store.sweep(plan.name).glob("plan-*.json")}
+    paths = {plan_mark(path.name): path for path in earlier_plans(store, plan.name)}
 
     @cache
     def within(mark: str) -> bool:
@@ -100,7 +100,7 @@ def _within(plan: Plan, store: Store) -> Callable[[str], bool]:
 def _runs(job: Job, owner: Owner) -> bool:
     """Return whether a job is the one that a worker runs in."""
     same = not owner.cluster or not job.cluster or owner.cluster == job.cluster
-    return same and (job.inner or job.number) == owner.job.partition(".")[0]
+    return same and (job.inner or job.number) == owner.job_number
 
 
 def _end_jobs(launcher: Launcher, wanted: Callable[[Job], bool], done: Cancelled) -> None:
@@ -133,7 +133,7 @@ def _end_jobs(launcher: Launcher, wanted: Callable[[Job], bool], done: Cancelled
 def _end_worker(worker: Present, done: Cancelled) -> None:
     """End a worker that no job of the launcher's is: by a signal where it is on this machine."""
     owner, process = worker.owner, worker.owner.processes[0]
-    number = owner.job.partition(".")[0]
+    number = owner.job_number
     if number and any(_runs(job, owner) for job in done.seen.values()):
         return
     if worker.about.get("trial"):  # it reads the mark, or its claim; ended by a signal, Ray would call it crashed
@@ -161,7 +161,7 @@ def _end_worker(worker: Present, done: Cancelled) -> None:
 
 def _scancel(number: str, cluster: str) -> str:
     """Return the command that ends a job; without accounting a machine's own cluster answers to no name."""
-    return " ".join(of_cluster(["scancel", number], "" if cluster == own_cluster() else cluster))
+    return " ".join(of_cluster(["scancel", number], cluster_option(cluster)))
 
 
 def _bar(plan: Plan, whole: Plan, store: Store, states: Mapping[str, State]) -> set[str]:

@@ -106,6 +106,11 @@ class Owner:
         """
         return (self.is_here and all(process.gone() for process in self.processes)) or self._restarted()
 
+    @property
+    def job_number(self) -> str:
+        """Return the number of its scheduler's job, empty where it runs in none."""
+        return self.job.partition(".")[0]
+
     def _restarted(self) -> bool:
         number, _, restarts = self.job.partition(".")
         mine, _, again = job().partition(".")

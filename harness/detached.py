@@ -15,7 +15,7 @@ from harness.allocation import worker_environment
 from harness.claims import Owner
 from harness.launch import Job, Size, until
 from harness.launch.local import Machine
-from harness.memory import MORE
+from harness.memory import clearly_more
 from harness.presence import Present, present
 from harness.store import Store
 from harness.words import count
@@ -94,7 +94,7 @@ class Detached:
     def step_for(self, amount: float, resource: str) -> int | None:
         """Return the only step, where a worker's share of the memory, or its time, is clearly more than was needed."""
         has = {"ram": self.machine.memory, "gpu": self.machine.gpu_memory, "time": until(self.argv)}
-        return 0 if has[resource] > amount * MORE > 0 else None
+        return 0 if clearly_more(has[resource], amount) else None
 
     def size_for(self, world: int, step: int) -> Size:
         """Return the only size: here one process trains what asks for several, which means the same."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import re
 import statistics
 import subprocess
 from collections import defaultdict
@@ -20,11 +19,11 @@ from typing import Any
 
 from harness.allocation import of_cluster
 from harness.index import Done, Standing
-from harness.launch import Size
 from harness.launch.profiles import read_memory
 from harness.launch.slurm import Slurm
 from harness.launch.starts import SIGNED_IN
 from harness.plan import Plan
+from harness.states import EARLY
 from harness.terminal import short_path
 from harness.words import count, span
 
@@ -39,6 +38,8 @@ MEMORY_MARGIN, LEAST_MARGIN = 1.5, 2**29
 CPU_MARGIN, TIME_MARGIN, TIME_UNIT = 1.25, 2.0, 1800
 SMALL = 0.05
 """A kind of stage with a smaller share of the time has no say in how many CPUs are recommended."""
+RESULTS = ("diverged", EARLY)
+"""States of stages left that are what came out of them, so that no later job runs them."""
 AT_ONCE = 1000
 """Jobs that sacct is asked about in one call."""
 
@@ -98,10 +99,10 @@ class Efficiency:
     """None: of stages run by whomever, for which nothing was requested."""
     jobs: JobTimes | None = None
     """None where no accounting answers, or it was not asked."""
-    settled: bool = False
-    """Whether nothing is left to do, so that what was used is all that will be."""
-    starved: bool = False
-    """Whether a stage ran out of memory, or needed a job with more."""
+    complete: bool = False
+    """Whether nothing is left that a later job may run, so that what was used is all that will be."""
+    larger: bool = False
+    """Whether stages ran in jobs with more memory, of the profile's `larger:`."""
 
     @property
     def stages(self) -> int:
@@ -118,6 +119,10 @@ class Efficiency:
         """Return the peak of a GPU's memory."""
         return max(usage.gpu_memory for usage in self.kinds.values())
 
+    def longest(self, cpus: int) -> float:
+        """Return the seconds of the longest stage with so many CPUs: slower by what it kept busy beyond them."""
+        return max(usage.longest * max(1.0, usage.cpus / cpus) for usage in self.kinds.values())
+
     @property
     def cpus(self) -> float:
         """Return the CPUs kept busy by the kind of stage that uses most of them, small ones left out."""
@@ -127,21 +132,22 @@ class Efficiency:
     def recommended(self) -> dict[str, str | int]:
         """Return the profile's keys with other values than its own: of requests clearly too large, and of tight ones.
 
-        None from fewer than `FEWEST` stages, or while stages are left that may need more.
+        None from fewer than `FEWEST` stages, or while stages are left, or failed, that may need more.
         """
-        if self.launcher is None or not self.settled or self.stages < FEWEST:
+        if self.launcher is None or not self.complete or self.stages < FEWEST:
             return {}
         profile, found = self.launcher.profile, dict[str, str | int]()
         enough = max(MEMORY_MARGIN * self.memory, self.memory + LEAST_MARGIN, self.jobs.memory if self.jobs else 0)
-        if profile.bytes and not self.starved:
+        if profile.bytes and not self.larger:
             gib = math.ceil(enough / 2**30)
             if profile.bytes >= EXCESS * gib * 2**30 or self.memory >= TIGHT * profile.bytes:
                 found["memory"] = f"{gib}G"
         cpus = math.ceil(CPU_MARGIN * self.cpus)
-        if cpus and profile.cpus >= EXCESS * cpus:
+        limit = 60 * profile.minutes or (math.inf if profile.time else 0)  # the partition's own is not known
+        if cpus and profile.cpus >= EXCESS * cpus and limit >= TIME_MARGIN * self.longest(cpus):
             found["cpus"] = cpus
         if self.jobs and profile.minutes:
-            needed = TIME_MARGIN * max(self.jobs.longest, *(usage.longest for usage in self.kinds.values()))
+            needed = TIME_MARGIN * max(self.jobs.longest, self.longest(cpus if "cpus" in found else profile.cpus))
             seconds = math.ceil(max(needed, 1) / TIME_UNIT) * TIME_UNIT
             if 60 * profile.minutes >= EXCESS * seconds:
                 found["time"] = f"{seconds // 3600}:{seconds // 60 % 60:02}:00"
@@ -164,15 +170,16 @@ class Efficiency:
                 f"{count(jobs.jobs, 'job')}: stages ran in {jobs.busy:.0%} of their {span(jobs.elapsed)}; "
                 f"in the queue {span(jobs.queued)} (median); the longest {span(jobs.longest)}{limit}"
             )
-        if self.starved and self.settled:
-            said.append("stages ran out of memory, so no other memory is recommended")
+        if self.larger and self.complete:
+            said.append("stages ran in jobs with more memory (larger:), so no other memory is recommended")
         if advice := self.recommended():
             kept = document is None or Path(document.file).is_relative_to(self.launcher.store.root)
             file = "the profile" if kept or document is None else short_path(Path(document.file))
             keys = [f"{key}: {value}{self._line(key)}" for key, value in advice.items()]
             tight = "; its memory is close to the limit" if self.memory >= TIGHT * profile.bytes > 0 else ""
             bits = "; on a CPU, other threads may change last bits" if "cpus" in advice and not profile.gpus else ""
-            said.append(f"recommended in {file}: {', '.join(keys)}{tight}{bits}")
+            part = " for these cells alone" if self.launcher.plan else ""
+            said.append(f"recommended in {file}{part}: {', '.join(keys)}{tight}{bits}")
         return said
 
     def _line(self, key: str) -> str:
@@ -205,28 +212,29 @@ def efficiency(plan: Plan, standing: Standing, launcher: Slurm | None) -> Effici
     kinds: dict[str, list[tuple[Done, int]]] = {}
     for key, done in standing.done.items():
         if key in plan.stages and done.memory and (jobs is None or done.job in jobs):
-            kinds.setdefault(plan.stages[key].kind, []).append((done, jobs[done.job] if jobs else 1))
+            kind = plan.stages[key].kind  # what is no training may also be run by a job of a single process
+            kinds.setdefault(kind, []).append((done, jobs[done.job] if jobs and kind == "train" else 1))
     if not kinds:
         return None
     used = {kind: Usage.of(done) for kind, done in kinds.items()}
-    settled = standing.states.keys() <= standing.blocked(plan).keys()
+    blocked = standing.blocked(plan)
+    settled = standing.states.keys() <= blocked.keys()
+    complete = settled and all(standing.states[key].name in RESULTS for key in blocked.values())
     if launcher is None or jobs is None:
         return Efficiency(used)
-    starved = any(launcher.folder.glob("w*m[1-9]*-*")) or any(s.cause == "oom" for s in standing.states.values())
+    larger = any(launcher.has_more_memory(size.step) for _, size, _ in launcher.submissions())
     seconds = defaultdict[str, float](float)
     for each, _ in itertools.chain(*kinds.values()):
         seconds[each.job] += each.seconds
     times = job_times(launcher, jobs, seconds) if settled else None
-    return Efficiency(used, launcher, times, settled, starved)
+    return Efficiency(used, launcher, times, complete, larger)
 
 
 def _jobs(launcher: Slurm) -> Iterator[tuple[str, int]]:
     """Yield the jobs that were submitted with the request as it is now, each with its processes on a node."""
-    for folder in launcher.folder.iterdir() if launcher.folder.is_dir() else ():
-        named = re.match(r"w(\d+)m0\.(\w+)-", folder.name)
-        if named and named[2] == launcher.tag(Size(int(named[1]))):
-            world = int(named[1])
-            here = min(launcher.profile.per_node or world, world)
+    for folder, size, tag in launcher.submissions():
+        if size.step == 0 and tag == launcher.tag(size):
+            here = launcher.per_node(size)
             yield from ((file.name.removeprefix(SIGNED_IN), here) for file in folder.glob(f"{SIGNED_IN}*"))
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from harness.claims import Observer
 from harness.index import Standing, stand
-from harness.memory import MORE
+from harness.memory import clearly_more
 from harness.plan import Plan
 from harness.states import FAILED, LACKING, State
 from harness.store import Store, publish, read_json, write_whole
@@ -97,5 +97,5 @@ def check_limit(plan: Plan, store: Store, observer: Observer, standing: Standing
 
 def _counts(state: State, most: Mapping[str, float]) -> bool:
     """Return whether a stage failed for good, and by a fault."""
-    again = state.cause in LACKING and most.get(state.resource, 0) > state.amount * MORE > 0
+    again = state.cause in LACKING and clearly_more(most.get(state.resource, 0), state.amount)
     return state.name in FAILED and state.cause not in NOT_COUNTED and not again

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.claims import Observer
-from harness.memory import MORE
+from harness.memory import clearly_more
 from harness.plan import Plan, Stage
 from harness.states import LACKING, State, state_of
 from harness.store import Result, Store
@@ -103,7 +103,7 @@ class Frontier:
     def state(self, stage: Stage) -> State:
         """Return the state of a stage that has no usable result."""
         state = state_of(self.store.folder(stage.kind, stage.key), self.observer)
-        if state.cause in LACKING and self.has.get(state.resource, 0) > state.amount * MORE > 0:
+        if state.cause in LACKING and clearly_more(self.has.get(state.resource, 0), state.amount):
             return replace(state, name="stopped")
         return state
 

@@ -10,7 +10,12 @@ from typing import Any
 
 ROOT = Path("/sys/fs/cgroup")
 MORE = 1.05
-"""How many times the memory that was not enough another worker must have to be worth a try."""
+"""How many times the memory, or time, that was not enough another worker must have to be worth a try."""
+
+
+def clearly_more(has: float, lacked: float) -> bool:
+    """Return whether an amount of memory or time is worth a try where another was not enough; 0: not known."""
+    return has > lacked * MORE > 0
 
 
 def _cgroups() -> list[Path]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from harness.allocation import insist, job
+from harness.allocation import insist, job_id
 from harness.claims import Observer, Owner
 from harness.demand import demand, over
 from harness.errors import SchedulerUnavailable, UserError
@@ -148,7 +148,7 @@ def round_in_turn(
     `APART` seconds, whoever asks; this waits for its turn. `stop`: of a worker that goes on, which ends the wait.
     """
     name = saved.plan.name
-    own = f"{LEAVING if stop is None else STAYING}-{job().partition('.')[0]}-{uuid.uuid4().hex[:8]}"
+    own = f"{LEAVING if stop is None else STAYING}-{job_id()}-{uuid.uuid4().hex[:8]}"
     began = _now(store, name, own)
     try:
         while demand(saved.plan, stand(saved.plan, store, observer), launcher()):

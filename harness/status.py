@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import heapq
 import statistics
@@ -10,7 +9,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,13 +20,14 @@ from harness.claims import BEATS_PER_LEASE, LEASE, Observer
 from harness.completing import sweeps_here
 from harness.costs import units
 from harness.efficiency import Efficiency, efficiency
-from harness.errors import UserError, printable
+from harness.errors import SchedulerUnavailable, UserError, printable
 from harness.failure_limit import Reached, reached
 from harness.failures import CRASHED, REMEDIES, Group, debugged, group_failures, last_lines, quoted
 from harness.hosts import MOST_FAULTS, avoided
 from harness.index import Standing, stand
-from harness.launch import ARGV
-from harness.launch.kept import PendingJobs, kept, pending_jobs
+from harness.launch.kept import PendingJobs, briefly, pending_jobs
+from harness.launch.slurm import Slurm
+from harness.plan import Plan
 from harness.planfile import SavedPlan
 from harness.presence import Present, present
 from harness.states import EARLY, FAILED, State
@@ -49,25 +49,38 @@ MOST_AGAIN = 5
 HOUR = 3600.0
 
 
-class Queue:
-    """What waits in the queue of the cluster that a sweep's workers were last submitted to, if they ever were."""
+class Jobs:
+    """A sweep's jobs on the cluster that its workers were last submitted to, if they ever were."""
 
     def __init__(self, store: Store, name: str) -> None:
         self.store, self.name = store, name
+        self.launcher: Slurm | None = None
         self.pending: list[PendingJobs] | None = None
-        """None where nothing was ever submitted to a cluster, or where the queue is not known."""
+        """What waits in the queue; None where nothing was ever submitted to a cluster, or the queue is not known."""
         self.trouble = ""
         """Why the queue is not known."""
         self.looked: float | None = None
+        self._used: tuple[object, Efficiency | None] = (None, None)
 
     def look(self) -> None:
         """Ask the scheduler, unless that was done just before."""
         if self.looked is not None and time.monotonic() - self.looked < QUEUE_REFRESH:
             return
-        if (self.store.sweep(self.name) / ARGV).exists():
-            found, self.trouble = pending_jobs(self.store, self.name)
-            self.pending = None if self.trouble else found
+        self.pending, self.trouble = None, ""
+        try:
+            if launcher := briefly(self.store, self.name):
+                self.launcher = launcher
+                self.pending = pending_jobs(launcher)
+        except (SchedulerUnavailable, UserError) as error:
+            self.trouble = str(error)
         self.looked = time.monotonic()
+
+    def efficiency(self, plan: Plan, standing: Standing) -> Efficiency | None:
+        """Measure what the jobs used; once for what is finished, since accounting is asked too."""
+        seen = (len(standing.done), dict(standing.states))
+        if seen != self._used[0]:
+            self._used = seen, efficiency(plan, standing, self.launcher)
+        return self._used[1]
 
 
 @dataclass
@@ -90,7 +103,7 @@ class Status:
     avoided: list[str]
     efficiency: Efficiency | None
     """What finished stages used: those of its jobs, where it was submitted to a cluster."""
-    queue: Queue
+    jobs: Jobs
     store: Store
     given: str
     """The sweep's name or file, as it was asked for."""
@@ -130,11 +143,11 @@ def gather(
     rebuild: bool,
     given: str = "",
     more: tuple[object, ...] = (),
-    queue: Queue | None = None,
+    jobs: Jobs | None = None,
 ) -> Status:
     """Look at a sweep; `given`: the name or file that it was asked for by, `more`: what commands about it need too."""
-    plan, queue = saved.plan, queue or Queue(store, saved.plan.name)
-    queue.look()
+    plan, jobs = saved.plan, jobs or Jobs(store, saved.plan.name)
+    jobs.look()
     standing = stand(plan, store, observer, rebuild)
     ago = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - HOUR))
     long = heapq.nlargest(SLOWEST, ((d.seconds, k) for k, d in standing.done.items() if k in plan.stages))
@@ -150,20 +163,12 @@ def gather(
         _left(saved, standing),
         [(plan.stages[key].label, seconds) for seconds, key in long],
         avoided(store),
-        _efficiency(saved, standing, store),
-        queue,
+        jobs.efficiency(plan, standing),
+        jobs,
         store,
         given or plan.name,
         more,
     )
-
-
-def _efficiency(saved: SavedPlan, standing: Standing, store: Store) -> Efficiency | None:
-    launcher = None
-    if (store.sweep(saved.plan.name) / ARGV).exists():
-        with contextlib.suppress(UserError):  # a profile of another version, or several clusters in $SLURM_CLUSTERS
-            launcher = kept(store, saved.plan.name)
-    return efficiency(saved.plan, standing, launcher)
 
 
 def _who(owner: Any) -> str:
@@ -217,10 +222,8 @@ def as_json(status: Status) -> dict[str, Any]:
             }
             for worker in status.workers
         ],
-        "pending": None
-        if status.queue.pending is None
-        else [{"jobs": each.jobs, "reason": each.reason, "since": each.since} for each in status.queue.pending],
-        "scheduler_trouble": status.queue.trouble,
+        "pending": None if status.jobs.pending is None else [asdict(each) for each in status.jobs.pending],
+        "scheduler_trouble": status.jobs.trouble,
         "running": [
             {"stage": plan.stages[key].label, "key": key, "worker": _who(owner), "heartbeats": beats}
             for key, (owner, beats, _) in status.standing.owners.items()
@@ -270,7 +273,7 @@ def render(status: Status, wrapped: bool = False) -> Renderable:
     lines: list[Any] = [table, Text(_pace(status))]
     if status.halted is not None:
         lines.append(Text(printable(f"stopped: {status.halted}")))
-    lines += [Text(printable(text)) for text in _pending(status.queue)]
+    lines += [Text(printable(text)) for text in _pending(status.jobs)]
     if status.workers:
         lines.append(_workers(status))
     if status.efficiency and status.efficiency.launcher:
@@ -299,11 +302,11 @@ def _pace(status: Status) -> str:
     return "; ".join(said)
 
 
-def _pending(queue: Queue) -> list[str]:
+def _pending(jobs: Jobs) -> list[str]:
     """Return what waits in the queue, a line a reason, or why that is not known."""
-    if queue.trouble:
-        return [f"jobs that wait in the queue are not shown: {queue.trouble}"]
-    return [f"{count(each.jobs, 'job')} waiting{_since(each.since)}: {each.reason}" for each in queue.pending or ()]
+    if jobs.trouble:
+        return [f"jobs that wait in the queue are not shown: {jobs.trouble}"]
+    return [f"{count(each.jobs, 'job')} waiting{_since(each.since)}: {each.reason}" for each in jobs.pending or ()]
 
 
 def _since(when: float | None) -> str:
@@ -405,10 +408,10 @@ def main(
             from harness.why import explain
 
             raise typer.Exit(not explain(saved, place, why, bless))
-        observer, queue = Observer(), Queue(place, saved.plan.name)
+        observer, jobs = Observer(), Jobs(place, saved.plan.name)
 
         def look(rebuild: bool) -> Status:
-            return gather(saved, place, observer, rebuild, sweep, ("--data", data) if data else (), queue)
+            return gather(saved, place, observer, rebuild, sweep, ("--data", data) if data else (), jobs)
 
         status = look(rebuild)
         if as_text:

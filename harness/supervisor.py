@@ -62,7 +62,7 @@ class Setup:
     fast: bool = False
     """Whether trainings may differ in their last bits from run to run, to be faster."""
     large: bool = False
-    """Whether it takes only what ran out of memory elsewhere."""
+    """Whether it takes only what ran out of memory or time elsewhere."""
     stall: float = STALL
     """Seconds without progress that are always allowed between two steps (watchdog.py)."""
 

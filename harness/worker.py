@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.allocation import job, nodes, refuse_salloc_shell, time_limit
+from harness.allocation import job, job_id, nodes, refuse_salloc_shell, time_limit
 from harness.caches import point_caches
 from harness.claims import LEASE, Observer
 from harness.completing import sweeps_here
@@ -120,7 +120,7 @@ def main(
     slots: Annotated[int, typer.Option(help="Workers to run side by side, spread over GPUs and cores.", min=1)] = 1,
     world: Annotated[int, typer.Option(help="Processes that train a network together.", min=1)] = 1,
     as_one: Annotated[bool, typer.Option("--as-one", help="Train in one process what asks for several.")] = False,
-    large: Annotated[bool, typer.Option("--large", help="Take only what ran out of memory elsewhere.")] = False,
+    large: Annotated[bool, typer.Option("--large", help="Take only what ran out of memory or time elsewhere.")] = False,
     at_most: Annotated[
         int | None, typer.Option(help="Leave if so many workers of this sweep run on this machine already.", min=1)
     ] = None,
@@ -150,7 +150,7 @@ def main(
     """Claim and run a sweep's ready stages until none is left. Start as many as you like, wherever the store is.
 
     Inside a Slurm job it leaves before the job's time is over. Exit codes: 0 nothing left to do, or stopped; 2 a
-    mistake on the command line; 3 it can take no more stages, or, leaving, gets no answer of the scheduler.
+    mistake on the command line; 3 it can take no more stages, or, leaving, gets no answer from the scheduler.
     """
     try:
         refuse_salloc_shell()
@@ -178,7 +178,7 @@ def main(
             at_most,
             given_span("--idle", idle) if idle else None,
             not plan,
-            f"{sign_in}/{SIGNED_IN}{job().partition('.')[0]}" if sign_in else "",
+            f"{sign_in}/{SIGNED_IN}{job_id()}" if sign_in else "",
         )
         saved = read_plan(place.sweep(name) / Path(plan).name if plan else find_plan(place, name))
         here = this_machine(1, threads or 1, device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,13 +17,19 @@ PROFILE, ARGV = "profile.yaml", "launch.json"
 
 @dataclass(frozen=True, order=True)
 class Size:
-    """What a worker has: processes that train together, and its step on the ladder of larger memories."""
+    """What a worker has: processes that train together, and its step on the ladder of more memory or time."""
 
     world: int = 1
     step: int = 0
 
     def __str__(self) -> str:
         return f"w{self.world}m{self.step}"
+
+    @classmethod
+    def read(cls, text: str) -> Size | None:
+        """Return the size that a text names as `str` does; None where it names none."""
+        found = re.fullmatch(r"w(\d+)m(\d+)", text)
+        return cls(int(found[1]), int(found[2])) if found else None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from harness.allocation import shell
-from harness.errors import SchedulerUnavailable, UserError
+from harness.errors import UserError
 from harness.launch import ARGV, PROFILE, Job
 from harness.launch.profiles import load_profile
 from harness.launch.slurm import Slurm
@@ -48,18 +48,23 @@ def kept(store: Store, name: str, plan: str = "") -> Slurm:
     raise UserError(f"{name}: nothing was ever submitted to a cluster for it; use the sweep command with --via once")
 
 
-def pending_jobs(store: Store, name: str) -> tuple[list[PendingJobs], str]:
-    """Return what of a sweep waits in the queue now, and why that is not known; empty where it is."""
-    groups = defaultdict[str, list[Job]](list)
-    try:
-        launcher = kept(store, name)
+def briefly(store: Store, name: str) -> Slurm | None:
+    """Return the launcher that was last used, to look at: at workers bound to any plan, and not for long.
+
+    None where there was none. Raises UserError.
+    """
+    if launcher := last_used(store, name):
         launcher.every, launcher.run = True, partial(shell, patience=PATIENCE)
-        for job in launcher.shown():
-            if job.state == "pending":
-                groups[launcher.waits(job) or "no reason is known yet"].append(job)
-    except (SchedulerUnavailable, UserError) as error:
-        return [], str(error)
+    return launcher
+
+
+def pending_jobs(launcher: Slurm) -> list[PendingJobs]:
+    """Return what waits in the queue now. Raises UserError, and SchedulerUnavailable."""
+    groups = defaultdict[str, list[Job]](list)
+    for job in launcher.shown():
+        if job.state == "pending":
+            groups[launcher.waits(job) or "no reason is known yet"].append(job)
     return [
         PendingJobs(reason, len(jobs), min((job.since for job in jobs if job.since), default=None))
         for reason, jobs in sorted(groups.items())
-    ], ""
+    ]

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from harness.declared import Form
 from harness.errors import Fault, FileError, UserError, short, usable_path
 from harness.form import sentence
-from harness.memory import MORE
+from harness.memory import clearly_more
 from harness.reading import Document, read_document
 from harness.words import read_span
 from tost.catalog import nearest
@@ -269,7 +269,7 @@ class Profile(Request):
                 has = 0 if asked.time is None else asked.minutes * 60 or math.inf
             else:
                 has = asked.bytes if resource == "ram" else read_memory(asked.gpu_memory or "1")
-            if has > amount * MORE > 0:
+            if clearly_more(has, amount):
                 return step
         return None
 

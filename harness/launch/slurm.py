@@ -40,8 +40,8 @@ from harness.launch import ARGV, PROFILE, Job, Size, until
 from harness.launch.local import Machine
 from harness.launch.profiles import Profile
 from harness.launch.remedies import COMPARED, OFFERS, compare, explain, hopeless, known_refusal, waits
-from harness.launch.starts import OUTSTANDING, SIGNED_IN, Starts, last_words, shell_line
-from harness.memory import MORE
+from harness.launch.starts import OUTSTANDING, OWN_NAME, SIGNED_IN, Starts, last_words, shell_line
+from harness.memory import clearly_more
 from harness.reading import Document
 from harness.records import ENDED, ended, fate
 from harness.store import Store, digest, read_json, write_whole
@@ -54,13 +54,6 @@ STATES = {"COMPLETING": "leaving", **dict.fromkeys(("RUNNING", "STOPPED", "SIGNA
 """What states of a job in the queue mean. Any other that has not ended waits, also one that is not known here."""
 BECOME = "import os, signal, sys; signal.pthread_sigmask(0, {10, 12, 15}); os.execvp(sys.argv[1], sys.argv[1:])"
 """Holds SIGUSR1, SIGUSR2 and SIGTERM back until the worker listens to them: before, one would be lost, or fatal."""
-OWN_PICKLE = (
-    'for any in {folder}/%s.pkl; do cp -n "$any" {folder}/${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}'
-    "${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}_submitted.pkl 2>/dev/null; break; done"
-) % ("[0-9a-f]" * 32)
-"""Gives a job the file that submitit names after it only once sbatch has answered, which it may fail to do.
-
-All jobs of a submission have the same in theirs."""
 HIDDEN = (
     "not in the queue{of} by name, and neither accounting nor the controller tells of its end; counted as a worker; "
     "if gone, remove {path}"
@@ -127,19 +120,15 @@ class Slurm:
 
     def size_of(self, owner: Owner, jobs: Sequence[Job]) -> Size | None:
         """Return the size of the job that an owner is part of; of one that the queue does not show, by its sign-in."""
-        number = owner.job.partition(".")[0]
+        number = owner.job_number
         for each in jobs:
             if number and number == (each.inner or each.number):
                 return each.size
         if not number or not any(each.name for each in jobs):
             return None
-        names = (
-            path.parent.name
-            for path in self.folder.glob(f"*/{SIGNED_IN}{number}")
-            if path.with_name(OUTSTANDING).exists()
-        )
-        found = (re.match(r"w(\d+)m(\d+)\.", name) for name in names)
-        return next((Size(int(each[1]), int(each[2])) for each in found if each), None)
+        files = (f"{SIGNED_IN}{number}", OUTSTANDING)
+        sizes = (size for folder, size, _ in self.submissions() if all((folder / file).exists() for file in files))
+        return next(sizes, None)
 
     def begin(self) -> None:
         """Keep the profile as it is now, and what workers are told; those of a part only where nothing was kept."""
@@ -185,10 +174,14 @@ class Slurm:
         asked = self.profile.at(size.step).model_dump(mode="json", exclude=no_matter)
         return digest([asked, list(self.argv)])[:4]
 
+    def job_name(self, size: Size) -> str:
+        """Return the name of a size's jobs."""
+        return f"{self.mark}.{self.bound}.{size}.{self.tag(size)}"
+
     def parameters(self, size: Size, folder: Path | None = None) -> dict[str, Any]:
         """Return what submitit is told of a worker's job, which writes down its node in a folder."""
         asked = self.profile.at(size.step)
-        here = self._here(size)
+        here = self.per_node(size)
         if awkward := re.search(PATTERNS, str(self.folder)):
             raise UserError(
                 f"{self.store.root}: Slurm cannot write a log where {awkward[0]!r} is in the path; give --store a path "
@@ -196,7 +189,7 @@ class Slurm:
             )
         cpus = asked.cpus * here
         found = {
-            "job_name": f"{self.mark}.{self.bound}.{size}.{self.tag(size)}",
+            "job_name": self.job_name(size),
             "partition": asked.partition,
             "account": asked.account,
             "qos": asked.qos,
@@ -221,7 +214,7 @@ class Slurm:
         limit = {"time": None if asked.time is None else asked.minutes}
         return {name: value for name, value in found.items() if value is not None} | {"wckey": None} | limit
 
-    def _here(self, size: Size) -> int:
+    def per_node(self, size: Size) -> int:
         """Return how many processes of a size a node has. Raises UserError where nodes would have different numbers."""
         here = min(self.profile.per_node or size.world, size.world)
         if size.world % here:
@@ -286,7 +279,7 @@ class Slurm:
         """Return what submitit is told of a job whose submission is kept in a folder."""
         asked = self.parameters(size, folder if sign_in else None)
         first, *others = asked["setup"]  # which writes down the node, before anything can fail
-        return asked | {"setup": [first, OWN_PICKLE.format(folder=shlex.quote(str(folder))), *others]}
+        return asked | {"setup": [first, own_pickle(folder), *others]}
 
     def arrays(self, number: int) -> list[int]:
         """Return how many workers each array has: as many as the cluster takes, until there are enough."""
@@ -336,13 +329,20 @@ class Slurm:
 
     def _keep(self, folder: Path, size: Size, jobs: Sequence[str]) -> None:
         """Write down a submission's jobs; none where it is not known whether there are any."""
-        said = {"name": self.parameters(size)["job_name"], "cluster": self.home, "jobs": jobs}
+        said = {"name": self.job_name(size), "cluster": self.home, "jobs": jobs}
         write_whole(folder / OUTSTANDING, json.dumps(said).encode())
 
     @property
     def folder(self) -> Path:
         """Return where submissions are kept, a folder for each: what was submitted, and what the workers said."""
         return self.store.sweep(self.name).absolute() / "slurm"
+
+    def submissions(self) -> Iterator[tuple[Path, Size, str]]:
+        """Yield the folder of every submission, the size of its workers, and the tag of what they asked for."""
+        for folder in self.folder.glob("w*m*.*-*"):
+            size, _, tag = folder.name.partition("-")[0].partition(".")
+            if found := Size.read(size):
+                yield folder, found, tag
 
     def starts(self, size: Size) -> Starts:
         """Return what is known of the starts of a size's workers, with the profile as it is now."""
@@ -354,7 +354,7 @@ class Slurm:
         partition = self.profile.at(size.step).partition
         told = ""
         if bad:
-            with contextlib.suppress(OSError, subprocess.SubprocessError):
+            with contextlib.suppress(OSError, subprocess.SubprocessError, SchedulerUnavailable):
                 of = ["--partition", partition] if partition else []
                 told = self._ask("sinfo", "--noheader", "--Node", *of, "--format", "%N")
         nodes = set(told.split())
@@ -363,7 +363,7 @@ class Slurm:
     def exclude(self, jobs: Sequence[Job]) -> list[str]:
         """Exclude nodes on which workers fail at their start from jobs that wait; say which are excluded, and why."""
         said = []
-        for size in [Size(world, step) for world, step in self._sizes()]:
+        for size in sorted({size for _, size, _ in self.submissions() if size.step <= len(self.profile.larger)}):
             starts = self.starts(size)
             before = starts.bad()
             starts.look(lambda job: fate(job, lambda command: self._ask(*command)))
@@ -376,12 +376,6 @@ class Slurm:
                     with contextlib.suppress(OSError, subprocess.SubprocessError):  # it has just started
                         self._ask("scontrol", "update", f"JobId={job.number}", words, cluster=job.cluster)
         return said
-
-    def _sizes(self) -> list[tuple[int, int]]:
-        """Return the sizes of workers that were submitted with the profile as it is now."""
-        named = {re.match(r"w(\d+)m(\d+)\.", path.name) for path in self.folder.glob("w*m*.*-*")}
-        sizes = sorted({(int(match[1]), int(match[2])) for match in named if match})
-        return [(world, step) for world, step in sizes if step <= len(self.profile.larger)]
 
     def _own_exclude(self, size: Size) -> list[str]:
         """Return the nodes that the profile itself excludes, as Slurm spells them."""
@@ -465,11 +459,10 @@ class Slurm:
 
     def _known(self, job_name: str) -> tuple[Size, bool, str] | None:
         """Return a worker's size by its job's name, whether it is outdated, and its plan; None for others' jobs."""
-        named = re.fullmatch(re.escape(self.mark) + r"\.(\w+)\.w(\d+)m(\d+)\.(\w+)", job_name)
-        if not named or not (self.every or named[1] == self.bound):
+        named = re.fullmatch(re.escape(self.mark) + r"\.(\w+)\.(w\w+)\.(\w+)", job_name)
+        if not named or not (self.every or named[1] == self.bound) or not (size := Size.read(named[2])):
             return None
-        size = Size(int(named[2]), int(named[3]))
-        return size, size.step > len(self.profile.larger) or named[4] != self.tag(size), named[1]
+        return size, size.step > len(self.profile.larger) or named[3] != self.tag(size), named[1]
 
     def _hidden(self, kept: Mapping[Path, dict[str, Any]], shown: Collection[str], cluster: str) -> Iterator[Job]:
         """Yield the workers submitted to a cluster that its queue does not show, but that are not known to have ended.
@@ -532,7 +525,7 @@ class Slurm:
         if size not in self._compared:
             self._compared[size] = None
             with contextlib.suppress(OSError, subprocess.SubprocessError, SchedulerUnavailable, UserError):
-                here = self._here(size)
+                here = self.per_node(size)
                 told = self._ask("sinfo", "--noheader", "--exact", "--format", OFFERS)
                 self._compared[size] = compare(self.profile.at(size.step), here, size.world // here, told)
         return self._compared[size]
@@ -562,9 +555,14 @@ class Slurm:
                     said[str(error)] = None
         return "; ".join(said)
 
+    def has_more_memory(self, step: int) -> bool:
+        """Return whether jobs of a step have more memory than the profile's own; those of a step that has gone may."""
+        profile = self.profile
+        return step > len(profile.larger) or profile.at(step).bytes > profile.bytes
+
     def step_for(self, amount: float, resource: str) -> int | None:
         """Return the first of the profile's steps with clearly more memory or time."""
-        if resource == "time" and until(self.argv) <= amount * MORE:
+        if resource == "time" and not clearly_more(until(self.argv), amount):
             return None
         return self.profile.step_for(amount, resource)
 
@@ -573,6 +571,16 @@ class Slurm:
             if found := re.search(r"MaxArraySize\s*=\s*(\d+)", self._ask("scontrol", "show", "config")):
                 return max(1, int(found[1]) - 1)
         return MOST_ARRAY
+
+
+def own_pickle(folder: Path) -> str:
+    """Return the line of shell that gives a job the file which submitit names after it only once sbatch has answered.
+
+    All jobs of a submission have the same in theirs.
+    """
+    place = shlex.quote(str(folder))
+    copied = f'cp -n "$any" {place}/"{OWN_NAME}_submitted.pkl" 2>/dev/null'
+    return f"for any in {place}/{'[0-9a-f]' * 32}.pkl; do {copied}; break; done"
 
 
 def plan_mark(file: str) -> str:

@@ -21,6 +21,8 @@ OUTSTANDING = "outstanding.json"
 """A file of a submission's cluster and of its jobs that are not known to have ended; gone when all are.
 
 It lists no job, and stays, where sbatch was not answered, so that nobody knows of any."""
+OWN_NAME = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+"""A job's name in its own shell, as the queue shows it: `4711`, or `4711_3` of an array."""
 MOST_FAILED = 2
 """Failed starts in a row after which a node is excluded."""
 BLAMED = re.compile(r"^srun: error: ([\w.-]+): tasks? [\d,-]+: (?:Exited with|Segmentation|Bus error)", re.MULTILINE)
@@ -29,8 +31,7 @@ BLAMED = re.compile(r"^srun: error: ([\w.-]+): tasks? [\d,-]+: (?:Exited with|Se
 
 def shell_line(folder: Path) -> str:
     """Return the line of shell by which a job writes down its node."""
-    job = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
-    said = f'"$SLURMD_NODENAME $SLURM_JOB_NUM_NODES {job} ${{SLURM_RESTART_COUNT:-0}}"'
+    said = f'"$SLURMD_NODENAME $SLURM_JOB_NUM_NODES {OWN_NAME} ${{SLURM_RESTART_COUNT:-0}}"'
     return f'echo {said} > {shlex.quote(f"{folder}/{NODE}")}"$SLURM_JOB_ID"'
 
 

@@ -14,7 +14,8 @@ from harness.launch.profiles import load_profile
 from harness.launch.slurm import Slurm
 from harness.launch.starts import SIGNED_IN
 from harness.plan import Plan, Stage
-from harness.states import State
+from harness.states import EARLY, SEARCH, State
+from harness.status import Jobs
 from harness.store import Artifact, Result, Store
 
 GIB = 2**30
@@ -49,6 +50,7 @@ SACCT = """\
 
 def launcher_of(folder: Path, text: str = PROFILE, sacct: str = SACCT, world: int = 1) -> Slurm:
     """Return a launcher of jobs 11 to 13, which have signed in."""
+    folder.mkdir(exist_ok=True)
     (folder / "p.yaml").write_text(text)
     profile, document = load_profile(folder / "p.yaml")
 
@@ -139,15 +141,34 @@ def test_memory_close_to_its_limit_is_recommended_to_be_more(tmp_path: Path) -> 
     [
         (State("todo", 0), set()),  # it may need more than what is finished
         (State("running", 1), set()),
-        (State("failed", 1, cause="code"), {"memory", "cpus", "time"}),
-        (State("failed", 1, cause="oom"), {"cpus", "time"}),
+        (State("failed", 1, cause="code"), set()),  # the same, once that is mended
+        (State("diverged", 1, cause="diverged"), {"memory", "cpus", "time"}),
+        (State(EARLY, 1, cause=SEARCH), {"memory", "cpus", "time"}),
     ],
 )
 def test_nothing_is_recommended_before_all_is_known(tmp_path: Path, left: State, advised: set[str]) -> None:
     used = efficiency(*finished(STAGES, left), launcher_of(tmp_path))
     assert used is not None
     assert set(used.recommended()) == advised
-    assert (used.jobs is None) == (not advised), "accounting is asked once, at the end"
+    assert (used.jobs is None) == (not left.over), "accounting is asked once, at the end"
+
+
+def test_accounting_is_asked_again_only_when_more_is_finished(tmp_path: Path) -> None:
+    launcher, asked = launcher_of(tmp_path), list[str]()
+    jobs, answer = Jobs(launcher.store, "grid"), launcher.run
+
+    def run(command: Sequence[str]) -> str:
+        asked.append(command[0])
+        return answer(command)
+
+    jobs.launcher, launcher.run = launcher, run
+    failed = State("failed", 1, cause="code")
+    plan, standing = finished(STAGES, failed)
+    assert jobs.efficiency(plan, standing) == jobs.efficiency(*finished(STAGES, failed))
+    assert asked == ["sacct"], "a status that is watched asks every two seconds"
+    standing.done["left"] = standing.done["0"]
+    jobs.efficiency(plan, standing)
+    assert asked == ["sacct"] * 2
 
 
 def test_nor_from_few_stages_nor_where_some_needed_a_job_with_more(tmp_path: Path) -> None:
@@ -156,7 +177,30 @@ def test_nor_from_few_stages_nor_where_some_needed_a_job_with_more(tmp_path: Pat
     assert "memory" in measured(launcher, STAGES[:FEWEST]).recommended()
     (launcher.folder / "w1m1.abcd-1000.000-abcdef").mkdir()
     assert "memory" not in measured(launcher).recommended()
-    assert "stages ran out of memory, so no other memory is recommended" in measured(launcher).lines()
+    said = "stages ran in jobs with more memory (larger:), so no other memory is recommended"
+    assert said in measured(launcher).lines()
+    longer = launcher_of(tmp_path / "longer", f"{PROFILE}larger: [{{time: 24:00:00}}]\n")
+    (longer.folder / "w1m1.abcd-1000.000-abcdef").mkdir()
+    assert "memory" in measured(longer).recommended(), "that job had more time alone"
+
+
+def test_fewer_cpus_are_recommended_where_each_stage_still_ends_in_half_the_time_limit(tmp_path: Path) -> None:
+    # 800 s of a data set with 8 CPUs, a twenty-first of the time: with the 2 CPUs of a training it takes 3,200 s
+    data, train = ("data", 800.0, GIB, 0, 8.0, "11"), ("train", 4000.0, 3 * GIB, 7 * GIB, 1.5, "11")
+    used = measured(launcher_of(tmp_path, sacct=""), [data, *[train] * 4])
+    assert used.recommended()["cpus"] == 2
+    short = PROFILE.replace("time: 12:00:00", "time: 1:45:00")
+    assert "cpus" not in measured(launcher_of(tmp_path / "short", short, ""), [data, *[train] * 4]).recommended()
+    long = ("data", 4000.0, GIB, 0, 8.0, "11")
+    used = measured(launcher_of(tmp_path / "told"), [long, *[train] * 20])
+    # 16,000 s with 2 CPUs in place of 8: twice that is more than half of 12 hours
+    assert (used.recommended()["cpus"], used.recommended().get("time")) == (2, None)
+
+
+def test_of_a_part_of_a_sweep_it_is_said_for_which_cells_it_holds(tmp_path: Path) -> None:
+    launcher = launcher_of(tmp_path, sacct="")
+    launcher.plan = "plan-1.json"
+    assert measured(launcher).lines()[-1].startswith(f"recommended in {tmp_path / 'p.yaml'} for these cells alone: ")
 
 
 def test_only_stages_that_jobs_of_the_present_request_ran_are_measured(tmp_path: Path) -> None:
@@ -182,6 +226,8 @@ def test_the_memory_of_a_group_is_that_of_a_process(tmp_path: Path) -> None:
     assert used.memory == 3 * GIB
     assert used.jobs is not None
     assert used.jobs.memory == 5242880 * 1024 // 4
+    mask = ("mask", 10.0, 12 * GIB, 0, 1.0, "11")  # of which a job of a single process may run the next
+    assert measured(launcher, [mask, *[("train", 100.0, 12 * GIB, 7 * GIB, 1.5, "11")] * FEWEST]).memory == 12 * GIB
 
 
 def test_a_result_tells_of_its_job_and_of_the_cpus_it_kept_busy() -> None:

@@ -670,6 +670,19 @@ def test_where_no_node_would_be_left_none_is_excluded(tmp_path: Path) -> None:
     assert len(nodes.launcher.exclude([])) == 2
 
 
+def test_nodes_stay_excluded_where_the_scheduler_does_not_say_which_there_are(tmp_path: Path) -> None:
+    nodes = Nodes(tmp_path)
+    for number in ("1", "2"):
+        nodes.started(number, "n1")
+    nodes.launcher.exclude([])
+
+    def silent(command: Sequence[str]) -> str:
+        raise subprocess.TimeoutExpired(list(command), 60)
+
+    nodes.launcher.run = silent
+    assert nodes.launcher.parameters(Size())["additional_parameters"]["exclude"] == "n1"
+
+
 def test_of_several_nodes_the_one_is_blamed_on_which_srun_says_that_it_failed(tmp_path: Path) -> None:
     nodes = Nodes(tmp_path)
     said = "srun: error: n2: task 1: Exited with exit code 2\nsrun: error: n1: task 0: Terminated"

@@ -25,7 +25,7 @@ from harness.following import Following
 from harness.launch import Job, Size
 from harness.launch.profiles import Profile
 from harness.launch.remedies import hopeless, waits
-from harness.launch.slurm import OWN_PICKLE, Slurm
+from harness.launch.slurm import Slurm, own_pickle
 from harness.launching import refuse_login_node
 from harness.options import Options
 from harness.planfile import SavedPlan, as_saved
@@ -167,10 +167,12 @@ def test_what_sbatch_may_have_submitted_is_looked_for_before_anything_is_submitt
 
 
 def test_a_job_whose_submission_was_not_answered_has_what_submitit_gives_it(tmp_path: Path) -> None:
-    (tmp_path / f"{'0a' * 16}.pkl").write_text("argv")
+    folder = tmp_path / "a user's runs"
+    folder.mkdir()
+    (folder / f"{'0a' * 16}.pkl").write_text("argv")
     for given, file in (({"SLURM_JOB_ID": "7"}, "7"), ({"SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "2"}, "8_2")):
-        subprocess.run(["/bin/bash", "-ec", OWN_PICKLE.format(folder=tmp_path)], env=given, check=True)
-        assert (tmp_path / f"{file}_submitted.pkl").read_text() == "argv"
+        subprocess.run(["/bin/bash", "-ec", own_pickle(folder)], env=given, check=True)
+        assert (folder / f"{file}_submitted.pkl").read_text() == "argv"
 
 
 def test_a_command_gives_up_after_a_minute_and_says_what_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -258,6 +259,9 @@ def test_the_command_shows_what_a_person_asks_first(project: Path, sweep: Run) -
     assert said["failures"][0]["log"].endswith("attempt-0001/log")
     assert said["workers"] == []
     assert said["file_operations"] < 60
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "commands.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith("| `harness status NAME --json` |")]
+    assert list(said) == re.findall(r"`(\w+)`", row), "the page lists what it says"
 
 
 def test_the_command_shows_workers_while_they_work(
