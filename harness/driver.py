@@ -31,7 +31,7 @@ from harness.errors import UserError, printable
 from harness.failure_limit import reached, set_limit
 from harness.frontier import Frontier, Survey
 from harness.launch import Launcher, until
-from harness.launch.kept import last_used
+from harness.launch.kept import for_cancelling
 from harness.launch.local import Machine, this_machine
 from harness.launch.mps import shared
 from harness.launch.slurm import Slurm
@@ -366,7 +366,7 @@ class Driver:
 
         1 where some go on, 3 where the scheduler does not answer.
         """
-        launcher = last_used(self.store, self.plan.name) if self.given_via in ("", *HERE) else self.slurm()
+        launcher = for_cancelling(self.store, self.plan.name) if self.given_via in ("", *HERE) else self.slurm()
         if launcher is not None:
             launcher.every = True
         last = self.store.sweep(self.plan.name) / "sweep.yaml"

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from harness.claims import Observer
 from harness.index import Standing, stand
@@ -19,7 +22,7 @@ from harness.states import FAILED, LACKING, State
 from harness.store import Store, publish, read_json, write_whole
 from harness.words import count
 
-LIMIT, REACHED = "failure-limit.json", "failure-limit-reached.json"
+LIMIT, REACHED = "failure-limit.json", "failure-limit-reached"
 NOT_COUNTED = ("cancelled", "diverged")
 """Causes that are nobody's fault: a person's wish, and a training's result."""
 
@@ -66,14 +69,23 @@ def set_limit(plan: Plan, store: Store, observer: Observer, number: int | None, 
         states = stand(plan, store, observer, keep=False).states
         before = {key: state.generation for key, state in states.items() if state.name in FAILED}
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / LIMIT, json.dumps({"number": number, "most": most, "before": before}).encode())
-    (folder / REACHED).unlink(missing_ok=True)
+        said = {"number": number, "most": most, "before": before, "run": uuid.uuid4().hex[:8]}
+        write_whole(folder / LIMIT, json.dumps(said).encode())
+    for path in folder.glob(f"{REACHED}*"):
+        path.unlink(missing_ok=True)
 
 
 def reached(store: Store, name: str) -> Reached | None:
     """Return why no stage of a sweep is begun any more, None where nothing keeps it."""
-    said = read_json(store.sweep(name) / REACHED)
+    folder = store.sweep(name)
+    limit = read_json(folder / LIMIT)
+    said = read_json(_path(folder, limit)) if limit else None
     return Reached(**said) if said else None
+
+
+def _path(folder: Path, limit: Mapping[str, Any]) -> Path:
+    """Return the file that says that a limit was reached; a worker that still counts by the one before has another."""
+    return folder / f"{REACHED}-{limit.get('run', '')}.json"
 
 
 def check_limit(plan: Plan, store: Store, observer: Observer, standing: Standing | None = None) -> Reached | None:
@@ -91,7 +103,7 @@ def check_limit(plan: Plan, store: Store, observer: Observer, standing: Standing
     if len(keys) < limit["number"]:
         return None
     said = Reached(cause, len(keys), keys[0], f"{plan.stages[keys[0]].label}: {states[keys[0]].detail}")
-    publish(folder / REACHED, json.dumps(asdict(said)).encode())
+    publish(_path(folder, limit), json.dumps(asdict(said)).encode())
     return reached(store, plan.name)
 
 

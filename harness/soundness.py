@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import grp
 import importlib.metadata
 import json
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -248,7 +250,7 @@ def shared(folder: Path) -> Iterator[Finding]:
     if names:
         said = f"{names}: everybody on this machine may write there, and whoever may, runs code as you in your jobs"
         yield Finding("sharing", said, "bad", f"chmod -R o-w {folder}")
-    if not any(stat.st_mode & 0o020 for _, stat in known):
+    if not any(stat.st_mode & 0o020 and not _private(stat.st_gid) for _, stat in known):
         others = {stat.st_uid for _, stat in known} - {os.getuid()}
         if others and os.getuid():
             said = f"{folder} is another user's, and its group may not write there"
@@ -261,6 +263,15 @@ def shared(folder: Path) -> Iterator[Finding]:
     if umask & 0o020:
         said = f"a group shares it, and umask {umask:03o} makes files that colleagues cannot write"
         yield Finding("sharing", said, "note", "umask 002, in ~/.profile; jobs take it over")
+
+
+def _private(group: int) -> bool:
+    """Return whether a group is one user's own, as many systems make with each account: its name is the user's."""
+    try:
+        found, user = grp.getgrgid(group), pwd.getpwuid(os.getuid())
+    except KeyError:
+        return False
+    return group == user.pw_gid and found.gr_name == user.pw_name and not found.gr_mem
 
 
 def together(met: Met) -> Iterator[Finding]:

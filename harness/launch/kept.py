@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from harness.allocation import shell
-from harness.errors import UserError
+from harness.errors import FileError, UserError
 from harness.launch import ARGV, PROFILE, Job
-from harness.launch.profiles import load_profile
+from harness.launch.profiles import Profile, load_profile
 from harness.launch.slurm import Slurm
 from harness.store import Store, read_json
 
@@ -39,6 +39,18 @@ def last_used(store: Store, name: str, plan: str = "") -> Slurm | None:
         return None
     profile, document = load_profile(folder / PROFILE)
     return Slurm(profile, store, name, said["argv"], document, plan=plan, cluster=said.get("cluster", ""))
+
+
+def for_cancelling(store: Store, name: str) -> Slurm | None:
+    """Return a launcher that counts and ends a sweep's workers; None where none were ever submitted.
+
+    A kept profile that this version takes for none keeps nobody from ending jobs: their names say whose they are.
+    """
+    try:
+        return last_used(store, name)
+    except FileError:
+        said = read_json(store.sweep(name) / ARGV) or {}
+        return Slurm(Profile(), store, name, [], cluster=said.get("cluster", ""))
 
 
 def kept(store: Store, name: str, plan: str = "") -> Slurm:

@@ -155,6 +155,12 @@ class Request(Form, strict=True):
         """Return the memory of a process; 0 where the profile does not say how much that is."""
         return 0 if self.memory is None or self.memory.strip() == "0" else read_memory(self.memory)
 
+    def has(self, resource: str) -> float:
+        """Return what a process has of `ram` or `gpu` memory, in bytes, or `time`; 0 where it is not said."""
+        if resource == "time":
+            return 0 if self.time is None else self.minutes * 60 or math.inf
+        return self.bytes if resource == "ram" else read_memory(self.gpu_memory or "1")
+
 
 class Profile(Request):
     """A cluster, or a way of using it."""
@@ -255,21 +261,12 @@ class Profile(Request):
     def most(self) -> dict[str, float]:
         """Return the most that a process has of what `step_for` knows, by resource, of all steps."""
         steps = [self.at(step) for step in range(len(self.larger) + 1)]
-        return {
-            "ram": max(asked.bytes for asked in steps),
-            "gpu": max(read_memory(asked.gpu_memory or "1") for asked in steps),
-            "time": max(asked.minutes * 60 or math.inf for asked in steps),
-        }
+        return {resource: max(asked.has(resource) for asked in steps) for resource in ("ram", "gpu", "time")}
 
     def step_for(self, amount: float, resource: str) -> int | None:
         """Return the first step with clearly more memory (`ram` or `gpu`, in bytes) or `time` than was not enough."""
         for step in range(len(self.larger) + 1):
-            asked = self.at(step)
-            if resource == "time":
-                has = 0 if asked.time is None else asked.minutes * 60 or math.inf
-            else:
-                has = asked.bytes if resource == "ram" else read_memory(asked.gpu_memory or "1")
-            if clearly_more(has, amount):
+            if clearly_more(self.at(step).has(resource), amount):
                 return step
         return None
 

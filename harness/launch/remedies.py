@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from harness.launch.profiles import FIELDS, Profile, Request
+from harness.launch.profiles import FIELDS, Profile
 from harness.reading import Document, Path_
+from harness.words import read_span
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ class Offer:
             _number(memory),
             gpus,
             frozenset(features.split(",")) - {"(null)"},
-            math.inf if limit == "infinite" else Request(time=limit).minutes,
+            math.inf if limit == "infinite" else read_span(limit) / 60,
             math.inf if size.endswith("infinite") else _number(size.rpartition("-")[2]),
         )
 

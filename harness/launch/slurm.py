@@ -307,21 +307,23 @@ class Slurm:
 
         when = f"{time.time():.3f}-{uuid.uuid4().hex[:6]}"
         folder = self.folder / f"{size}.{self.tag(size)}-{when}"
-        self.home  # noqa: B018 - is known before anything is submitted, since what is kept of it names it
         sign_in = ["--sign-in", str(folder)] if "harness.worker" in argv else []
         become = [self.interpreter, "-c", BECOME, *argv, *sign_in]
+        asked = self._asked(size, folder, bool(sign_in))
+        folder.mkdir(parents=True)
+        self._keep(folder, size, [])  # should this process end before it knows the jobs, nobody takes them for ended
         try:
             with _own_environment(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
                 executor = SlurmExecutor(folder, python=self.python)
-                executor.update_parameters(**self._asked(size, folder, bool(sign_in)))
+                executor.update_parameters(**asked)
                 jobs = executor.map_array(os.execvp, [become[0]] * tasks, [become] * tasks)
         except (FailedJobError, FailedSubmissionError) as error:
             if not (said := str(error).strip()) or NO_ANSWER.search(" ".join(said.split())):
-                self._keep(folder, size, [])
                 raise SchedulerUnavailable(_silent("sbatch", said or "it ended without a word")) from None
             shutil.rmtree(folder, ignore_errors=True)  # no job is of it, none failed at its start
             raise UserError(explain(said, self.document, size.step, self._unmet(said, size))) from None
         except (RuntimeError, FileNotFoundError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
             raise UserError(f"no Slurm here: {error}; run this on a login node, or use --via local") from None
         self._keep(folder, size, [job.job_id for job in jobs])
         each = f" of {size.world} processes" if size.world > 1 else ""
@@ -523,12 +525,11 @@ class Slurm:
         if not COMPARED.search(said) or size.step > len(self.profile.larger):
             return None
         if size not in self._compared:
-            self._compared[size] = None
             with contextlib.suppress(OSError, subprocess.SubprocessError, SchedulerUnavailable, UserError):
                 here = self.per_node(size)
                 told = self._ask("sinfo", "--noheader", "--exact", "--format", OFFERS)
                 self._compared[size] = compare(self.profile.at(size.step), here, size.world // here, told)
-        return self._compared[size]
+        return self._compared.get(size)
 
     def waits(self, job: Job) -> str:
         """Return a pending job's reason, and what to do where time alone does not mend it."""

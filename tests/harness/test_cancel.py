@@ -15,7 +15,7 @@ import pytest
 from harness import allocation
 from harness.claims import Observer, Owner, Process, take
 from harness.driver import Driver
-from harness.launch import Size
+from harness.launch import PROFILE, Size
 from harness.launch.kept import last_used
 from harness.launch.profiles import load_profile
 from harness.launch.slurm import Slurm
@@ -138,6 +138,15 @@ def test_jobs_of_every_profile_cluster_and_plan_end_without_via(site: Site, caps
     assert (site.store.sweep("tiny") / CANCELLED).exists()
     assert site.driver.cancel() == 0
     assert capsys.readouterr().err == "0 workers asked to save and leave\n"
+
+
+def test_jobs_end_whose_profile_this_version_does_not_take(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    launcher = site.launcher("cluster: beta\n")
+    site.submit(launcher, "7", "8")
+    (site.store.sweep("tiny") / PROFILE).write_text("cluster: beta\nof_another_version: 1\n")
+    assert site.driver.cancel() == 0
+    assert capsys.readouterr().err == "2 jobs ended\n"
+    assert site.queue == []
 
 
 @pytest.mark.parametrize(

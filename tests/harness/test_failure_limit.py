@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from harness.claims import Observer, Owner, take
-from harness.failure_limit import REACHED, check_limit, reached, set_limit
+from harness.failure_limit import LIMIT, REACHED, check_limit, reached, set_limit
+from harness.index import Standing, stand
 from harness.launch import Size
 from harness.launch.profiles import Profile
 from harness.launch.slurm import Slurm
@@ -59,6 +60,28 @@ def test_failures_count_by_cause_and_message_since_the_sweep_was_run(tmp_path: P
     )
     set_limit(plan, store, Observer(), None, {})
     assert reached(store, "s") is check_limit(plan, store, Observer()) is None
+
+
+def test_a_worker_that_still_counts_by_the_limit_before_stops_nobody(tmp_path: Path) -> None:
+    saved, store = saved_plan(), Store(tmp_path)
+    finish(store, saved.plan, key_of(saved, "data"))
+    set_limit(saved.plan, store, Observer(), 1, {})
+    fail(store, saved.plan, key_of(saved, "mask resnet20 snip 0"), "code", "no score")
+
+    class Late(Standing):
+        """What a worker saw; it counts only after the sweep command was run again."""
+
+        def __getattribute__(self, name: str) -> object:
+            if name == "states" and not again:
+                again.append(True)
+                set_limit(saved.plan, store, Observer(), 1, {})
+            return super().__getattribute__(name)
+
+    again = list[bool]()
+    seen = stand(saved.plan, store, Observer())
+    check_limit(saved.plan, store, Observer(), Late(seen.done, seen.states))
+    assert again
+    assert reached(store, "s") is check_limit(saved.plan, store, Observer()) is None
 
 
 @pytest.mark.parametrize(
@@ -147,7 +170,7 @@ def test_a_sweep_stops_after_so_many_failures_and_goes_on_when_it_is_run_again(
 def test_workers_that_nobody_follows_count_for_themselves(failing: Path, sweep: Run) -> None:
     done = sweep("tiny.yaml", "--only", "mask=bad", "--detach", "--workers", "1", "--stop-after", "3")
     assert done.returncode == 0, done.stderr
-    until((failing / "runs/sweeps/tiny" / REACHED).exists)
+    until(lambda: list((failing / "runs/sweeps/tiny").glob(f"{REACHED}-*")))
     until(lambda: not list(present(Store(failing / "runs"), "tiny")))
     assert masks_tried(failing) == 3
     shown = run_module("harness.cli", failing, "status", "tiny", "--json", timeout=60)
@@ -159,7 +182,9 @@ def test_what_runs_when_the_limit_is_reached_is_finished(project: Path, start: S
     process = start("harness.sweep", "tiny.yaml", "--only", "mask=dense", "--workers", "1", "--stop-after", "1")
     until(lambda: list(project.glob("runs/stages/train/*/*/attempt-0001/metrics*")))
     said = {"cause": "code", "stages": 1, "key": "", "example": "a mask: no score"}
-    (project / "runs/sweeps/tiny" / REACHED).write_text(json.dumps(said))
+    folder = project / "runs/sweeps/tiny"
+    run = json.loads((folder / LIMIT).read_text())["run"]
+    (folder / f"{REACHED}-{run}.json").write_text(json.dumps(said))
     told = process.communicate(timeout=300)[0].decode()
     assert process.returncode == 1, told
     assert "stopped: 1 stage failed for one cause (code), such as a mask: no score" in told

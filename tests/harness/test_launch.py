@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import grp
 import itertools
 import json
+import math
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -809,6 +812,31 @@ def test_the_default_partition_is_compared_with_where_none_is_named(tmp_path: Pa
     assert not launcher.never(Job("7", Size(), "pending", "Resources"))
 
 
+def test_nodes_that_nobody_told_of_are_asked_for_again(tmp_path: Path) -> None:
+    launcher, waits = (
+        slurm(tmp_path, "cpus: 9\n", answers := {"squeue": ""}),
+        Job("7", Size(), "pending", "PartitionConfig"),
+    )
+    assert "no node of it has so many" in launcher.never(waits)
+    answers["sinfo"] = NODES
+    assert "a node of the default partition has 8 at most" in launcher.never(waits)
+
+
+@pytest.mark.parametrize(
+    ("text", "most"),
+    [
+        ("time: null", 0),
+        ("time: UNLIMITED", math.inf),
+        ("time: 30", 1800),
+        ("time: null\nlarger: [{time: 50}]", 3000),
+    ],
+)
+def test_a_time_that_is_the_partitions_own_is_not_known_to_be_more(tmp_path: Path, text: str, most: float) -> None:
+    profile = slurm(tmp_path, f"{text}\n").profile
+    assert profile.most["time"] == most
+    assert (profile.step_for(600, "time") is None) == (most == 0), "what is not tried again is counted as a failure"
+
+
 @pytest.mark.parametrize(
     ("complaint", "said"),
     [
@@ -1128,7 +1156,10 @@ def test_masks_are_the_work_of_one(tmp_path: Path) -> None:
         (0o2777, 0o002, ["everybody on this machine may write there"]),
     ],
 )
-def test_a_store_that_others_may_write_is_looked_at(tmp_path: Path, mode: int, umask: int, said: list[str]) -> None:
+def test_a_store_that_others_may_write_is_looked_at(
+    tmp_path: Path, mode: int, umask: int, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grp.getgrgid", lambda number: grp.struct_group(("lab", "x", number, [])))
     (tmp_path / "stages").mkdir()
     for folder in (tmp_path, tmp_path / "stages"):
         folder.chmod(mode)
@@ -1139,3 +1170,12 @@ def test_a_store_that_others_may_write_is_looked_at(tmp_path: Path, mode: int, u
         assert os.umask(before) == umask, "looking changes nothing"
     assert len(found) == len(said)
     assert all(words in one.said and one.remedy for words, one in zip(said, found, strict=True))
+
+
+def test_a_group_of_ones_own_shares_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o775)
+    name = pwd.getpwuid(os.getuid()).pw_name
+    os.chown(tmp_path, -1, pwd.getpwuid(os.getuid()).pw_gid)
+    for members, notes in (([], 0), (["colleague"], 1)):
+        monkeypatch.setattr("grp.getgrgid", lambda number, m=members: grp.struct_group((name, "x", number, m)))
+        assert len([one for one in shared(tmp_path) if "setgid" in one.said]) == notes

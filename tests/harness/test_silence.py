@@ -25,7 +25,8 @@ from harness.following import Following
 from harness.launch import Job, Size
 from harness.launch.profiles import Profile
 from harness.launch.remedies import hopeless, waits
-from harness.launch.slurm import Slurm, own_pickle
+from harness.launch.slurm import IN_VAIN, Slurm, own_pickle
+from harness.launch.starts import NODE
 from harness.launching import refuse_login_node
 from harness.options import Options
 from harness.planfile import SavedPlan, as_saved
@@ -173,6 +174,35 @@ def test_a_job_whose_submission_was_not_answered_has_what_submitit_gives_it(tmp_
     for given, file in (({"SLURM_JOB_ID": "7"}, "7"), ({"SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "2"}, "8_2")):
         subprocess.run(["/bin/bash", "-ec", own_pickle(folder)], env=given, check=True)
         assert (folder / f"{file}_submitted.pkl").read_text() == "argv"
+
+
+def test_a_submission_that_ends_in_the_middle_is_none_whose_workers_failed(
+    commands: Path, sweep: tuple[Driver, SavedPlan, Slurm]
+) -> None:
+    launcher = sweep[2]
+    sbatch = commands / "sbatch"
+    sbatch.write_text(sbatch.read_text().replace("case", "kill -INT $PPID\ncase", 1))
+    for number in range(IN_VAIN):
+        with pytest.raises(KeyboardInterrupt):
+            launcher.submit_argv(Size(), 1, launcher.command(Size()))
+        for folder in launcher.folder.glob("w*"):  # sbatch was answered, and its job runs
+            (folder / f"{NODE}{number}").write_text(f"n1 1 {number} 0")
+    assert not launcher.exclude([])
+    assert not launcher.in_vain(Size())
+
+
+def test_jobs_are_kept_though_nobody_says_any_more_which_nodes_there_are(
+    commands: Path, sweep: tuple[Driver, SavedPlan, Slurm]
+) -> None:
+    launcher = sweep[2]
+    starts = launcher.starts(Size())
+    starts.folder.mkdir(parents=True)
+    (starts.folder / "n1").write_text(json.dumps({"failed": ["job 1: x", "job 2: x"]}))
+    sbatch = commands / "sbatch"
+    sbatch.write_text(sbatch.read_text().replace("case", 'echo "timed out" > "$(dirname "$0")/sinfo.says"\ncase', 1))
+    assert list(launcher.submit(Size(), 1)) == ["job 7: 1 worker"]
+    assert [job.number for job in launcher.poll()] == ["7"]
+    assert "#SBATCH --exclude=n1" in launcher.text(Size(), 1)
 
 
 def test_a_command_gives_up_after_a_minute_and_says_what_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
