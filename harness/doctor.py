@@ -88,7 +88,7 @@ def _in_a_job(via: str, store: Store) -> list[Finding]:
     folder = store.sweep(name).absolute()
     said = folder / "found.json"
     folder.mkdir(parents=True)
-    argv = [launcher.interpreter, "-m", "harness.cli", "doctor", "--store", str(store.root.absolute())]
+    argv = [profile.interpreter, "-m", "harness.cli", "doctor", "--store", str(store.root.absolute())]
     argv += ["--report", str(said), "--device", "cuda" if profile.gpus else "cpu"]
     argv += ["--scratch", profile.scratch] if profile.scratch else []
     later = f"run `{command('doctor', '--via', via, store=store.root)}` again later"

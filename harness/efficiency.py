@@ -234,7 +234,7 @@ def _jobs(launcher: Slurm) -> Iterator[tuple[str, int]]:
     """Yield the jobs that were submitted with the request as it is now, each with its processes on a node."""
     for folder, size, tag in launcher.submissions():
         if size.step == 0 and tag == launcher.tag(size):
-            here = launcher.per_node(size)
+            here = launcher.profile.on_node(size.world)
             yield from ((file.name.removeprefix(SIGNED_IN), here) for file in folder.glob(f"{SIGNED_IN}*"))
 
 

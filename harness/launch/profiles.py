@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -232,6 +234,23 @@ class Profile(Request):
             ),
             *self.setup,
         ]
+
+    @property
+    def interpreter(self) -> str:
+        """Return the interpreter on the node, or in its container."""
+        return self.python or ("python" if self.container else sys.executable)
+
+    def on_node(self, world: int) -> int:
+        """Return how many of a job's processes a node has. Raises UserError where that is not the same for all."""
+        here = min(self.per_node or world, world)
+        if world % here:
+            raise UserError(f"per_node: {here} does not divide world: {world}; write one that does")
+        return here
+
+    def excluding(self, nodes: Iterable[str]) -> str:
+        """Return nodes and those that the profile itself excludes, as Slurm spells them."""
+        own = self.sbatch.get("exclude")
+        return ",".join([*([str(own)] if own else []), *nodes])
 
     @field_validator("larger")
     @classmethod

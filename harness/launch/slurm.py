@@ -1,20 +1,16 @@
-"""The Slurm launcher: array jobs of workers, written and submitted by submitit, counted by squeue.
+"""The Slurm launcher: array jobs of workers, submitted by submitit, counted by squeue.
 
-What is submitted is an argv. On the node submitit's process *becomes* the worker (exec), so that signals reach it. No
-result of submitit's is ever asked for: what was done stands in the store, what runs is known to the scheduler.
+No result of submitit's is ever asked for: what was done stands in the store, what runs is known to the scheduler.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -27,10 +23,8 @@ from harness.allocation import (
     NO_ANSWER,
     Shell,
     named_cluster,
-    notice,
     of_cluster,
     own_cluster,
-    scheduler_environment,
     shell,
     unanswered,
 )
@@ -40,7 +34,8 @@ from harness.launch import ARGV, PROFILE, Job, Size, until
 from harness.launch.local import Machine
 from harness.launch.profiles import Profile
 from harness.launch.remedies import COMPARED, OFFERS, compare, explain, hopeless, known_refusal, waits
-from harness.launch.starts import OUTSTANDING, OWN_NAME, SIGNED_IN, Starts, last_words, shell_line
+from harness.launch.slurm_request import JobRequest
+from harness.launch.starts import OUTSTANDING, SIGNED_IN, Starts, last_words
 from harness.memory import clearly_more
 from harness.reading import Document
 from harness.records import ENDED, ended, fate
@@ -52,15 +47,11 @@ MOST_ARRAY = 1000
 """Tasks of an array where the cluster does not say its MaxArraySize (Slurm's own default is 1001)."""
 STATES = {"COMPLETING": "leaving", **dict.fromkeys(("RUNNING", "STOPPED", "SIGNALING", "RESIZING"), "running")}
 """What states of a job in the queue mean. Any other that has not ended waits, also one that is not known here."""
-BECOME = "import os, signal, sys; signal.pthread_sigmask(0, {10, 12, 15}); os.execvp(sys.argv[1], sys.argv[1:])"
-"""Holds SIGUSR1, SIGUSR2 and SIGTERM back until the worker listens to them: before, one would be lost, or fatal."""
 HIDDEN = (
     "not in the queue{of} by name, and neither accounting nor the controller tells of its end; counted as a worker; "
     "if gone, remove {path}"
 )
 QUEUE = ("squeue", "--me", "--noheader", "--array", "--format", "%i|%A|%j|%T|%r|%V")
-PATTERNS = r"%[\dA-Za-z%]|[\\\n\r]"
-"""What Slurm does not take as it stands in the path of a log: patterns such as %j, their escape, a new line."""
 IN_VAIN = 3
 """Submissions in a row whose workers failed at their start, after which the profile or the nodes are at fault."""
 
@@ -178,86 +169,10 @@ class Slurm:
         """Return the name of a size's jobs."""
         return f"{self.mark}.{self.bound}.{size}.{self.tag(size)}"
 
-    def parameters(self, size: Size, folder: Path | None = None) -> dict[str, Any]:
-        """Return what submitit is told of a worker's job, which writes down its node in a folder."""
-        asked = self.profile.at(size.step)
-        here = self.per_node(size)
-        if awkward := re.search(PATTERNS, str(self.folder)):
-            raise UserError(
-                f"{self.store.root}: Slurm cannot write a log where {awkward[0]!r} is in the path; give --store a path "
-                "without it, such as that of a symbolic link"
-            )
-        cpus = asked.cpus * here
-        found = {
-            "job_name": self.job_name(size),
-            "partition": asked.partition,
-            "account": asked.account,
-            "qos": asked.qos,
-            "constraint": asked.constraint,
-            "nodes": size.world // here,
-            "ntasks_per_node": 1,
-            "cpus_per_task": cpus,
-            "signal_delay_s": notice(asked.minutes * 60),
-            "array_parallelism": self.profile.workers,
-            # srun takes a job's CPUs for its step from the first alone (Slurm 22.05 to 23.02); without the second, what
-            # the lines set stays from the worker where the job was given no environment (sbatch --export=NONE)
-            "setup": [
-                *([shell_line(folder)] if folder else []),
-                f"export SRUN_CPUS_PER_TASK={cpus} SRUN_EXPORT_ENV=ALL",
-                *self.profile.lines,
-            ],
-            "srun_args": ["--kill-on-bad-exit=1"],
-            "stderr_to_stdout": True,
-            "additional_parameters": self._others(size, here),
-        }
-        # submitit has defaults of its own: five minutes, and as wckey its name, refused where wckeys are enforced
-        limit = {"time": None if asked.time is None else asked.minutes}
-        return {name: value for name, value in found.items() if value is not None} | {"wckey": None} | limit
-
-    def per_node(self, size: Size) -> int:
-        """Return how many processes of a size a node has. Raises UserError where nodes would have different numbers."""
-        here = min(self.profile.per_node or size.world, size.world)
-        if size.world % here:
-            raise UserError(f"per_node: {here} does not divide world: {size.world}; write one that does")
-        return here
-
-    def _others(self, size: Size, here: int) -> dict[str, Any]:
-        """Return the options of sbatch that submitit has no name for, or that a profile spells in several ways."""
-        asked = self.profile.at(size.step)
-        options = {name: value for name, value in asked.sbatch.items() if value is not None and value is not False}
-        if asked.requeue is not None:
-            options["requeue" if asked.requeue else "no-requeue"] = True
-        if asked.gpus:
-            gpus = ":".join([*([asked.gpu_type] if asked.gpu_type else []), str(asked.gpus * here)])
-            if asked.gpu_option == "gres":
-                options["gres"] = ",".join([f"gpu:{gpus}", *([str(options["gres"])] if "gres" in options else [])])
-            else:
-                options["gpus-per-node"] = gpus
-        if asked.memory is not None and asked.memory_option == "mem-per-cpu" and asked.bytes:
-            options["mem-per-cpu"] = f"{-(-asked.bytes // asked.cpus // 2**20)}M"
-        elif asked.memory is not None:
-            options["mem"] = f"{asked.bytes * here // 2**20}M" if asked.bytes else "0"
-        if self.cluster:
-            options["clusters"] = self.cluster
-        if excluded := self.excluded(size):
-            options["exclude"] = ",".join([*self._own_exclude(size), *excluded])
-        return options
-
-    @property
-    def interpreter(self) -> str:
-        """Return the interpreter on the node, or in its container."""
-        return self.profile.python or ("python" if self.profile.container else sys.executable)
-
-    @property
-    def python(self) -> str:
-        """Return how a shell on the node starts it, a container's command before it where there is one."""
-        quoted = shlex.quote(self.interpreter)
-        return f"{self.profile.container} {quoted}" if self.profile.container else quoted
-
     def command(self, size: Size) -> list[str]:
         """Return a worker's argv on the node."""
         asked = self.profile.at(size.step)
-        argv = [self.interpreter, "-m", "harness.worker", *self.argv, *(["--plan", self.plan] if self.plan else [])]
+        argv = [asked.interpreter, "-m", "harness.worker", *self.argv, *(["--plan", self.plan] if self.plan else [])]
         argv += ["--world", str(size.world), "--idle", self.profile.idle]
         argv += ["--device", "cuda" if asked.gpus else "cpu", "--threads", str(asked.cpus)]
         argv += ["--memory", f"{asked.bytes / 2**30:.3f}"] if asked.bytes else []
@@ -266,20 +181,15 @@ class Slurm:
         argv += ["--submits"] if self.profile.nodes_submit else []
         return argv
 
-    def text(self, size: Size, tasks: int, folder: Path | None = None) -> str:
-        """Return the sbatch file of an array of so many workers, as it is submitted."""
-        from submitit.slurm.slurm import _make_sbatch_string  # the same that its executor writes, without a cluster
-
+    def request(self, size: Size, folder: Path | None = None) -> JobRequest:
+        """Return what is asked of sbatch for workers of a size, of which what is kept goes into a folder."""
         folder = folder or self.folder / f"{size}.{self.tag(size)}-WHEN"
-        command = f"{self.python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-        array = tasks if tasks > 1 else None
-        return _make_sbatch_string(command=command, folder=folder, map_count=array, **self._asked(size, folder))
+        asked, name, excluded = self.profile.at(size.step), self.job_name(size), self.excluded(size)
+        return JobRequest(asked, size.world, name, folder, self.cluster, tuple(excluded))
 
-    def _asked(self, size: Size, folder: Path, sign_in: bool = True) -> dict[str, Any]:
-        """Return what submitit is told of a job whose submission is kept in a folder."""
-        asked = self.parameters(size, folder if sign_in else None)
-        first, *others = asked["setup"]  # which writes down the node, before anything can fail
-        return asked | {"setup": [first, own_pickle(folder), *others]}
+    def text(self, size: Size, tasks: int) -> str:
+        """Return the sbatch file of an array of so many workers, as it is submitted."""
+        return self.request(size).text(tasks)
 
     def arrays(self, number: int) -> list[int]:
         """Return how many workers each array has: as many as the cluster takes, until there are enough."""
@@ -302,21 +212,15 @@ class Slurm:
 
         Raises UserError, and SchedulerUnavailable where the jobs may have been submitted or not: the queue shows it.
         """
-        from submitit import SlurmExecutor
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         when = f"{time.time():.3f}-{uuid.uuid4().hex[:6]}"
         folder = self.folder / f"{size}.{self.tag(size)}-{when}"
-        sign_in = ["--sign-in", str(folder)] if "harness.worker" in argv else []
-        become = [self.interpreter, "-c", BECOME, *argv, *sign_in]
-        asked = self._asked(size, folder, bool(sign_in))
+        request = self.request(size, folder)
         folder.mkdir(parents=True)
         self._keep(folder, size, [])  # should this process end before it knows the jobs, nobody takes them for ended
         try:
-            with _own_environment(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
-                executor = SlurmExecutor(folder, python=self.python)
-                executor.update_parameters(**asked)
-                jobs = executor.map_array(os.execvp, [become[0]] * tasks, [become] * tasks)
+            jobs = request.submit(tasks, argv)
         except (FailedJobError, FailedSubmissionError) as error:
             if not (said := str(error).strip()) or NO_ANSWER.search(" ".join(said.split())):
                 raise SchedulerUnavailable(_silent("sbatch", said or "it ended without a word")) from None
@@ -325,9 +229,9 @@ class Slurm:
         except (RuntimeError, FileNotFoundError) as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise UserError(f"no Slurm here: {error}; run this on a login node, or use --via local") from None
-        self._keep(folder, size, [job.job_id for job in jobs])
+        self._keep(folder, size, jobs)
         each = f" of {size.world} processes" if size.world > 1 else ""
-        return f"job {jobs[0].job_id.partition('_')[0]}: {count(tasks, 'worker')}{each}"
+        return f"job {jobs[0].partition('_')[0]}: {count(tasks, 'worker')}{each}"
 
     def _keep(self, folder: Path, size: Size, jobs: Sequence[str]) -> None:
         """Write down a submission's jobs; none where it is not known whether there are any."""
@@ -373,16 +277,11 @@ class Slurm:
             said += [starts.sentence(node) for node in excluded]
             waiting = [job for job in jobs if job.size == size and job.state == "pending" and not job.name]
             if set(excluded) - set(before):
-                words = f"ExcNodeList={','.join([*self._own_exclude(size), *excluded])}"
+                words = f"ExcNodeList={self.profile.at(size.step).excluding(excluded)}"
                 for job in waiting:
                     with contextlib.suppress(OSError, subprocess.SubprocessError):  # it has just started
                         self._ask("scontrol", "update", f"JobId={job.number}", words, cluster=job.cluster)
         return said
-
-    def _own_exclude(self, size: Size) -> list[str]:
-        """Return the nodes that the profile itself excludes, as Slurm spells them."""
-        own = self.profile.at(size.step).sbatch.get("exclude")
-        return [str(own)] if own else []
 
     def in_vain(self, size: Size) -> str:
         """Return what was wrong with the last submissions of a size, if no worker of theirs could take a stage.
@@ -526,7 +425,7 @@ class Slurm:
             return None
         if size not in self._compared:
             with contextlib.suppress(OSError, subprocess.SubprocessError, SchedulerUnavailable, UserError):
-                here = self.per_node(size)
+                here = self.profile.on_node(size.world)
                 told = self._ask("sinfo", "--noheader", "--exact", "--format", OFFERS)
                 self._compared[size] = compare(self.profile.at(size.step), here, size.world // here, told)
         return self._compared.get(size)
@@ -574,16 +473,6 @@ class Slurm:
         return MOST_ARRAY
 
 
-def own_pickle(folder: Path) -> str:
-    """Return the line of shell that gives a job the file which submitit names after it only once sbatch has answered.
-
-    All jobs of a submission have the same in theirs.
-    """
-    place = shlex.quote(str(folder))
-    copied = f'cp -n "$any" {place}/"{OWN_NAME}_submitted.pkl" 2>/dev/null'
-    return f"for any in {place}/{'[0-9a-f]' * 32}.pkl; do {copied}; break; done"
-
-
 def plan_mark(file: str) -> str:
     """Return the mark of a plan in the names of the jobs that are bound to it; empty: the sweep's newest plan."""
     return digest(file)[:4]
@@ -596,13 +485,3 @@ def _rows(told: str) -> list[list[str]]:
 
 def _silent(command: str, said: str) -> str:
     return f"the scheduler does not answer ({command}: {' '.join(said.split())})"
-
-
-@contextlib.contextmanager
-def _own_environment() -> Iterator[None]:
-    """Give submitit's sbatch, and with it the job, what any command of the scheduler's is given."""
-    hidden = {name: os.environ.pop(name) for name in os.environ.keys() - scheduler_environment(os.environ).keys()}
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)

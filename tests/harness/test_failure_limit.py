@@ -122,7 +122,7 @@ def test_once_it_is_reached_jobs_that_wait_are_cancelled_and_none_is_submitted(t
     finish(store, saved.plan, key_of(saved, "data"))
     set_limit(saved.plan, store, Observer(), 2, {})
     launcher = Slurm(Profile(workers=9), store, "s", ["s"], run=lambda command: asked.append(command) or queue)
-    name = launcher.parameters(Size())["job_name"]
+    name = launcher.job_name(Size())
     queue = f"7_0|8|{name}|RUNNING|None\n7_1|7|{name}|PENDING|Resources\n"
     for seed in ("0", "1"):
         fail(store, saved.plan, key_of(saved, f"mask resnet20 snip {seed}"), "code", "RuntimeError: no")

@@ -616,7 +616,7 @@ def test_a_node_on_which_two_workers_in_a_row_failed_at_their_start_is_excluded(
     launcher = nodes.launcher
     nodes.started("1", "n1")
     assert launcher.exclude([]) == []
-    assert launcher.parameters(Size())["additional_parameters"]["exclude"] == "n[7-8]"
+    assert launcher.request(Size()).parameters()["additional_parameters"]["exclude"] == "n[7-8]"
     nodes.started("2", "n1", log="execve(): python: No such file")
     jobs = [Job("9", Size(), "pending"), Job("8", Size(), "running"), Job("7", Size(4), "pending")]
     (said,) = launcher.exclude(jobs)
@@ -625,7 +625,7 @@ def test_a_node_on_which_two_workers_in_a_row_failed_at_their_start_is_excluded(
     )
     assert "execve(): python: No such file; to use it again, remove " in said
     assert nodes.asked == [["scontrol", "update", "JobId=9", "ExcNodeList=n[7-8],n1"]]
-    assert launcher.parameters(Size())["additional_parameters"]["exclude"] == "n[7-8],n1"
+    assert launcher.request(Size()).parameters()["additional_parameters"]["exclude"] == "n[7-8],n1"
     assert "#SBATCH --exclude='n[7-8],n1'" in launcher.text(Size(), 1)
     assert launcher.exclude(jobs) == [said]
     assert len(nodes.asked) == 1, "those that wait know it"
@@ -683,7 +683,7 @@ def test_nodes_stay_excluded_where_the_scheduler_does_not_say_which_there_are(tm
         raise subprocess.TimeoutExpired(list(command), 60)
 
     nodes.launcher.run = silent
-    assert nodes.launcher.parameters(Size())["additional_parameters"]["exclude"] == "n1"
+    assert nodes.launcher.request(Size()).parameters()["additional_parameters"]["exclude"] == "n1"
 
 
 def test_of_several_nodes_the_one_is_blamed_on_which_srun_says_that_it_failed(tmp_path: Path) -> None:
@@ -707,7 +707,7 @@ def test_a_job_writes_down_its_node_before_anything_else(tmp_path: Path) -> None
         subprocess.run(["/bin/bash", "-c", shell_line(folder)], env=environment, check=True)
     assert (folder / f"{NODE}9").read_text() == "n3 1 9 0\n"
     assert (folder / f"{NODE}12").read_text() == "n3 1 9_3 0\n"
-    text = slurm(tmp_path).text(Size(), 1, folder)
+    text = slurm(tmp_path).request(Size(), folder).text(1)
     assert next(line for line in text.splitlines() if line and not line.startswith("#")) == shell_line(folder)
 
 

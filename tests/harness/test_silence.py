@@ -25,7 +25,8 @@ from harness.following import Following
 from harness.launch import Job, Size
 from harness.launch.profiles import Profile
 from harness.launch.remedies import hopeless, waits
-from harness.launch.slurm import IN_VAIN, Slurm, own_pickle
+from harness.launch.slurm import IN_VAIN, Slurm
+from harness.launch.slurm_request import own_pickle
 from harness.launch.starts import NODE
 from harness.launching import refuse_login_node
 from harness.options import Options
