@@ -49,7 +49,7 @@ ALLOWED = {
     ("harness/train/group.py", "broadcast_object_list"): "the ranks of one training run each other's code anyway",
 }
 PICKLING = {
-    "submitit": {"harness/launch/slurm.py"},
+    "submitit": {"harness/launch/slurm_request.py"},
     "ray": {"harness/ray_run.py", "harness/ray_search.py", "harness/searchers.py"},
 }
 """Libraries that pickle by nature, and who may use them: what they are given is an argv, or plain values."""

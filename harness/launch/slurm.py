@@ -34,7 +34,7 @@ from harness.launch import ARGV, PROFILE, Job, Size, until
 from harness.launch.local import Machine
 from harness.launch.profiles import Profile
 from harness.launch.remedies import COMPARED, OFFERS, compare, explain, hopeless, known_refusal, waits
-from harness.launch.slurm_request import JobRequest
+from harness.launch.slurm_request import JobRequest, NotSubmitted
 from harness.launch.starts import OUTSTANDING, SIGNED_IN, Starts, last_words
 from harness.memory import clearly_more
 from harness.reading import Document
@@ -212,8 +212,6 @@ class Slurm:
 
         Raises UserError, and SchedulerUnavailable where the jobs may have been submitted or not: the queue shows it.
         """
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
-
         when = f"{time.time():.3f}-{uuid.uuid4().hex[:6]}"
         folder = self.folder / f"{size}.{self.tag(size)}-{when}"
         request = self.request(size, folder)
@@ -221,7 +219,7 @@ class Slurm:
         self._keep(folder, size, [])  # should this process end before it knows the jobs, nobody takes them for ended
         try:
             jobs = request.submit(tasks, argv)
-        except (FailedJobError, FailedSubmissionError) as error:
+        except NotSubmitted as error:
             if not (said := str(error).strip()) or NO_ANSWER.search(" ".join(said.split())):
                 raise SchedulerUnavailable(_silent("sbatch", said or "it ended without a word")) from None
             shutil.rmtree(folder, ignore_errors=True)  # no job is of it, none failed at its start

@@ -27,6 +27,10 @@ PATTERNS = r"%[\dA-Za-z%]|[\\\n\r]"
 """What Slurm does not take as it stands in the path of a log: patterns such as %j, their escape, a new line."""
 
 
+class NotSubmitted(Exception):
+    """What sbatch said in place of a job's number."""
+
+
 @dataclass(frozen=True)
 class JobRequest:
     """What is asked for jobs that are alike."""
@@ -120,15 +124,23 @@ class JobRequest:
         return _make_sbatch_string(command=command, folder=self.folder, map_count=array, **self.parameters())
 
     def submit(self, tasks: int, argv: Sequence[str]) -> list[str]:
-        """Submit jobs that become a command; return their numbers. Raises what submitit does."""
+        """Submit jobs that become a command; return their numbers.
+
+        Raises NotSubmitted, and RuntimeError or FileNotFoundError where there is no Slurm.
+        """
         from submitit import SlurmExecutor
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         workers = "harness.worker" in argv
         become = [self.profile.interpreter, "-c", BECOME, *argv, *(["--sign-in", str(self.folder)] if workers else [])]
         with _own_environment(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
             executor = SlurmExecutor(self.folder, python=self.python)
             executor.update_parameters(**self.parameters(workers))
-            return [job.job_id for job in executor.map_array(os.execvp, [become[0]] * tasks, [become] * tasks)]
+            try:
+                jobs = executor.map_array(os.execvp, [become[0]] * tasks, [become] * tasks)
+            except (FailedJobError, FailedSubmissionError) as error:
+                raise NotSubmitted(str(error)) from None
+        return [job.job_id for job in jobs]
 
 
 def own_pickle(folder: Path) -> str:
