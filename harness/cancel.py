@@ -8,9 +8,9 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, cached_property, partial
 
-from harness.allocation import cluster_option, insist, of_cluster, on_cluster, shell
+from harness.allocation import insist, of_cluster, on_cluster, own_cluster, shell
 from harness.claims import Observer, Owner, take
 from harness.errors import SchedulerUnavailable, UserError
 from harness.index import stand
@@ -49,6 +49,15 @@ class Cancelled:
     unanswered: bool = False
     """Whether it did not answer for a while."""
 
+    @cached_property
+    def own(self) -> str:
+        """Return the cluster of this machine."""
+        return own_cluster()
+
+    def scancel(self, number: str, cluster: str) -> str:
+        """Return the command that ends a job; without accounting a machine's own cluster answers to no name."""
+        return " ".join(of_cluster(["scancel", number], "" if cluster == self.own else cluster))
+
     def __str__(self) -> str:
         said = [f"{count(self.jobs, 'job')} ended"] if self.jobs else []
         said += [f"{count(self.asked, 'worker')} asked to save and leave"] if self.asked or not said else []
@@ -72,7 +81,7 @@ def cancel(asked: SavedPlan, whole: Plan, store: Store, launcher: Launcher | Non
         within = _within(asked.plan, store)
 
         def wanted(job: Job) -> bool:
-            return not part or within(job.bound) or any(_runs(job, owner) for owner, _ in owners.values())
+            return not part or within(job.bound) or any(job.runs(owner) for owner, _ in owners.values())
 
         _end_jobs(launcher, wanted, done)
     for worker in list(present(store, name)):
@@ -97,12 +106,6 @@ def _within(plan: Plan, store: Store) -> Callable[[str], bool]:
     return within
 
 
-def _runs(job: Job, owner: Owner) -> bool:
-    """Return whether a job is the one that a worker runs in."""
-    same = not owner.cluster or not job.cluster or owner.cluster == job.cluster
-    return same and (job.inner or job.number) == owner.job_number
-
-
 def _end_jobs(launcher: Launcher, wanted: Callable[[Job], bool], done: Cancelled) -> None:
     """Cancel jobs, until the queue shows that they end; a round under way may submit more of them meanwhile."""
     there: list[Job] = []
@@ -125,7 +128,7 @@ def _end_jobs(launcher: Launcher, wanted: Callable[[Job], bool], done: Cancelled
         done.left.append(f"jobs on the cluster: {error}; run the same command again")
     for job in there:
         why = job.reason if job.name else complaint or f"it is still {job.state}"
-        done.left.append(f"job {job.number}: {why}; to end it: {_scancel(job.number, job.cluster)}")
+        done.left.append(f"job {job.number}: {why}; to end it: {done.scancel(job.number, job.cluster)}")
     done.unsure = done.unsure or any(job.name for job in there)
     done.jobs = len(cancelled - {(job.cluster, job.number) for job in there})
 
@@ -134,7 +137,7 @@ def _end_worker(worker: Present, done: Cancelled) -> None:
     """End a worker that no job of the launcher's is: by a signal where it is on this machine."""
     owner, process = worker.owner, worker.owner.processes[0]
     number = owner.job_number
-    if number and any(_runs(job, owner) for job in done.seen.values()):
+    if number and any(job.runs(owner) for job in done.seen.values()):
         return
     if worker.about.get("trial"):  # it reads the mark, or its claim; ended by a signal, Ray would call it crashed
         done.asked += 1
@@ -155,13 +158,8 @@ def _end_worker(worker: Present, done: Cancelled) -> None:
     elif not done.unsure and number not in ended([number], on_cluster(owner.cluster, shell)):
         done.left.append(
             f"a worker on {owner.host} in job {number}, which the sweep command did not submit; to end it: "
-            f"{_scancel(number, owner.cluster)}"
+            f"{done.scancel(number, owner.cluster)}"
         )
-
-
-def _scancel(number: str, cluster: str) -> str:
-    """Return the command that ends a job; without accounting a machine's own cluster answers to no name."""
-    return " ".join(of_cluster(["scancel", number], cluster_option(cluster)))
 
 
 def _bar(plan: Plan, whole: Plan, store: Store, states: Mapping[str, State]) -> set[str]:

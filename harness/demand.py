@@ -19,11 +19,12 @@ from harness.states import LACKING, State
 def demand(plan: Plan, standing: Standing, launcher: Launcher, jobs: Sequence[Job] = ()) -> Counter[Size]:
     """Count by size the trainings that run on one of `jobs`, that are ready, or that wait for nothing but short stages.
 
-    Masks, scales and data are short where they take less time than a worker with nothing to do stays; any worker of
-    enough memory runs them on the way. Slow ones count as trainings do, which means that what waits for them is not
-    counted: a worker submitted for it would leave idle. Neither is a stage that failed, unless for want of memory or
-    time that another worker has. A stage that runs counts for the size of the job that runs it; one that others run
-    does not count, and of the trainings below a short one, the one that they will go on with does not either.
+    Masks, scales and data are short where they take less time than a worker with nothing to do stays; any worker runs
+    them on the way. Slow ones, and those that wait for a larger worker, count as trainings do, which means that what
+    waits for them is not counted: a worker submitted for it would leave idle. Neither is a stage that failed, unless
+    for want of memory or time that another worker has. A stage that runs counts for the size of the job that runs it;
+    one that others run does not count, and of the trainings below a short one, the one that they will go on with does
+    not either.
     """
     durations = Durations(plan, standing)
     wanted, short, groups = Counter[Size](), dict[str, Size](), set[int]()
@@ -35,7 +36,8 @@ def demand(plan: Plan, standing: Standing, launcher: Launcher, jobs: Sequence[Jo
         if step is None or any(parent in barred for parent in above):
             barred.add(key)
             continue
-        slow = stage.kind == "train" or (launcher.idle is not None and durations.of(stage, state) > launcher.idle)
+        slow = stage.kind == "train" or step > 0
+        slow = slow or (launcher.idle is not None and durations.of(stage, state) > launcher.idle)
         if slow:
             barred.add(key)
         if key in standing.owners:

@@ -45,7 +45,7 @@ def fate(job: str, run: Shell = shell) -> Fate | None:
     asked, which knows a job's last run only, and only for a while.
     """
     number, _, restarts = job.partition(".")
-    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
+    with contextlib.suppress(OSError, subprocess.SubprocessError, SchedulerUnavailable, ValueError):
         fields = "JobIDRaw,State,ReqMem"
         told = run(["sacct", "--jobs", number, "--duplicates", "--noheader", "--parsable2", "--format", fields])
         if found := _from_accounting(told, number, int(restarts or 0)):

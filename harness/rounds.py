@@ -27,7 +27,7 @@ from harness.terminal import command
 from harness.words import count
 
 LAST = "last-round"
-"""A file whose time says when the last round was gone."""
+"""A file whose time says when the last round began to look: what became ready since it may not have seen."""
 CANCELLED = "cancelled"
 """A file that keeps ticks and leaving workers from submitting; the sweep command removes it."""
 LEAVING = "leaving"
@@ -36,6 +36,8 @@ STAYING = "staying"
 """The same of workers that go a round and go on."""
 APART = 15.0
 """Seconds between two rounds of workers."""
+UNDER_WAY = 1.0
+"""Seconds before a round that another has begun is looked at again; it may have looked before what is ready was."""
 STALE = 300.0
 """Seconds after which a round that another began counts as broken off: more than sbatch ever takes."""
 
@@ -74,19 +76,17 @@ def go_round(saved: SavedPlan, store: Store, launcher: Launcher, observer: Obser
     Raises UserError where the scheduler refuses, or where worker after worker ended at its start.
     """
     folder = store.sweep(saved.plan.name)
-    seen = Round(stand(saved.plan, store, observer))
-    seen.wanted = demand(saved.plan, seen.standing, launcher)
-    seen.over = over(saved.plan, seen.standing, launcher)
-    seen.reached = check_limit(saved.plan, store, observer, seen.standing)
-    seen.cancelled = (folder / CANCELLED).exists()
-    if seen.over:
-        return seen
     with Turn(folder / "round") as turn:
-        seen.elsewhere = not turn.held
-        if turn.held:
+        seen = Round(stand(saved.plan, store, observer))
+        seen.wanted = demand(saved.plan, seen.standing, launcher)
+        seen.over = over(saved.plan, seen.standing, launcher)
+        seen.reached = check_limit(saved.plan, store, observer, seen.standing)
+        seen.cancelled = (folder / CANCELLED).exists()
+        seen.elsewhere = not (turn.held or seen.over)
+        if turn.held and not seen.over:
             try:
                 _submit(seen, saved, launcher, turn, by_hand)
-                _now(store, saved.plan.name, LAST)
+                turn.date(folder / LAST)
             except SchedulerUnavailable as error:
                 seen.unanswered = str(error)
     return seen
@@ -144,8 +144,8 @@ def round_in_turn(
 ) -> None:
     """Go a round for those that come after a worker that leaves, or for what it has made ready while it goes on.
 
-    Nothing is done where somebody has gone one since this began. The scheduler is not asked more often than every
-    `APART` seconds, whoever asks; this waits for its turn. `stop`: of a worker that goes on, which ends the wait.
+    Nothing is done where somebody has begun and ended one since this began. The scheduler is not asked more often than
+    every `APART` seconds, whoever asks; this waits for its turn. `stop`: of a worker that goes on, which ends the wait.
     """
     name = saved.plan.name
     own = f"{LEAVING if stop is None else STAYING}-{job_id()}-{uuid.uuid4().hex[:8]}"
@@ -171,7 +171,9 @@ def round_in_turn(
                     tell(event="note", message=f"{seen.unanswered}; {later}")
                 for sentence in seen.submitted:
                     tell(event="note", message=f"submitted {sentence}")
-                return
+                if not seen.elsewhere:
+                    return
+                wait = UNDER_WAY
             if stop is None:
                 time.sleep(min(wait, APART))
             elif stop.wait(min(wait, APART)):
@@ -208,6 +210,14 @@ class Turn:
         with contextlib.suppress(FileNotFoundError):
             return self.held and self.path.read_bytes() == self.mark
         return False
+
+    def date(self, path: Path) -> None:
+        """Write an empty file that is as old as this turn."""
+        if self.still():
+            began, draft = self.path.stat().st_mtime_ns, path.with_name(f"{path.name}-{uuid.uuid4().hex[:8]}")
+            write_whole(draft, b"")
+            os.utime(draft, ns=(began, began))
+            draft.replace(path)
 
     def _take_over(self) -> bool:
         """Move the file aside where its holder is gone; put it back where it is meanwhile another's."""

@@ -56,6 +56,11 @@ class Job:
     since: float | None = None
     """When it was submitted, in seconds since 1970; None where nobody says."""
 
+    def runs(self, owner: Owner) -> bool:
+        """Return whether it is the job that an owner is part of: numbers are of one cluster."""
+        same = not (self.cluster and owner.cluster) or self.cluster == owner.cluster
+        return bool(owner.job_number) and same and owner.job_number == (self.inner or self.number)
+
 
 def until(argv: Sequence[str]) -> float:
     """Return the seconds after which workers that are told so leave; infinity where they are told nothing."""

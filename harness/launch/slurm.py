@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from typing import Any
 from harness.allocation import (
     NO_ANSWER,
     Shell,
+    job_cluster,
     named_cluster,
     of_cluster,
     own_cluster,
@@ -87,7 +87,7 @@ class Slurm:
                 f"SLURM_CLUSTERS={self.cluster}: a profile's workers are submitted to one cluster; write `cluster:` "
                 "and its name into the profile"
             )
-        if self.cluster == os.environ.get("SLURM_CLUSTER_NAME"):  # a job of its own asks the controller next to it
+        if self.cluster == job_cluster():  # a job of its own asks the controller next to it
             self.cluster = ""
 
     @property
@@ -111,10 +111,9 @@ class Slurm:
 
     def size_of(self, owner: Owner, jobs: Sequence[Job]) -> Size | None:
         """Return the size of the job that an owner is part of; of one that the queue does not show, by its sign-in."""
+        if found := next((each for each in jobs if each.runs(owner)), None):
+            return found.size
         number = owner.job_number
-        for each in jobs:
-            if number and number == (each.inner or each.number):
-                return each.size
         if not number or not any(each.name for each in jobs):
             return None
         files = (f"{SIGNED_IN}{number}", OUTSTANDING)
@@ -284,15 +283,16 @@ class Slurm:
     def in_vain(self, size: Size) -> str:
         """Return what was wrong with the last submissions of a size, if no worker of theirs could take a stage.
 
-        While a node is known to be good, nodes that are not are excluded, and the rest goes on.
+        While a node is known to be good, nodes that are not are excluded, and the rest goes on: as many more
+        submissions may fail as there are failures that a node is blamed for.
         """
-        last = sorted(self.folder.glob(f"{size}.{self.tag(size)}-*"), key=lambda path: path.name)[-IN_VAIN:]
-        if len(last) < IN_VAIN or any((path / OUTSTANDING).exists() for path in last):
+        starts = self.starts(size)
+        number = IN_VAIN + (sum(map(len, starts.failed().values())) if starts.good else 0)
+        last = sorted(self.folder.glob(f"{size}.{self.tag(size)}-*"), key=lambda path: path.name)[-number:]
+        if len(last) < number or any((path / OUTSTANDING).exists() for path in last):
             return ""
         refusals = [[file.read_text() for file in path.glob(f"{SIGNED_IN}*")] for path in last]
         if not all(map(all, refusals)):  # a worker that started well and left with nothing to take is no failure
-            return ""
-        if not any(refusals) and self.starts(size).good:
             return ""
         logs = sorted(last[-1].glob("*_log.out"))
         words, why = last_words(logs[0] if logs else None), "ended before they were ready"
@@ -300,7 +300,7 @@ class Slurm:
         if refusals[-1]:
             words, why = refusals[-1][0], "found no stage that they could take"
         return (
-            f"{self.name}: workers were submitted {IN_VAIN} times and {why}; no more are, until the sweep command is "
+            f"{self.name}: workers were submitted {number} times and {why}; no more are, until the sweep command is "
             f"run again. The last said: {words} ({where})"
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from harness.records import CAUSES, Fate
@@ -27,6 +27,9 @@ MOST_FAILED = 2
 """Failed starts in a row after which a node is excluded."""
 BLAMED = re.compile(r"^srun: error: ([\w.-]+): tasks? [\d,-]+: (?:Exited with|Segmentation|Bus error)", re.MULTILINE)
 """What srun says of the node on which a job of several nodes failed first."""
+
+CANCELLED = re.compile(r"\*\*\* JOB \d+ ON \S+ CANCELLED AT ")
+"""What Slurm writes into the log of a job that it ends itself, on whoever's behalf."""
 
 
 def shell_line(folder: Path) -> str:
@@ -62,17 +65,18 @@ class Starts:
             elif outstanding and (not outstanding["jobs"] or name in outstanding["jobs"]):
                 continue
             elif not ((how := fate(f"{number}.{restarts}")) and how.state in CAUSES):
-                self._failed(node if nodes == "1" else "", name, path.parent)
+                logs = {log: log.read_text(errors="replace") for log in sorted(path.parent.glob(f"{name}_*log.out"))}
+                if not any(map(CANCELLED.search, logs.values())):  # without accounting a fate is soon forgotten
+                    self._failed(node if nodes == "1" else "", name, logs)
             path.unlink()
 
-    def _failed(self, node: str, name: str, submission: Path) -> None:
-        logs = sorted(submission.glob(f"{name}_*log.out"))
+    def _failed(self, node: str, name: str, logs: Mapping[Path, str]) -> None:
         if not node:
-            blamed = [match[1] for log in logs if (match := BLAMED.search(log.read_text(errors="replace")))]
+            blamed = [match[1] for text in logs.values() if (match := BLAMED.search(text))]
             node = blamed[0] if blamed else ""
         if node:
             before = (read_json(self.folder / node) or {}).get("failed", [])
-            said = f"job {name}: {last_words(logs[0] if logs else None)}"
+            said = f"job {name}: {last_words(next(iter(logs), None))}"
             self._write(node, [*before, said])
 
     def _write(self, node: str, failed: list[str]) -> None:

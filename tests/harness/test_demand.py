@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,15 @@ def test_what_ran_out_of_memory_wants_a_larger_worker_where_there_is_one() -> No
     assert wanted(chain(), {"dense": State("failed", 1, cause="code"), "wide": TODO}) == {Size(4): 1}
 
 
+def test_none_is_wanted_for_what_waits_for_a_mask_that_waits_for_a_larger_worker() -> None:
+    """Workers of the usual size would leave idle, again and again, until the larger one starts."""
+    short = State("failed", 1, cause="oom", amount=40 * 2**20)
+    states = {"snip0": short} | dict.fromkeys(("train0a", "train0b", "train0c"), TODO)
+    assert wanted(fan(), states) == {Size(1, 1): 1}
+    states["snip0"] = RUNNING
+    assert wanted(fan(), states, {"snip0": Size(1, 1)}) == {Size(1): 3, Size(1, 1): 1}
+
+
 def test_what_ran_out_of_time_wants_a_worker_with_a_longer_limit_where_there_is_one(tmp_path: Path) -> None:
     def wanted(profile: Profile, limit: float, *more: str) -> dict[Size, int]:
         standing = Standing(states={"dense": State("failed", 2, cause="time", amount=limit, resource="time")})
@@ -99,6 +109,7 @@ def test_what_ran_out_of_time_wants_a_worker_with_a_longer_limit_where_there_is_
     assert wanted(hours, 12 * 3600) == {}
     assert wanted(Profile(time="UNLIMITED"), 12 * 3600) == {Size(1, 0): 1}
     assert wanted(Profile(time="UNLIMITED"), 12 * 3600, "--until", "12h") == {}
+    assert (wanted(Profile(time=None), 3600), Profile(time=None).most["time"]) == ({}, 0), "nobody says how long"
     here = [Detached(Machine(1, 1, "cpu"), Store(tmp_path), "p", argv).step_for(3600, "time") for argv in TOLD]
     assert here == [None, 0, 0]
 
@@ -171,6 +182,9 @@ def test_a_job_that_the_queue_hides_is_known_by_its_sign_in(tmp_path: Path) -> N
     owners = [running(number)[0] for number in ("9", "8", "10")]
     assert [found.size_of(owner, [shown, hidden]) for owner in owners] == [Size(), Size(4, 1), None]
     assert [found.size_of(owner, [shown]) for owner in owners] == [Size(), None, None]
+    there = [replace(shown, cluster=cluster) for cluster in ("alpha", "")]
+    others = replace(owners[0], cluster="beta")
+    assert [found.size_of(others, [each]) for each in there] == [None, Size()], "numbers are of one cluster"
 
 
 def test_workers_that_wait_are_wanted_below_slow_stages_and_beside_others(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import itertools
 import json
@@ -14,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,10 +26,19 @@ from typing import Any
 
 import pytest
 
-from harness.allocation import SETTINGS, TimeLimit, job, nodes, scheduler_environment, time_limit, worker_environment
+from harness.allocation import (
+    SETTINGS,
+    TimeLimit,
+    job,
+    nodes,
+    scheduler_environment,
+    shell,
+    time_limit,
+    worker_environment,
+)
 from harness.claims import LEASE, Observer, Owner, Process, take
 from harness.driver import Driver
-from harness.errors import FileError, UserError
+from harness.errors import FileError, SchedulerUnavailable, UserError
 from harness.launch import Job, Size
 from harness.launch.kept import kept
 from harness.launch.local import Machine, slots
@@ -38,12 +49,12 @@ from harness.launch.starts import NODE, OUTSTANDING, SIGNED_IN, shell_line
 from harness.options import Options
 from harness.planfile import as_saved
 from harness.records import ENDED, Fate, ended, fate, tell_loss
-from harness.rounds import Turn, go_round
+from harness.rounds import Round, Turn, go_round, round_in_turn
 from harness.soundness import convolutions, look, shared
 from harness.states import state_of
 from harness.store import Store
 from harness.team import Team
-from tests.conftest import environment, save_whole_plan, write_project
+from tests.conftest import environment, save_whole_plan, until, write_project
 
 PROFILE = """
 partition: gpu
@@ -662,6 +673,103 @@ def test_a_worker_that_signs_in_clears_its_node_and_no_submission_is_in_vain_whi
     for folder in nodes.launcher.folder.glob(f"*/{OUTSTANDING}"):
         folder.unlink()
     assert nodes.launcher.in_vain(Size()) == "", "n2 is good"
+
+
+def test_failures_that_no_node_is_blamed_for_are_counted_beside_a_good_node(tmp_path: Path) -> None:
+    """As where the store is not there: such a job writes nothing down."""
+    nodes = Nodes(tmp_path)
+    nodes.started("1", "n2", "RUNNING")
+    nodes.started("2", "n1")
+    nodes.launcher.exclude([])
+    for order in range(10, 10 + IN_VAIN):
+        (outstanding(nodes.launcher, order=order) / OUTSTANDING).unlink()
+        said = nodes.launcher.in_vain(Size())
+        assert said == "" or order == 9 + IN_VAIN
+    assert "workers were submitted 4 times and ended before they were ready" in said
+
+
+@pytest.mark.parametrize("silent", ["sacct", ""])
+def test_nodes_are_judged_without_accounting(tmp_path: Path, silent: str) -> None:
+    nodes = Nodes(tmp_path)
+
+    def run(command: Sequence[str]) -> str:
+        if command[0] == "sacct":
+            said = "Connection refused" if silent else "Slurm accounting storage is disabled"
+            raise subprocess.CalledProcessError(1, command, stderr=f"sacct: error: {said}")
+        if command[0] == "scontrol":
+            raise subprocess.CalledProcessError(1, command, stderr="slurm_load_jobs error: Invalid job id specified")
+        return nodes.there
+
+    nodes.launcher.run = run
+    for number in ("1", "2"):
+        nodes.started(number, "n1")
+        said = "slurmstepd-n2: error: *** JOB 3 ON n2 CANCELLED AT 2026-11-30T17:47:44 ***"
+        nodes.started(f"3{number}", "n2", log=said)
+    (sentence,) = nodes.launcher.exclude([])
+    assert sentence.startswith("node n1 is excluded"), "what was cancelled is no node's fault"
+
+
+@pytest.mark.parametrize("answer", ["echo Submitted batch job 7", "echo 'Socket timed out' >&2; exit 1"])
+@pytest.mark.usefixtures("_commands")
+def test_a_submission_is_written_down_though_the_scheduler_falls_silent_then(tmp_path: Path, answer: str) -> None:
+    """A node is excluded, so that each request asks for those there are."""
+    launcher = slurm(tmp_path)
+    launcher.run = shell
+    starts = launcher.starts(Size())
+    starts.folder.mkdir(parents=True)
+    (starts.folder / "n1").write_text(json.dumps({"failed": ["one", "two"]}))
+    silent = "if [ -e fell ]; then echo 'Unable to contact slurm controller' >&2; exit 1; fi\n"
+    for name, does in {"sinfo": f"{silent}echo n1; echo n2", "sbatch": f"touch fell; {answer}"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\ncd {tmp_path}\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    with pytest.raises(SchedulerUnavailable, match="sbatch") if "exit 1" in answer else contextlib.nullcontext():
+        launcher.submit_argv(Size(), 1, ["harness.worker"])
+    (path,) = launcher.folder.glob(f"*/{OUTSTANDING}")
+    assert json.loads(path.read_text())["jobs"] == ([] if "exit 1" in answer else ["7"])
+
+
+def test_a_shell_that_holds_a_job_of_another_cluster_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"JOB_ID": "7", "JOB_NODELIST": "b1", "CLUSTER_NAME": "beta"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert slurm(tmp_path, "cluster: beta\n").cluster == "beta", "the controller next to it is not beta's"
+    monkeypatch.setenv("SLURMD_NODENAME", "b1")
+    assert slurm(tmp_path, "cluster: beta\n").cluster == ""
+
+
+def test_what_becomes_ready_while_a_round_is_under_way_has_a_round_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.rounds.APART", 0.0)
+    driver = Driver(write_project(tmp_path) / "tiny.yaml", tmp_path / "runs", None, Options("p.yaml"))
+    driver.load()
+    saved, asked, looked = as_saved(driver.plan, driver.sweep), list[str](), threading.Event()
+    launcher, folder = slurm(tmp_path, name="tiny"), driver.store.sweep("tiny")
+
+    def look(command: Sequence[str]) -> str:
+        if command[0] == "squeue":
+            asked.append("squeue")
+            if len(asked) == 1:  # the round has looked; a worker then frees others
+                thread.start()
+                until(looked.is_set)
+        return ""
+
+    def go(*given: Any) -> Round:
+        seen = go_round(*given)
+        looked.set()
+        return seen
+
+    def free() -> None:
+        tell, stop = (lambda **said: None), threading.Event()
+        round_in_turn(saved, driver.store, Observer(), lambda: launcher, tell, stop)
+
+    thread = threading.Thread(target=free)
+    launcher.run = look
+    monkeypatch.setattr(Slurm, "submit", lambda self, size, number: [])
+    monkeypatch.setattr("harness.rounds.go_round", go)
+    go_round(saved, driver.store, launcher, Observer())
+    thread.join()
+    assert asked == ["squeue"] * 2
+    assert not list(folder.glob("staying-*"))
 
 
 def test_where_no_node_would_be_left_none_is_excluded(tmp_path: Path) -> None:

@@ -228,9 +228,12 @@ def test_cancelling_that_is_not_answered_says_so_and_nothing_more_is_submitted(
 ) -> None:
     driver, saved, launcher = sweep
     monkeypatch.setattr(allocation, "PATIENCE", 0)
-    (commands / "squeue.shows").write_text(listed(launcher, ("7_0", "RUNNING", "None")))
+    (commands / "squeue.shows").write_text(listed(launcher, ("7_0", "RUNNING", "None"), ("7_1", "RUNNING", "None")))
     silence(commands, "scancel")
+    asked = list[str]()
+    monkeypatch.setattr("harness.cancel.own_cluster", lambda: asked.append("own") or "")
     done = cancel(saved, driver.whole, driver.store, launcher, part=False)
+    assert (len(done.left), len(asked)) == (3, 1), "a silent scheduler is not asked anew for each job"
     assert (done.unanswered, done.jobs) == (True, 0)
     assert done.left[0].endswith("; what runs goes on; run the same command again later to end it")
     assert (driver.store.sweep("tiny") / CANCELLED).exists()
