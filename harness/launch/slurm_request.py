@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.allocation import notice, scheduler_environment
-from harness.errors import UserError
+from harness.errors import SchedulerUnavailable, UserError
 from harness.launch.profiles import Profile
 from harness.launch.starts import OWN_NAME, shell_line
 
@@ -126,7 +126,8 @@ class JobRequest:
     def submit(self, tasks: int, argv: Sequence[str]) -> list[str]:
         """Submit jobs that become a command; return their numbers.
 
-        Raises NotSubmitted, and RuntimeError or FileNotFoundError where there is no Slurm.
+        Raises NotSubmitted, SchedulerUnavailable where jobs may have been submitted all the same, and RuntimeError or
+        FileNotFoundError where there is no Slurm.
         """
         from submitit import SlurmExecutor
         from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -138,8 +139,11 @@ class JobRequest:
             executor.update_parameters(**self.parameters(workers))
             try:
                 jobs = executor.map_array(os.execvp, [become[0]] * tasks, [become] * tasks)
-            except (FailedJobError, FailedSubmissionError) as error:
+            except FailedJobError as error:
                 raise NotSubmitted(str(error)) from None
+            except FailedSubmissionError as error:
+                said = " ".join(str(error).partition("\nJob instance")[0].split())
+                raise SchedulerUnavailable(f"sbatch names no job, so that one may wait or not: {said}") from None
         return [job.job_id for job in jobs]
 
 

@@ -27,7 +27,7 @@ from harness.launch.profiles import Profile
 from harness.launch.remedies import hopeless, waits
 from harness.launch.slurm import IN_VAIN, Slurm
 from harness.launch.slurm_request import own_pickle
-from harness.launch.starts import NODE
+from harness.launch.starts import NODE, OUTSTANDING
 from harness.launching import refuse_login_node
 from harness.options import Options
 from harness.planfile import SavedPlan, as_saved
@@ -190,6 +190,19 @@ def test_a_submission_that_ends_in_the_middle_is_none_whose_workers_failed(
             (folder / f"{NODE}{number}").write_text(f"n1 1 {number} 0")
     assert not launcher.exclude([])
     assert not launcher.in_vain(Size())
+
+
+def test_a_job_whose_number_is_not_told_keeps_what_it_needs(
+    commands: Path, sweep: tuple[Driver, SavedPlan, Slurm]
+) -> None:
+    launcher = sweep[2]
+    sbatch = commands / "sbatch"
+    sbatch.write_text(sbatch.read_text().replace("Submitted batch job 7", "submitted: 7"))
+    with pytest.raises(SchedulerUnavailable, match=r'sbatch names no job, .*: Could not make .* "submitted: 7"$'):
+        launcher.submit_argv(Size(), 1, launcher.command(Size()))
+    (folder,) = launcher.folder.glob("w*")
+    assert list(folder.glob("*.pkl"))
+    assert json.loads((folder / OUTSTANDING).read_text())["jobs"] == []
 
 
 def test_jobs_are_kept_though_nobody_says_any_more_which_nodes_there_are(
