@@ -60,7 +60,9 @@ class Starts:
                 continue  # it is being written
             node, nodes, name, restarts = words
             outstanding = read_json(path.parent / OUTSTANDING)
-            if (path.parent / f"{SIGNED_IN}{number}").exists():
+            signed_in = path.parent / f"{SIGNED_IN}{number}"
+            # a job that was requeued has an old one too
+            if signed_in.exists() and signed_in.stat().st_mtime >= path.stat().st_mtime:
                 self._write(node, [])
             elif outstanding and (not outstanding["jobs"] or name in outstanding["jobs"]):
                 continue

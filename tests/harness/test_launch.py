@@ -675,6 +675,19 @@ def test_a_worker_that_signs_in_clears_its_node_and_no_submission_is_in_vain_whi
     assert nodes.launcher.in_vain(Size()) == "", "n2 is good"
 
 
+def test_what_a_requeued_job_did_before_clears_no_node(tmp_path: Path) -> None:
+    nodes = Nodes(tmp_path)
+    for number in ("1", "2"):
+        nodes.started(number, "n1")
+        (signed_in,) = (
+            path.with_name(f"{SIGNED_IN}{number}") for path in nodes.launcher.folder.glob(f"*/{NODE}{number}")
+        )
+        signed_in.touch()
+        os.utime(signed_in, (0, 0))
+    assert len(nodes.launcher.exclude([])) == 1
+    assert not nodes.launcher.starts(Size()).good
+
+
 def test_failures_that_no_node_is_blamed_for_are_counted_beside_a_good_node(tmp_path: Path) -> None:
     """As where the store is not there: such a job writes nothing down."""
     nodes = Nodes(tmp_path)
