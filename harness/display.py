@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from harness.errors import printable
-from harness.words import span
+from harness.words import count, span
 
 PLAIN_EVERY = 10.0
 """Seconds between two overall lines where output is no terminal."""
@@ -55,7 +55,8 @@ class Display:
     def shown(self) -> Iterator[None]:
         """Show progress while the block runs."""
         if not self.rich:
-            self.out.print(f"{self.done} of {self.total} {self.what} done, {len(self.lines)} workers", soft_wrap=True)
+            workers = f", {count(len(self.lines), 'worker')}" if self.lines else ""
+            self.out.print(f"{self.done} of {self.total} {self.what} done{workers}", soft_wrap=True)
             yield
             return
         with Live(self._render(), console=self.out, refresh_per_second=4, transient=True) as self.live:

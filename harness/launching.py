@@ -152,8 +152,7 @@ def run_elsewhere(saved: SavedPlan, store: Store, launcher: Launcher, observer: 
             typer.echo(said, err=True)
         return False
     following = Following(saved, store, launcher, observer)
-    standing_total = len(saved.plan.stages)
-    interrupted = following.run(Display(0, standing_total, 1))
+    interrupted = following.run(Display(0, len(saved.plan.stages), 0))
     for sentence in following.trouble:
         typer.echo(sentence, err=True)
     return interrupted

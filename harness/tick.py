@@ -74,7 +74,8 @@ def main(
             f"run `{command('tick', name, store=store)}` again later to submit what is missing",
             note,
         )
-    there = "another round is under way" if seen.elsewhere else f"{count(len(seen.jobs), 'worker')} at work or waiting"
+    there = f"{count(len(seen.jobs), 'worker')} at work or waiting{' before' if seen.submitted else ''}"
+    there = "another round is under way" if seen.elsewhere else there
     there += "; cancelled until the sweep command is run again" if seen.cancelled else ""
     there += f"; {seen.reached}" if seen.reached else ""
     for sentence in [*(f"started {sentence}" for sentence in seen.submitted), *seen.unknown, *seen.excluded]:

@@ -146,7 +146,7 @@ def explain(said: str, document: Document | None, step: int = 0, unmet: tuple[st
     if named := re.search(r"--([a-z][a-z-]+)", said):
         if key := FIELDS.get(named[1]):
             return f"{_place(document, [key], step)}{refused}{f'; {OTHERWISE[key]}' if key in OTHERWISE else ''}"
-        if document and _found(document, named[1], step):
+        if document and named[1] not in Profile.model_fields and _found(document, named[1], step):
             return f"{_place(document, [named[1]], step)}{refused}; `man sbatch` says what it takes"
     for remedy in REFUSALS:
         if re.search(remedy.pattern, said):

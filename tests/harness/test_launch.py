@@ -401,6 +401,7 @@ def test_a_printed_crontab_line_works_as_cron_runs_it(tmp_path: Path) -> None:
     done = subprocess.run(["/bin/sh", "-c", asked], cwd="/", env=few, umask=0o022, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "started job 7: 2 workers" in done.stdout
+    assert "0 workers at work or waiting before\n" in done.stdout
     assert (folder / "asked").read_text() == "/a b/slurm.conf\n"
     (kept_file,) = (folder / "runs" / "sweeps" / "tiny" / "slurm").glob("*/outstanding.json")
     assert kept_file.stat().st_mode & 0o777 == 0o664
@@ -876,6 +877,7 @@ def test_a_worker_signs_in_before_it_looks_for_work_and_says_what_it_could_not_t
         ("Batch job submission failed: Invalid job array specification", "array (not set): "),
         ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)", "submit (not set): "),
         ("Requested operation is presently disabled for requeue", "set requeue: false"),
+        ("No cluster 'beta' known by database.; an invalid entry for --cluster", "`sacctmgr show clusters format="),
     ],
 )
 def test_a_refusal_names_the_line_and_the_remedy(tmp_path: Path, complaint: str, said: str) -> None:

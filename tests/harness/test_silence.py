@@ -277,9 +277,10 @@ def test_following_waits_for_the_scheduler_and_says_so_once(
 
     monkeypatch.setattr(Following, "_wait", wait)
     monkeypatch.setattr(following, "FIRST_PAUSE", 5.0)
-    assert Following(saved, driver.store, launcher, Observer()).run(Display(0, 1, 1))
+    assert Following(saved, driver.store, launcher, Observer()).run(Display(0, 1, 0))
     assert pauses == [5.0, 10.0, 20.0, 15.0, 15.0, 15.0, 5.0]
     said = capsys.readouterr().err
+    assert said.startswith("0 of 1 stages done\n"), "no number of workers is said before the queue was looked at"
     assert said.count("the scheduler does not answer (squeue: ") == 2, said
     assert said.count("the scheduler answers again, after ") == 1
     held = "1 job waiting: JobHeldUser: its user holds it; `scontrol release 7` lets it start"
@@ -297,7 +298,7 @@ def test_a_sweep_that_is_done_ends_while_the_scheduler_is_silent(
     silence(commands, "squeue")
     monkeypatch.setattr("harness.rounds.over", lambda *given: True)
     one = Following(saved, driver.store, launcher, Observer())
-    assert not one.run(Display(0, 1, 1))
+    assert not one.run(Display(0, 1, 0))
     assert not one.trouble
     assert "jobs that still wait are not cancelled: each leaves when it finds nothing to do" in capsys.readouterr().err
 
