@@ -38,6 +38,8 @@ NO_ANSWER = re.compile(
 """Complaints of Slurm's commands that nobody answered them: the next call may be answered."""
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0
 """Seconds before a scheduler that does not answer is asked again; each pause is twice the one before."""
+APART = 15.0
+"""Seconds between two questions to a scheduler that answers, whoever asks for a sweep."""
 PATIENCE = 60.0
 """Seconds after which a command that does not wait for workers gives up on such a scheduler."""
 

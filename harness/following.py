@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from types import FrameType
 
-from harness.allocation import FIRST_PAUSE, LONGEST_PAUSE
+from harness.allocation import APART, FIRST_PAUSE, LONGEST_PAUSE
 from harness.claims import Observer
 from harness.demand import demand
 from harness.display import Display
@@ -22,9 +22,8 @@ from harness.states import FAILED
 from harness.store import Store
 from harness.words import count, span
 
-LOOK = 15.0
-"""Seconds between two questions to the scheduler while jobs are submitted or wait; else they become `SELDOM`."""
 SELDOM = 60.0
+"""Seconds that the pauses between two questions to the scheduler grow to while no job is submitted or waits."""
 
 
 @dataclass
@@ -47,7 +46,7 @@ class Following:
     def run(self, display: Display) -> bool:
         """Follow until all is done, or cannot be; return whether a person ended it before."""
         before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        pause, by_hand = LOOK, True
+        pause, by_hand = APART, True
         try:
             with display.shown():
                 while not self.stop.is_set():
@@ -62,7 +61,7 @@ class Following:
                     if seen.unanswered:
                         pause = min(LONGEST_PAUSE, 2 * pause) if silent else FIRST_PAUSE
                     else:
-                        pause = LOOK if waiting or seen.submitted else min(SELDOM, 1.5 * pause)
+                        pause = APART if waiting or seen.submitted else min(SELDOM, 1.5 * pause)
                     self._wait(pause, seen, display)
         finally:
             for number, handler in before.items():
@@ -93,7 +92,7 @@ class Following:
                 return
             standing = stand(plan, self.store, self.observer)
             display.stages(len(plan.stages) - len(standing.states))
-            heard = seconds_passed >= LOOK and not seen.unanswered
+            heard = seconds_passed >= APART and not seen.unanswered
             if not standing.states or (heard and demand(plan, standing, self.launcher, seen.jobs) - seen.wanted):
                 return
 

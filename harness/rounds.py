@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from harness.allocation import insist, job_id
+from harness.allocation import APART, insist, job_id
 from harness.claims import Observer, Owner
 from harness.demand import demand, over
 from harness.errors import SchedulerUnavailable, UserError
@@ -34,8 +34,6 @@ LEAVING = "leaving"
 """What the files of workers that leave begin with, each with the number of its job."""
 STAYING = "staying"
 """The same of workers that go a round and go on."""
-APART = 15.0
-"""Seconds between two rounds of workers."""
 UNDER_WAY = 1.0
 """Seconds before a round that another has begun is looked at again; it may have looked before what is ready was."""
 STALE = 300.0

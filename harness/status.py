@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.allocation import APART
 from harness.asked import FILES, beside, plan_of, sweep_file
 from harness.claims import BEATS_PER_LEASE, LEASE, Observer
 from harness.completing import sweeps_here
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 STATES = ("todo", "running", "lost", "stopped", EARLY, *FAILED, "done")
 REFRESH = 2.0
 """Seconds between two looks of --watch."""
-QUEUE_REFRESH = 15.0
-"""Seconds between two looks of --watch at a cluster's queue."""
 SLOWEST = 3
 MOST_AGAIN = 5
 """Stages run again that are shown."""
@@ -64,7 +63,7 @@ class Jobs:
 
     def look(self) -> None:
         """Ask the scheduler, unless that was done just before."""
-        if self.looked is not None and time.monotonic() - self.looked < QUEUE_REFRESH:
+        if self.looked is not None and time.monotonic() - self.looked < APART:
             return
         self.pending, self.trouble = None, ""
         try:

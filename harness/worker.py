@@ -143,7 +143,7 @@ def main(
         str, typer.Option(help="A folder for a file that says this job's trainer is ready.", hidden=True)
     ] = "",
     submits: Annotated[
-        bool, typer.Option("--submits", help="When leaving, submit the workers that others' stages need.")
+        bool, typer.Option("--submits", help="Submit workers for what it has made ready, and when leaving.")
     ] = False,
     events: Annotated[bool, typer.Option(help="Print events as JSON lines, and stop when nobody reads them.")] = False,
 ) -> None:

@@ -184,7 +184,7 @@ class Profile(Request):
     idle: str = "60s"
     """A worker with nothing to do leaves after so long."""
     nodes_submit: bool = False
-    """Whether jobs may submit jobs: then a leaving worker submits those that others' stages need."""
+    """Whether jobs may submit jobs: then a worker submits others for what it has made ready, and when it leaves."""
     array: int | None = Field(None, ge=1)
     """Most tasks of an array job; else what the cluster says."""
     submit: int | None = Field(None, ge=1)
