@@ -209,18 +209,33 @@ def notice(limit: float) -> int:
     return min(MOST_NOTICE, max(LEAST_NOTICE, int(limit) // 20 or MOST_NOTICE))
 
 
-def time_limit(run: Shell = shell, environment: Mapping[str, str] = os.environ) -> TimeLimit | None:
+def time_limit(
+    run: Shell = shell, environment: Mapping[str, str] = os.environ, tell: Callable[[str], None] | None = None
+) -> TimeLimit | None:
     """Return this job's time limit; None outside a job, or where nobody says.
 
-    Newer Slurm puts its start and its end into the environment; an older one must be asked.
+    Newer Slurm puts its start and its end into the environment; an older one must be asked: once, or where `tell` hears
+    of it, until it answers, for about a minute.
     """
     number = job_id(environment)
     if not number:
         return None
     times = [environment.get(f"SLURM_JOB_{name}_TIME", "") for name in ("START", "END")]
+
+    def ask() -> list[str]:
+        try:
+            return run(["squeue", "--noheader", "--jobs", number, "--format", "%S %e"]).split()
+        except (OSError, subprocess.SubprocessError) as error:
+            if tell and (said := unanswered(error)):
+                raise SchedulerUnavailable(f"the scheduler does not answer (squeue: {said})") from None
+        return []
+
     if not all(times):
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            times = run(["squeue", "--noheader", "--jobs", number, "--format", "%S %e"]).split()
+        try:
+            times = insist(ask, "this worker does not know its time limit", tell) if tell else ask()
+        except SchedulerUnavailable as error:
+            if tell:
+                tell(str(error))
     if len(times) != 2 or not all(map(str.isdigit, times)):
         return None
     start, end = map(int, times)

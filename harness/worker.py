@@ -171,7 +171,8 @@ def main(
     tell = printer.tell if printer else in_words
     try:
         place = Store(store)
-        own, its = given_span("--until", until) if until else None, time_limit()
+        own = given_span("--until", until) if until else None
+        its = time_limit(tell=lambda sentence: tell(event="note", message=sentence))
         limits = Limits(
             min((end for end in (own, its.left if its else None) if end is not None), default=None),
             its.notice if its else 0.0,

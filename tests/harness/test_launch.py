@@ -26,6 +26,7 @@ from typing import Any
 
 import pytest
 
+from harness import allocation
 from harness.allocation import (
     SETTINGS,
     TimeLimit,
@@ -1094,6 +1095,28 @@ def test_the_end_of_a_job_is_asked_for_where_the_environment_lacks_it() -> None:
     told = {"SLURM_JOB_ID": "7", "SLURM_JOB_START_TIME": "1", "SLURM_JOB_END_TIME": "121"}
     assert time_limit(lambda command: "", told) == TimeLimit(120, 0.0)
     assert TimeLimit(120, 0.0).notice == 10 + 60
+
+
+@pytest.mark.parametrize(("failures", "known"), [(2, True), (99, False)])
+def test_a_worker_asks_for_its_end_again_where_the_scheduler_is_silent(
+    failures: int, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(allocation, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(allocation, "PATIENCE", 0.2)
+    asked, told = list[Sequence[str]](), list[str]()
+
+    def run(command: Sequence[str]) -> str:
+        asked.append(command)
+        if len(asked) <= failures:
+            raise subprocess.CalledProcessError(1, command, stderr="Unable to contact slurm controller")
+        return "1000 99999999999\n"
+
+    alone = {"SLURM_JOB_ID": "7"}
+    assert time_limit(run, alone) is None
+    assert len(asked) == 1
+    assert (time_limit(run, alone, told.append) is not None) == known
+    assert "the scheduler does not answer (squeue: Unable to contact slurm controller)" in told[0]
+    assert told[-1].endswith("this worker does not know its time limit") != known
 
 
 SACCT = """\
