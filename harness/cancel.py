@@ -42,6 +42,8 @@ class Cancelled:
     """Workers of this machine, and trials of Ray Tune, asked to save and leave."""
     barred: int = 0
     """Stages of a part that are not started any more."""
+    shared: int = 0
+    """Stages of a part that ran, and that cells outside it need too."""
     left: list[str] = field(default_factory=list)
     """Jobs and workers that could not be ended, each with what to do."""
     unsure: bool = False
@@ -62,7 +64,9 @@ class Cancelled:
         said = [f"{count(self.jobs, 'job')} ended"] if self.jobs else []
         said += [f"{count(self.asked, 'worker')} asked to save and leave"] if self.asked or not said else []
         said += [f"{count(self.barred, 'stage')} cancelled; --retry cancelled lifts that"] if self.barred else []
-        return ", ".join(said)
+        shared = count(self.shared, "stage")
+        theirs = f"; running for other cells too, and taken up again unless --only names those: {shared}"
+        return ", ".join(said) + (theirs if self.shared else "")
 
 
 def cancel(asked: SavedPlan, whole: Plan, store: Store, launcher: Launcher | None, part: bool) -> Cancelled:
@@ -76,7 +80,7 @@ def cancel(asked: SavedPlan, whole: Plan, store: Store, launcher: Launcher | Non
     standing = stand(asked.plan, store, Observer())
     owners = {owner.processes[0]: (owner, key) for key, (owner, _, _) in standing.owners.items()}
     barred = _bar(asked.plan, whole, store, standing.states) if part else set()
-    done = Cancelled(barred=len(barred))
+    done = Cancelled(barred=len(barred), shared=len(standing.owners.keys() - barred) if part else 0)
     if launcher is not None:
         within = _within(asked.plan, store)
 

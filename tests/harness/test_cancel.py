@@ -253,6 +253,20 @@ def test_of_a_part_its_jobs_and_workers_end_and_no_others(site: Site, capsys: py
     assert "tiny.yaml has changed since it was run: --only chooses cells as" in capsys.readouterr().err
 
 
+def test_a_running_stage_that_other_cells_need_is_said_to_be_taken_up_again(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = Driver(site.driver.file, site.store.root, None, Options())
+    part.load("mask=dense,seed=0")
+    site.submit(site.launcher(), "3", "4", state="RUNNING")
+    stage = next(stage for stage in part.plan.stages.values() if stage.kind == "data")
+    assert take(site.store.folder("data", stage.key), 0, Owner("n1", "b", "s", (Process(1, 1),), "3.0"))
+    assert part.cancel() == 0
+    said = capsys.readouterr().err
+    assert said.startswith("1 job ended"), said
+    assert said.endswith("; running for other cells too, and taken up again unless --only names those: 1 stage\n")
+
+
 def test_workers_of_this_machine_are_asked_and_those_out_of_reach_named(
     site: Site, sleeper: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
