@@ -62,7 +62,8 @@ class Cancelled:
 
     def __str__(self) -> str:
         said = [f"{count(self.jobs, 'job')} ended"] if self.jobs else []
-        said += [f"{count(self.asked, 'worker')} asked to save and leave"] if self.asked or not said else []
+        said += [f"{count(self.asked, 'worker')} asked to save and leave"] if self.asked else []
+        said = said or ["nothing ended" if self.left else "nothing was running"]
         said += [f"{count(self.barred, 'stage')} cancelled; --retry cancelled lifts that"] if self.barred else []
         shared = count(self.shared, "stage")
         theirs = f"; running for other cells too, and taken up again unless --only names those: {shared}"

@@ -115,22 +115,16 @@ class Following:
         for key, state in standing.states.items():
             if state.name in FAILED:
                 self._say(display, f"{state.name}: {plan.stages[key].label}: {state.detail}")
-        for sentence in [*seen.unknown, *seen.excluded]:
+        for sentence in seen.notes(self.launcher):
             self._say(display, sentence)
         if seen.unanswered or seen.elsewhere:
             return False
-        waiting = [job for job in seen.jobs if job.state == "pending"]
-        for job in waiting:
-            if said := self.launcher.never(job):
-                self._say(display, f"{job.number} cannot start: {said}")
-        running = count(sum(job.state == "running" for job in seen.jobs), "worker")
-        reasons = Counter(filter(None, (self.launcher.waits(job) for job in waiting if not job.name)))
-        said = "; ".join(f"{count(number, 'job')} waiting: {reason}" for reason, number in sorted(reasons.items()))
-        if said != self._waiting and said:
+        if (said := seen.waiting(self.launcher)) and said != self._waiting:
             display.say(said)
         self._waiting = said
-        display.line(0, f"{running} running, {len(waiting)} waiting")
-        return bool(waiting)
+        states = Counter(job.state for job in seen.jobs)
+        display.line(0, f"{count(states['running'], 'worker')} running, {states['pending']} waiting")
+        return bool(states["pending"])
 
     def _say(self, display: Display, sentence: str) -> None:
         if sentence not in self._said:

@@ -146,10 +146,10 @@ def run_elsewhere(saved: SavedPlan, store: Store, launcher: Launcher, observer: 
             note,
         )
         nothing = "another round is under way" if seen.elsewhere else "all that can be used is there"
-        for sentence in seen.submitted or [f"nothing: {nothing}"]:
-            typer.echo(f"submitted {sentence}", err=True)
-        if said := launcher.later():
-            typer.echo(said, err=True)
+        submitted = [f"submitted {sentence}" for sentence in seen.submitted or [f"nothing: {nothing}"]]
+        said = [*submitted, *seen.notes(launcher), seen.waiting(launcher), launcher.later()]
+        for sentence in filter(None, said):
+            typer.echo(sentence, err=True)
         return False
     following = Following(saved, store, launcher, observer)
     interrupted = following.run(Display(0, len(saved.plan.stages), 0))

@@ -61,11 +61,22 @@ class Round:
     unanswered: str = ""
     """What there is to say where the scheduler did not answer, so that its jobs are not known; else empty."""
 
-    @property
-    def unknown(self) -> list[str]:
-        """Return what is to be said of workers that nobody knows to have ended, or to go on."""
+    def notes(self, launcher: Launcher) -> list[str]:
+        """Return what is to be said of jobs that can never start or that nobody knows of, and of excluded nodes."""
         reasons = Counter(each.reason for each in self.jobs if each.name)
-        return [f"{count(number, 'job')} {reason}" for reason, number in reasons.items()]
+        unknown = [f"{count(number, 'job')} {reason}" for reason, number in reasons.items()]
+        never = [f"{each.number} cannot start: {said}" for each in self._pending if (said := launcher.never(each))]
+        return [*unknown, *self.excluded, *never]
+
+    def waiting(self, launcher: Launcher) -> str:
+        """Return what jobs wait for, and how many; empty where none does, or no reason is known."""
+        queued = [each for each in self._pending if not (each.name or launcher.never(each))]
+        reasons = Counter(filter(None, map(launcher.waits, queued)))
+        return "; ".join(f"{count(number, 'job')} waiting: {reason}" for reason, number in sorted(reasons.items()))
+
+    @property
+    def _pending(self) -> list[Job]:
+        return [each for each in self.jobs if each.state == "pending"]
 
 
 def go_round(saved: SavedPlan, store: Store, launcher: Launcher, observer: Observer, by_hand: bool = False) -> Round:

@@ -78,7 +78,8 @@ def main(
     there = "another round is under way" if seen.elsewhere else there
     there += "; cancelled until the sweep command is run again" if seen.cancelled else ""
     there += f"; {seen.reached}" if seen.reached else ""
-    for sentence in [*(f"started {sentence}" for sentence in seen.submitted), *seen.unknown, *seen.excluded]:
+    started = [f"started {sentence}" for sentence in seen.submitted]
+    for sentence in filter(None, [*started, *seen.notes(launcher), seen.waiting(launcher)]):
         tell(sentence)
     left, could = len(seen.standing.states), sum(seen.wanted.values())
     tell(f"{name}: {left} stages to do, {could} could be run now; {there}")

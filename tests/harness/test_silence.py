@@ -13,8 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
-from harness import allocation, following
+from harness import allocation, cli, following
 from harness.allocation import insist
 from harness.cancel import cancel
 from harness.claims import Observer
@@ -28,7 +29,7 @@ from harness.launch.remedies import hopeless, waits
 from harness.launch.slurm import IN_VAIN, Slurm
 from harness.launch.slurm_request import own_pickle
 from harness.launch.starts import NODE, OUTSTANDING
-from harness.launching import refuse_login_node
+from harness.launching import refuse_login_node, run_elsewhere
 from harness.options import Options
 from harness.planfile import SavedPlan, as_saved
 from harness.rounds import CANCELLED, Round, answered_round, go_round
@@ -51,7 +52,7 @@ COMMAND = """#!/bin/sh
 case "${0##*/}" in
 sbatch) echo "Submitted batch job 7";;
 scontrol) echo "MaxArraySize = 11";;
-squeue) cat "$0.shows" 2>/dev/null;;
+squeue|sinfo) cat "$0.shows" 2>/dev/null;;
 esac
 exit 0
 """
@@ -348,3 +349,35 @@ def test_the_status_shows_what_waits_and_why_and_is_printed_where_nobody_answers
     assert said in status()
     found = json.loads(status("--json"))
     assert (found["pending"], found["scheduler_trouble"].partition(" (")[0]) == (None, "the scheduler does not answer")
+
+
+def test_commands_that_look_once_say_what_waits_and_which_nodes_are_excluded(
+    commands: Path,
+    sweep: tuple[Driver, SavedPlan, Slurm],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    driver, saved, _ = sweep
+    (tmp_path / "p.yaml").write_text("workers: 2\n")
+    save_whole_plan(tmp_path)
+    kept = driver.slurm()
+    kept.begin()
+    bad = kept.starts(Size()).folder / "n1"
+    bad.parent.mkdir(parents=True)
+    bad.write_text(json.dumps({"failed": ["job 5: no python", "job 6: no python"]}))
+    (commands / "sinfo.shows").write_text("n1\nn2\n")
+    (kept.folder / f"{Size()}.{kept.tag(Size())}-1").mkdir()
+    rows = ("7_0", "PENDING", "JobHeldUser"), ("7_1", "PENDING", "PartitionTimeLimit")
+    (commands / "squeue.shows").write_text(listed(kept, *rows))
+    expected = [
+        "node n1 is excluded: 2 workers in a row ended there before they were ready, the last, job 6: no python",
+        "7_1 cannot start: ",
+        "1 job waiting: JobHeldUser: its user holds it; `scontrol release 7` lets it start\n",
+    ]
+    done = CliRunner().invoke(cli.app, ["tick", "tiny"], catch_exceptions=False)
+    assert all(sentence in done.stdout for sentence in expected), done.stdout
+    assert not run_elsewhere(saved, driver.store, kept, Observer(), detach=True)
+    said = capsys.readouterr().err
+    assert all(sentence in said for sentence in expected), said
