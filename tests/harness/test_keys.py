@@ -95,7 +95,7 @@ def test_a_key_of_the_environment_is_written_nowhere(project: Path, monkeypatch:
     profile, document = load_profile(project / "p.yaml")
     launcher = Slurm(profile, Store(project / "runs"), "kept", ["kept"], document)
     launcher.begin()
-    assert launcher.submit(Size(1), 2) == ["job 7: 2 workers"]
+    assert list(launcher.submit(Size(1), 2)) == ["job 7: 2 workers"]
     written = [path for path in project.rglob("*") if path.is_file() and not path.is_symlink()]
     kinds = {"log", "spec.json", "result-0001.json", "report.html", "cells.parquet", "end.json", "launch.json"}
     assert kinds <= {path.name for path in written}
