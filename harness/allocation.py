@@ -84,6 +84,11 @@ def unanswered(error: OSError | subprocess.SubprocessError) -> str:
     return said if NO_ANSWER.search(said) else "" if said else f"exit code {error.returncode} without a word"
 
 
+def no_answer(command: str, said: str) -> SchedulerUnavailable:
+    """Return what is to be raised where one of the scheduler's commands got no answer."""
+    return SchedulerUnavailable(f"the scheduler does not answer ({command}: {' '.join(said.split())})")
+
+
 def insist(ask: Callable[[], T], later: str, tell: Callable[[str], None]) -> T:
     """Do what asks the scheduler; while it does not answer, again after growing pauses, for about a minute.
 
@@ -227,7 +232,7 @@ def time_limit(
             return run(["squeue", "--noheader", "--jobs", number, "--format", "%S %e"]).split()
         except (OSError, subprocess.SubprocessError) as error:
             if tell and (said := unanswered(error)):
-                raise SchedulerUnavailable(f"the scheduler does not answer (squeue: {said})") from None
+                raise no_answer("squeue", said) from None
         return []
 
     if not all(times):

@@ -23,6 +23,7 @@ from harness.allocation import (
     Shell,
     job_cluster,
     named_cluster,
+    no_answer,
     of_cluster,
     own_cluster,
     shell,
@@ -220,7 +221,7 @@ class Slurm:
             jobs = request.submit(tasks, argv)
         except NotSubmitted as error:
             if not (said := str(error).strip()) or NO_ANSWER.search(" ".join(said.split())):
-                raise SchedulerUnavailable(_silent("sbatch", said or "it ended without a word")) from None
+                raise no_answer("sbatch", said or "it ended without a word") from None
             shutil.rmtree(folder, ignore_errors=True)  # no job is of it, none failed at its start
             raise UserError(explain(said, self.document, size.step, self._unmet(said, size))) from None
         except (RuntimeError, FileNotFoundError) as error:
@@ -338,7 +339,7 @@ class Slurm:
             raise UserError("no Slurm here: squeue is not on the PATH; run this on a login node") from None
         except subprocess.CalledProcessError as error:
             if not known_refusal(error.stderr):
-                raise SchedulerUnavailable(_silent("squeue", error.stderr)) from None
+                raise no_answer("squeue", error.stderr) from None
             raise UserError(explain(error.stderr, self.document)) from None
 
     def _queue(self, cluster: str) -> list[list[str]]:
@@ -410,7 +411,7 @@ class Slurm:
             return self.run(command)
         except (OSError, subprocess.SubprocessError) as error:
             if said := unanswered(error):
-                raise SchedulerUnavailable(_silent(command[0], said)) from None
+                raise no_answer(command[0], said) from None
             raise
 
     def never(self, job: Job) -> str:
@@ -479,7 +480,3 @@ def plan_mark(file: str) -> str:
 def _rows(told: str) -> list[list[str]]:
     """Return the jobs in what squeue prints; other lines name a cluster."""
     return [line.split("|") for line in told.splitlines() if line.count("|") >= 4]
-
-
-def _silent(command: str, said: str) -> str:
-    return f"the scheduler does not answer ({command}: {' '.join(said.split())})"
