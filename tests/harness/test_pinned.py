@@ -24,7 +24,7 @@ KEYS = {
     "quickstart": ("f3abee6c6882c137d9852a485a544844", "26d9cddf5bec8beb845e9799963c3848"),
     "tuning": ("f102790ceac4ce59830295e5567dd8c4", "200ff7fb2bcc1d0918a1860f3c6e26f1"),
 }
-"""Sweep -> digest of all its stage keys, digest of its cells' labels and keys. No data set is there when they are made."""
+"""Sweep -> digest of all its stage keys, digest of its cells' labels and keys; made where no data set is."""
 
 RANDOM = """
 name: pinned
