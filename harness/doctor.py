@@ -18,8 +18,7 @@ from harness.errors import UserError
 from harness.launch import Size
 from harness.launch.profiles import find_profile, load_profile
 from harness.launch.slurm import Slurm
-from harness.meeting import meet
-from harness.soundness import Finding, look, together
+from harness.soundness import Finding, look
 from harness.store import Store, read_json, write_whole
 from harness.terminal import STORE, answered, command, examples, note, tell, tell_json
 
@@ -33,7 +32,6 @@ EXAMPLES = examples(
     "harness doctor",
     "harness doctor --store runs --data data --json",
     "harness doctor --via slurm/a100.yaml",
-    "harness doctor --store /shared/runs --meet",
 )
 
 
@@ -45,25 +43,16 @@ def main(
     scratch: Annotated[str, typer.Option(help="A folder on the machine's own disk.")] = "",
     device: Annotated[str | None, typer.Option(help="The device that is expected, such as cuda.")] = None,
     data: Annotated[Path, typer.Option(help="The folder of data sets.", envvar="HARNESS_DATA")] = Path("data"),
-    meeting: Annotated[
-        bool,
-        typer.Option("--meet", help="Try the store's file system from two hosts: run this on both at the same time."),
-    ] = False,
     as_text: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     report: Annotated[str, typer.Option(help="Write what was found into a file.", hidden=True)] = "",
 ) -> None:
     """Look at device, torch, the store's file system and clock, and the scheduler, and say what is missing.
 
-    With --meet, started on two hosts within two minutes, the two contend for names in the store and measure how soon
-    each sees what the other wrote. Exit codes: 0 nothing is missing, 1 something is, 2 a mistake on the command line
-    or in the profile, 3 the store cannot be read or written, or the scheduler does not answer.
+    Exit codes: 0 nothing is missing, 1 something is, 2 a mistake on the command line or in the profile, 3 the store
+    cannot be read or written, or the scheduler does not answer.
     """
     with answered(store):
-        if meeting:
-            note(f"waiting for the same command on another host: {command('doctor', '--meet', store=store)}")
-            findings = list(together(meet(store)))
-        else:
-            findings = _in_a_job(via, Store(store)) if via else list(look(store, scratch, device, data))
+        findings = _in_a_job(via, Store(store)) if via else list(look(store, scratch, device, data))
     told = {"findings": [asdict(finding) for finding in findings]}
     if report:
         write_whole(Path(report), json.dumps(told).encode())

@@ -21,11 +21,8 @@ from typing import Any
 
 from harness.allocation import job, named_cluster, of_cluster, refuse_salloc_shell, shell, time_limit
 from harness.catalog import DATASETS
-from harness.claims import BEATS_PER_LEASE, LEASE
 from harness.errors import UserError
 from harness.launch.local import this_machine
-from harness.machine import machine
-from harness.meeting import NAMES, Met, judged
 from harness.semantics import ELSEWHERE, broken
 from harness.sources import present
 from harness.store import sync
@@ -272,22 +269,6 @@ def _private(group: int) -> bool:
     except KeyError:
         return False
     return group == user.pw_gid and found.gr_name == user.pw_name and not found.gr_mem
-
-
-def together(met: Met) -> Iterator[Finding]:
-    """Say what two hosts have found out about their store."""
-    where = f"with {met.other}"
-    if met.other == machine()[0]:
-        where, remedy = "with another process of this host", "run the same command on another host too"
-        yield Finding("two hosts", "both were this one, whose cache hides what two would see", "note", remedy)
-    wrong = list(judged(met, LEASE, BEATS_PER_LEASE))
-    for grade, sentence in wrong:
-        late = f"give --lease more than {BEATS_PER_LEASE} times that, or mount it with shorter caches (NFS: actimeo=3)"
-        yield Finding("two hosts", f"{where}: {sentence}", grade, late if "is seen" in sentence else ELSEWHERE)
-    if not any(grade == "bad" for grade, _ in wrong):
-        names = f"each of {NAMES} names was won once by {', '.join(met.twice)}"
-        delays = ", ".join(f"{way} in {seconds * 1000:.0f} ms" for way, seconds in met.delays.items())
-        yield Finding("two hosts", f"{where}: {names}; what one writes is seen, there and back, {delays}")
 
 
 def _kind(folder: Path) -> str:

@@ -29,8 +29,6 @@ def test_the_pages_commands_run(cluster: Cluster, tmp_path: Path) -> None:
         if block.title not in ("", "on a cluster") or block.language != "sh":
             continue
         for words in block.commands():
-            if "--meet" in words:  # wants a second host
-                continue
             given = [word.replace(SHARED, str(tmp_path / "shared")) for word in words]
             command = [sys.executable, "-m", "harness.cli", *given]
             done = subprocess.run(
