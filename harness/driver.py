@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from itertools import compress
@@ -33,7 +32,6 @@ from harness.frontier import Frontier, Survey
 from harness.launch import Launcher, until
 from harness.launch.kept import for_cancelling
 from harness.launch.local import Machine, this_machine
-from harness.launch.mps import shared
 from harness.launch.slurm import Slurm
 from harness.launching import Crew, launcher_for, refuse_login_node, run_elsewhere, run_in_this_process
 from harness.miniature import TOGETHER, own_store
@@ -260,10 +258,7 @@ class Driver:
             return self._elsewhere(saved)
         if detach:
             raise UserError(f"--detach: the workers of {via} live and die with this command; use local or a profile")
-        auto = via == "local" and self.options.workers == "auto"
-        with shared(self.machine(), _say) if auto else nullcontext(self.machine()) as machine:
-            stopped = self._run_on(self.packed(machine), survey, saved)
-        return self._close(stopped)
+        return self._close(self._run_on(self.packed(self.machine()), survey, saved))
 
     def _run_on(self, machine: Machine, survey: Survey, saved: Path) -> bool:
         """Run what a saved plan lacks with workers that die with this command; return whether it was stopped."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 ROOT = Path("/sys/fs/cgroup")
 MORE = 1.05
@@ -41,25 +39,15 @@ def machine_memory() -> int:
 
 def gpu_memory(device: str) -> int:
     """Return the bytes of a GPU's memory by the number or identifier in CUDA_VISIBLE_DEVICES, 0 where unknown."""
-    return int(_asked(device, lambda driver, gpu: driver.nvmlDeviceGetMemoryInfo(gpu).total) or 0)
-
-
-def gpu_uuid(device: str) -> str:
-    """Return a GPU's identifier, by which every process means the same one; empty where unknown."""
-    return str(_asked(device, lambda driver, gpu: driver.nvmlDeviceGetUUID(gpu)) or "")
-
-
-def _asked(device: str, question: Callable[[Any, Any], object]) -> Any:
-    """Return the driver's answer about a GPU, None where it has none."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
         by_number = device.isdigit()
         find = pynvml.nvmlDeviceGetHandleByIndex if by_number else pynvml.nvmlDeviceGetHandleByUUID
-        return question(pynvml, find(int(device) if by_number else device))
+        return int(pynvml.nvmlDeviceGetMemoryInfo(find(int(device) if by_number else device)).total)
     except Exception:  # whatever keeps the driver from answering, it is not known
-        return None
+        return 0
 
 
 def oom_kills() -> int:

@@ -17,7 +17,6 @@ from typing import Any
 from harness.costs import Costs
 from harness.frontier import Frontier
 from harness.launch.local import Machine, cores, this_machine
-from harness.launch.mps import PIPES
 from harness.machine import machine as this_host
 from harness.memory import gpu_memory
 from harness.options import Options
@@ -51,16 +50,7 @@ def pack(machine: Machine, frontier: Frontier, options: Options, say: Callable[[
     if stage is None or order is None:
         return machine
     memory, threads = gpu_memory(machine.gpus[0]) if machine.gpus else 0, options.threads
-    place = [
-        this_host()[0],
-        machine.device,
-        cores(),
-        len(machine.gpus),
-        memory,
-        threads,
-        options.fast,
-        PIPES in os.environ,
-    ]
+    place = [this_host()[0], machine.device, cores(), len(machine.gpus), memory, threads, options.fast]
     sort = [PACKING_VERSION, *map(str, outlook.costs.names(stage)[0]), place]
     note = outlook.cache / "pilots" / f"{digest(sort)}.json"
     devices = max(1, len(machine.gpus))

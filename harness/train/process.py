@@ -276,7 +276,6 @@ def stamp(order: Order) -> dict[str, Any]:
         "threads": order.threads,
         "world": order.world,
         **({"batch_norm": "local"} if local else {}),
-        **({"mps": True} if device.type == "cuda" and "CUDA_MPS_PIPE_DIRECTORY" in os.environ else {}),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "harness": __version__,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +12,9 @@ import pytest
 
 from harness.costs import Costs, Place
 from harness.launch.local import Machine
-from harness.launch.mps import PIPES, shared
 from harness.packing import cores, counts, fewest, images_a_second, threads_of, typical
 from harness.plan import Plan, Stage
-from tests.conftest import hashes, until, write_project
+from tests.conftest import hashes, write_project
 
 
 @pytest.mark.parametrize(
@@ -124,77 +121,3 @@ def test_a_wrong_number_of_workers_is_told(given: str, project: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("--workers ")
     assert "write a number from 1 to 1024, or auto" in done.stderr
-
-
-CONTROL = """#!/bin/sh
-echo "$CUDA_VISIBLE_DEVICES $@ $(test "$1" = -d || cat)" >> "$CUDA_MPS_LOG_DIRECTORY/../../calls"
-{then}
-"""
-
-
-@pytest.fixture
-def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand in for the command of NVIDIA's service, which writes down how it is called."""
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.delenv(PIPES, raising=False)
-    monkeypatch.setattr("harness.launch.mps.gpu_uuid", lambda gpu: f"GPU-{gpu}")
-    file = tmp_path / "nvidia-cuda-mps-control"
-    file.write_text(CONTROL.format(then=""))
-    file.chmod(0o755)
-    return tmp_path / "calls"
-
-
-TWO = Machine(2, 1, "cuda", ("0", "1"))
-
-
-def test_workers_share_a_gpu_through_its_service(control: Path) -> None:
-    said: list[str] = []
-    sees = f"import os, sys; sys.exit(os.environ['CUDA_VISIBLE_DEVICES'] != 'GPU-0' or not os.environ['{PIPES}'])"
-    with shared(TWO, said.append, (sys.executable, "-c", sees)) as machine:
-        assert machine.gpus == ("GPU-0", "GPU-1"), "numbers mean other GPUs to the service's own"
-        assert os.path.isdir(os.environ[PIPES])
-        assert control.read_text().splitlines() == ["GPU-0,GPU-1 -d "]
-    assert control.read_text().splitlines()[1:] == ["GPU-0,GPU-1  quit"]
-    assert PIPES not in os.environ
-    assert not said
-
-
-def test_a_service_that_does_not_work_is_done_without(control: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    fails = (sys.executable, "-c", "import sys; sys.exit('CUDA error 805')")
-    with shared(TWO, said.append, fails) as machine:
-        assert machine == TWO
-        assert PIPES not in os.environ
-        assert "quit" in control.read_text()
-    assert said == [
-        "workers take turns on the GPU: its Multi-Process Service does not work here: CUDA error 805",
-    ]
-    (tmp_path / "nvidia-cuda-mps-control").write_text(CONTROL.format(then="echo cannot start >&2; exit 1"))
-    with shared(TWO, said.append) as machine:
-        assert machine == TWO
-    assert said[1].endswith("does not work here: cannot start")
-
-
-def test_a_service_of_somebody_elses_is_used_and_left(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(PIPES, "/somewhere")
-    for machine in (TWO, Machine(2, 1, "cpu")):
-        with shared(machine, pytest.fail) as found:
-            assert found == machine
-    assert os.environ[PIPES] == "/somewhere"
-    assert not control.exists()
-
-
-def test_the_service_ends_with_a_command_that_is_killed(control: Path, tmp_path: Path) -> None:
-    code = (
-        "import os, signal, sys\n"
-        "from harness.launch import mps\n"
-        "from harness.launch.local import Machine\n"
-        "mps.gpu_uuid = lambda gpu: f'GPU-{gpu}'\n"
-        "with mps.shared(Machine(1, 1, 'cuda', ('0',)), print, (sys.executable, '-c', '')):\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    until(lambda: "quit" in control.read_text())
