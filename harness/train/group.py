@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined] # public, though not in its __all__
+from torch.distributed.rendezvous import rendezvous
 
 from harness.errors import UserError
 from harness.links import LOOPBACK
@@ -209,8 +210,10 @@ def _opened(host: str) -> TCPStore:
 def joined(order: Order, tell: Callable[..., None], agreed: tuple[type[Exception], ...] = ()) -> Iterator[Group]:
     """Join the other ranks of an order, and leave them at its end, or at an exception that all ranks raise together.
 
-    Rank 0 opens the meeting point at a free port and tells where; the others' orders name it. At any other exception
-    the group is left as it is, to die with the process: to take it down can wait for ranks that wait for this one.
+    A process group that is initialised already is used, and left to whoever initialised it. Else the ranks meet at
+    MASTER_ADDR and MASTER_PORT, or, where an order names a meeting point, there: rank 0 opens it at a free port and
+    tells where. At any other exception the group is left as it is, to die with the process: to take it down can wait
+    for ranks that wait for this one.
     """
     if order.world == 1:
         yield ALONE
@@ -220,13 +223,19 @@ def joined(order: Order, tell: Callable[..., None], agreed: tuple[type[Exception
         torch.cuda.set_device(device)
     elif device.type != "cpu":
         raise UserError(f"world: {order.world} needs CUDA devices or CPUs; {order.device} trains with world: 1")
-    if order.rank == 0:
+    if dist.is_initialized():
+        yield Together(order.rank, order.world, device)
+        return
+    if not order.meet:
+        store, *_ = next(rendezvous("env://", timeout=JOINING))
+    elif order.rank == 0:
         store = _opened(order.meet)
         tell(at="meet", address=f"{order.meet}:{store.port}")
     else:
         host, _, port = order.meet.rpartition(":")
         store = TCPStore(host, int(port), is_master=False, timeout=JOINING)
-    if store.host == LOOPBACK:  # gloo listens at the address of the host's name, or of the interface named here
+    meet = order.meet.partition(":")[0] or os.environ["MASTER_ADDR"]
+    if meet == LOOPBACK:  # gloo listens at the address of the host's name, or of the interface named here
         os.environ["GLOO_SOCKET_IFNAME"] = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=order.rank, world_size=order.world, timeout=PATIENCE)

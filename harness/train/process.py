@@ -117,9 +117,9 @@ def serve(pipe: Connection, device: str, check: int = 0) -> None:
     control.tell(at="ready", source=source_digest())
     while True:
         order = control.orders.get()
-        end = _run(order, control)
+        end = run_order(order, control)
         if order.world > 1 and end["outcome"] not in ("made", "stopped"):
-            _testify(order, end)
+            testify(order, end)
         control.stop.clear()
         control.tell(at="end", **end)
 
@@ -151,7 +151,7 @@ def set_mode(fast: bool) -> None:
     torch.backends.cudnn.benchmark = fast
 
 
-def _run(order: Order, control: Control) -> dict[str, Any]:
+def run_order(order: Order, control: Desk) -> dict[str, Any]:
     """Run one order, what it prints going into its log."""
     try:
         with _log(_log_of(order)):
@@ -216,10 +216,10 @@ def _cudnn_starved(said: str) -> bool:
     return False
 
 
-def _testify(order: Order, end: dict[str, Any]) -> None:
+def testify(order: Order, end: dict[str, Any]) -> None:
     """Write down how a rank failed: who leads it may be gone before it hears."""
     with contextlib.suppress(OSError):
-        text = json.dumps({"rank": order.rank, "host": platform.node(), **end}, indent=1)
+        text = json.dumps({"rank": order.rank, "host": platform.node(), "time": time.time(), **end}, indent=1)
         write_whole(Path(order.attempt) / f"rank-{order.rank}.json", text.encode())
 
 
