@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from harness.claims import Observer
 from harness.display import Display
@@ -16,7 +16,7 @@ from harness.failure_limit import check_limit, reached
 from harness.form import Launch
 from harness.frontier import Frontier
 from harness.plan import Plan
-from harness.ray_trial import run_trial
+from harness.ray_trial import TROUBLE, run_trial
 from harness.states import FAILED
 from harness.store import Store
 from harness.supervisor import Setup
@@ -24,6 +24,10 @@ from harness.words import count
 
 TRIALS = 10**9
 """Trials that Tune may start: the searcher says when there are no more."""
+OUTCOME = "outcome"
+"""What a trial's last report holds: how it ended. In the reports of its epochs it is empty."""
+
+Task = TypeVar("Task")
 
 
 @dataclass(frozen=True)
@@ -40,68 +44,91 @@ class Share:
         gpus = launch.gpus if launch.gpus is not None else float(has_gpus)
         return cls(threads or launch.threads or 1, gpus, launch.address or "")
 
+    def wanted(self, world: int) -> dict[str, float]:
+        """Return what so many ranks are given together; only one that trains alone may have a fraction of a GPU."""
+        gpus = {"GPU": self.gpus if world == 1 else float(world)} if self.gpus else {}
+        return {"CPU": float(world * self.cpus), **gpus}
+
+
+class Work(Protocol[Task]):
+    """What is dispatched: the stages of a sweep, or the trials of a search."""
+
+    store: Store
+    observer: Observer
+    display: Display
+
+    @property
+    def plan(self) -> Plan:
+        """Return the plan that tasks are from; a search's grows."""
+
+    def next(self, under_way: Collection[Task]) -> tuple[Task, Mapping[str, Any]] | None:
+        """Return a task that can start now and its order, with its `world`; None where there is none at the moment.
+
+        Raises UserError where the sweep file does not allow it.
+        """
+
+    @property
+    def over(self) -> bool:
+        """Return whether nothing is left; asked where nothing is under way."""
+
+    def judge(self, task: Task, epoch: int, value: float) -> None:
+        """Take in what a training is judged by after an epoch."""
+
+    def ended(self, task: Task, outcome: str) -> bool:
+        """Take in how a trial ended: as a supervisor says it, `died` or `taken`; return whether a stage failed."""
+
 
 @dataclass
-class Ready:
-    """Which stages may be started, told from the store; and which are under way in this run's trials."""
+class ReadyStages:
+    """The stages of a sweep, each ready when its parents are done. What they left behind is read from the store."""
 
     frontier: Frontier
     display: Display
-    trials: dict[str, str] = field(default_factory=dict)
-    """Trial -> the key of its stage."""
-    trouble: str = ""
     todo: list[str] = field(default_factory=list)
-    cancelled: Callable[[], bool] = lambda: False
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Be nothing in Tune's snapshots, which are never read."""
-        return object, ()
+    def __post_init__(self) -> None:
+        self.plan, self.store, self.observer = self.frontier.plan, self.frontier.store, self.frontier.observer
+        self.look()
 
     def look(self) -> None:
         """Read from the store what is left."""
         self.frontier.forget()
         survey = self.frontier.survey()
         blocked = self.frontier.blocked(survey)
-        heights = self.frontier.plan.heights
+        heights = self.plan.heights
         left = [key for key in survey.todo if key not in blocked]
         self.todo = sorted(left, key=lambda key: -heights[key])
-        self.display.stages(len(self.frontier.plan.stages) - len(survey.todo))
+        self.display.stages(len(self.plan.stages) - len(survey.todo))
 
-    def next(self, trial: str) -> str | None:
-        """Return a stage that can start now, for a trial; None where there is none at the moment."""
-        if self.cancelled():
-            return None
-        under_way = set(self.trials.values())
+    def next(self, under_way: Collection[str]) -> tuple[str, Mapping[str, Any]] | None:
+        """Return a stage that no trial and no other worker runs."""
         left = set(self.todo)
         for key in self.todo:
-            stage = self.frontier.plan.stages[key]
+            stage = self.plan.stages[key]
             waits = key in under_way or left.intersection(stage.parents.values())
             if not waits and self.frontier.state(stage).claimable:
-                self.trials[trial] = key
-                return key
+                return key, {"key": key, "world": stage.world}
         return None
 
     @property
     def over(self) -> bool:
-        """Return whether no trial can come any more."""
-        return bool(self.trouble) or (not self.trials and (not self.todo or self.cancelled()))
-
-    def ended(self, trial: str, outcome: str) -> None:
-        """Take in how a trial ended; what it left behind is looked up in the store."""
-        key = self.trials.pop(trial, "")
-        if outcome.startswith("trouble"):
-            self.trouble = outcome
-        if outcome in FAILED and key:
-            self.display.say(f"{outcome}: {self.frontier.plan.stages[key].label}")
-        if outcome not in ("published", "taken", "stopped"):
-            found = check_limit(self.frontier.plan, self.frontier.store, self.frontier.observer)
-            if found is not None:
-                self.display.say(str(found))
+        """Return whether no stage is left, after another look: other workers may have finished some."""
         self.look()
+        return not self.todo
+
+    def judge(self, task: str, epoch: int, value: float) -> None:
+        """Judge nothing: no stage of a sweep is stopped early."""
+
+    def ended(self, task: str, outcome: str) -> bool:
+        """Look at the store again; say which stage failed."""
+        if outcome in FAILED:
+            self.display.say(f"{outcome}: {self.plan.stages[task].label}")
+        self.look()
+        return outcome not in ("published", "taken", "stopped")
 
 
-def start_ray(share: Share) -> list[dict[str, Any]]:
-    """Join a Ray cluster, or start one of this machine; return its nodes as Ray describes them. Raises UserError."""
+def start_ray(share: Share) -> None:
+    """Join a Ray cluster, or start one of this machine. Raises UserError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune's own would make a stop look like an end
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own report of a run of thousands of trials
@@ -115,94 +142,116 @@ def start_ray(share: Share) -> list[dict[str, Any]]:
             raise UserError(
                 f"launch.address {share.address}: no Ray cluster there ({error}); start one, or leave it out"
             ) from None
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return nodes
 
 
-def dispatch(trial: Callable[..., None], searcher: Any, share: Share, alike: bool, most: int | None) -> bool:
-    """Run trials as a searcher of Tune's suggests them, at most so many at once; return whether that was stopped.
+def dispatch(work: Work[Task], worlds: set[int], share: Share, common: Mapping[str, Any], most: int | None) -> bool:
+    """Run what is handed out as trials of Ray Tune, at most so many at once; return whether that was stopped.
 
-    `alike`: whether all trials ask for the same resources, so that one's process can serve the next.
+    `worlds`: the numbers of processes that trials may have; `common`: what every trial must know. Raises UserError.
     """
     from ray import tune
 
-    with tempfile.TemporaryDirectory(prefix="ray-tune-") as folder:
+    fits(max(worlds, default=1), share)
+    searcher = _searcher(work, share, common)
+    with work.display.shown(), tempfile.TemporaryDirectory(prefix="ray-tune-") as folder:
+        alike = len(worlds) == 1  # kept actors of one size would starve another's
         chosen = {"search_alg": searcher, "num_samples": TRIALS, "reuse_actors": alike, "max_concurrent_trials": most}
         tuner = tune.Tuner(
-            tune.with_resources(trial, lambda config: _bundle(config["world"], share)),
+            tune.with_resources(_trial, lambda config: _bundle(config["world"], share)),
             tune_config=tune.TuneConfig(**chosen),
             run_config=tune.RunConfig(storage_path=folder, verbose=0),
         )
         try:
             tuner.fit()
+            stopped = False
         except KeyboardInterrupt:
-            return True
-    return False
+            stopped = True
+    if searcher.mistake:
+        raise searcher.mistake
+    if searcher.trouble:
+        work.display.say(searcher.trouble)
+    return stopped
 
 
 def run_with_ray(
     plan: Plan, path: Path, store: Store, setup: Setup, share: Share, most: int | None, cancelled: Path
 ) -> bool:
     """Run what a plan lacks as trials of Ray Tune; return whether it was stopped. Raises UserError."""
-    nodes = start_ray(share)
-    fits(max(stage.world for stage in plan.stages.values()), share, nodes)
-    ready = Ready(Frontier(plan, store, Observer(setup.lease)), Display(0, len(plan.stages), 0))
-    ready.look()
-    alike = len({plan.stages[key].world for key in ready.todo}) == 1  # kept actors of one size would starve another's
-    orders = {
-        "plan": str(path.absolute()),
+    start_ray(share)
+    work = ReadyStages(Frontier(plan, store, Observer(setup.lease)), Display(0, len(plan.stages), 0))
+    worlds = {plan.stages[key].world for key in work.todo}
+    return dispatch(work, worlds, share, common_order(path, store, setup, share, cancelled), most)
+
+
+def common_order(plan: Path, store: Store, setup: Setup, share: Share, cancelled: Path) -> dict[str, Any]:
+    """Return what every trial of a run must know."""
+    return {
+        "plan": str(plan.absolute()),
         "store": str(store.root.absolute()),
         "cancelled": str(cancelled.absolute()),
         "gpus": share.gpus,
         "setup": {name: value for name, value in asdict(setup).items() if name != "world"},
     }
-    ready.cancelled = lambda: cancelled.exists() or reached(store, plan.name) is not None
-    with ready.display.shown():
-        stopped = dispatch(_trial, _searcher(ready, orders), share, alike, most)
-    if ready.trouble:
-        ready.display.say(ready.trouble)
-    return stopped
 
 
 def _trial(config: Mapping[str, Any]) -> None:
     from ray import tune
 
-    tune.report({"outcome": run_trial(config)})
+    def report(epoch: int, value: float) -> None:
+        tune.report({OUTCOME: "", "epoch": epoch, "value": value})
+
+    tune.report({OUTCOME: run_trial(config, report)})
 
 
 def _bundle(world: int, share: Share) -> Any:
     """Ask for all ranks in one bundle: a trial that had several would see no GPU."""
     from ray import tune
 
-    wanted: dict[str, float] = {"CPU": world * share.cpus}
-    if share.gpus:
-        wanted["GPU"] = share.gpus if world == 1 else world
-    return tune.PlacementGroupFactory([wanted])
+    return tune.PlacementGroupFactory([share.wanted(world)])
 
 
-def _searcher(ready: Ready, orders: Mapping[str, Any]) -> Any:
-    """Return a searcher of Tune's that suggests ready stages and waits for the rest."""
+def _searcher(work: Work[Task], share: Share, common: Mapping[str, Any]) -> Any:
+    """Return the searcher of Tune's that hands out work, and takes in what comes of it.
+
+    Tune calls it with every report before the trial may go on, so that a trial sees at once that it is to stop.
+    """
     from ray.tune.search import Searcher
 
-    class Stages(Searcher):
+    cancelled = Path(common["cancelled"])
+
+    class Dispatcher(Searcher):
         def __init__(self) -> None:
-            super().__init__(metric="outcome", mode="max")
+            super().__init__(metric=OUTCOME, mode="max")
+            self.under_way: dict[str, Task] = {}
             self.outcomes: dict[str, str] = {}
+            self.trouble = ""
+            self.mistake: UserError | None = None
 
         def suggest(self, trial_id: str) -> dict[str, Any] | None:
-            if (key := ready.next(trial_id)) is not None:
-                return {**orders, "key": key, "world": ready.frontier.plan.stages[key].world}
-            if not ready.trials:
-                ready.look()
+            halted = self.trouble or self.mistake or cancelled.exists() or reached(work.store, work.plan.name)
+            try:
+                found = None if halted else work.next(self.under_way.values())
+            except UserError as error:  # raised again when Tune is left, which would print a traceback
+                found, halted, self.mistake = None, True, error
+            if found is not None:
+                self.under_way[trial_id], order = found
+                return {**common, **order}
             finished: Any = Searcher.FINISHED  # a word of its own, which its annotation forgets
-            return finished if ready.over else None
+            return finished if not self.under_way and (halted or work.over) else None
 
         def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-            self.outcomes[trial_id] = str(result.get("outcome", ""))
+            if result[OUTCOME]:
+                self.outcomes[trial_id] = result[OUTCOME]
+            else:
+                work.judge(self.under_way[trial_id], result["epoch"], result["value"])
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-            said = (result or {}).get("outcome", self.outcomes.pop(trial_id, ""))
-            ready.ended(trial_id, "died" if error else str(said))
+            outcome = self.outcomes.pop(trial_id, "died")
+            if outcome.startswith(TROUBLE):
+                self.trouble = outcome
+            failed = work.ended(self.under_way.pop(trial_id), outcome)
+            if failed and (found := check_limit(work.plan, work.store, work.observer)) is not None:
+                work.display.say(str(found))
 
         def save(self, checkpoint_path: str) -> None:
             """Save nothing: what is done stands in the store."""
@@ -210,12 +259,19 @@ def _searcher(ready: Ready, orders: Mapping[str, Any]) -> Any:
         def restore(self, checkpoint_path: str) -> None:
             """Restore nothing."""
 
-    return Stages()
+        def __reduce__(self) -> tuple[Any, ...]:
+            """Be nothing in Tune's snapshots, which are never read."""
+            return object, ()
+
+    return Dispatcher()
 
 
-def fits(world: int, share: Share, nodes: list[dict[str, Any]]) -> None:
+def fits(world: int, share: Share) -> None:
     """Raise UserError where no node of the cluster can hold as many processes."""
-    needed = _bundle(world, share).required_resources
+    import ray
+
+    needed = share.wanted(world)
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     if not any(all(node.get(name, 0) >= amount for name, amount in needed.items()) for node in alive):
         most = ", ".join(f"{max((n.get(name, 0) for n in alive), default=0):g} {name}" for name in needed)

@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,74 +28,65 @@ WAIT = 0.5
 """Seconds between two looks at what another process runs."""
 
 
-@dataclass
-class Kept:
-    """What a process keeps from one trial to the next."""
+TROUBLE = "trouble"
+"""How a trial ends that is no stage's fault; nothing more is started then."""
 
-    supervisor: Supervisor
-    presence: Presence
-
-
-_kept: dict[tuple[str, int], Kept] = {}
+_kept: dict[tuple[str, int], Supervisor] = {}
+"""What this process keeps from one trial to the next, by the plan's file and the number of ranks."""
 
 
-def run_trial(order: Mapping[str, Any]) -> str:
-    """Run the stage that an order names, and return how it ended: as a supervisor says it, or `taken` or `trouble`."""
-    if not order["gpus"]:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it unset for a trial without a GPU, which sees all then
-    store = Store(Path(order["store"]))
-    try:
-        kept = _worker(order, store)
-        frontier = kept.supervisor.frontier
-        frontier.forget()
-        stage = frontier.plan.stages[order["key"]]
-        state = frontier.state(stage)
-        folder = store.folder(stage.kind, stage.key)
-        if not state.claimable or frontier.result(stage.key, with_artifact=stage.key in frontier.plan.inner):
-            return "taken"
-        claim = take(folder, folder.generation, kept.supervisor.owner())
-        return kept.supervisor.run(stage, claim) if claim else "taken"
-    except Exception as error:  # told to the driver: a trial that raises would be suggested again, for ever
-        _kept.clear()
-        in_words(event="trouble", message=str(error))
-        return f"trouble: {type(error).__name__}: {error}"
+def run_trial(order: Mapping[str, Any], report: Callable[[int, float], None]) -> str:
+    """Run what an order names; return how that ended: as a supervisor says it, `taken`, `over`, or `trouble` and why.
 
-
-def run_search_trial(order: Mapping[str, Any], report: Callable[[int, float], None]) -> str:
-    """Run what a trial of a search lacks, its training last; return `over`, or `trouble` and why.
-
-    Every epoch is reported, with what the trial is judged by; the answer may be a file that says to stop there.
+    A sweep's order is one stage. A search's has a file `stop`: its stage is run after all that it lacks, every epoch of
+    it is reported with what it is judged by, and the answer may be that file, which says to stop there.
     """
     if not order["gpus"]:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    store, stop, cancelled = Store(Path(order["store"])), Path(order["stop"]), Path(order["cancelled"])
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it unset for a trial without a GPU, which sees all then
     try:
-        kept = _worker(order, store)
-        supervisor, whole = kept.supervisor, kept.supervisor.frontier
-        if order["key"] not in whole.plan.stages:  # the plan grows with every trial
-            whole = Frontier(read_plan(Path(order["plan"])).plan, store, whole.observer)
-        supervisor.use(Frontier(whole.plan.part(order["key"]), store, whole.observer))
-        rows = rows_of(store.folder("train", order["key"]))
-        at_work = [""]
-
-        def hear(**event: Any) -> None:
-            if event["event"] == "start":
-                at_work[0] = event["key"]
-            if event["event"] != "epoch" or event["key"] != order["key"]:
-                in_words(**event)
-                return
-            rows[event["row"]["epoch"] - 1 :] = [event["row"]]
-            report(event["row"]["epoch"], value_of(rows, order["metric"], order["report"]))
-
-        supervisor.tell = hear
-        supervisor.stopping = lambda: cancelled.exists() or (at_work[0] == order["key"] and stop.exists())
-        supervisor.because = lambda: _behind(stop) if at_work[0] == order["key"] else {}
-        while _advance(supervisor) and not cancelled.exists():
-            pass
-    except Exception as error:  # told to the driver, as above
+        supervisor = _supervisor(order)
+        return _run_search(order, supervisor, report) if "stop" in order else _run_stage(order["key"], supervisor)
+    except Exception as error:  # told to the driver: a trial that raises would be suggested again, for ever
         _kept.clear()
-        in_words(event="trouble", message=str(error))
-        return f"trouble: {type(error).__name__}: {error}"
+        in_words(event=TROUBLE, message=str(error))
+        return f"{TROUBLE}: {type(error).__name__}: {error}"
+
+
+def _run_stage(key: str, supervisor: Supervisor) -> str:
+    frontier = supervisor.frontier
+    frontier.forget()
+    stage = frontier.plan.stages[key]
+    state = frontier.state(stage)
+    if not state.claimable or frontier.result(key, with_artifact=key in frontier.plan.inner):
+        return "taken"
+    folder = frontier.store.folder(stage.kind, key)
+    claim = take(folder, folder.generation, supervisor.owner())
+    return supervisor.run(stage, claim) if claim else "taken"
+
+
+def _run_search(order: Mapping[str, Any], supervisor: Supervisor, report: Callable[[int, float], None]) -> str:
+    whole, stop, cancelled = supervisor.frontier, Path(order["stop"]), Path(order["cancelled"])
+    store = whole.store
+    if order["key"] not in whole.plan.stages:  # the plan grows with every trial
+        whole = Frontier(read_plan(Path(order["plan"])).plan, store, whole.observer)
+    supervisor.use(Frontier(whole.plan.part(order["key"]), store, whole.observer))
+    rows = rows_of(store.folder("train", order["key"]))
+    at_work = [""]
+
+    def hear(**event: Any) -> None:
+        if event["event"] == "start":
+            at_work[0] = event["key"]
+        if event["event"] != "epoch" or event["key"] != order["key"]:
+            in_words(**event)
+            return
+        rows[event["row"]["epoch"] - 1 :] = [event["row"]]
+        report(event["row"]["epoch"], value_of(rows, order["metric"], order["report"]))
+
+    supervisor.tell = hear
+    supervisor.stopping = lambda: cancelled.exists() or (at_work[0] == order["key"] and stop.exists())
+    supervisor.because = lambda: _behind(stop) if at_work[0] == order["key"] else {}
+    while _advance(supervisor) and not cancelled.exists():
+        pass
     return "over"
 
 
@@ -127,23 +117,22 @@ def _advance(supervisor: Supervisor) -> bool:
     return True
 
 
-def _worker(order: Mapping[str, Any], store: Store) -> Kept:
+def _supervisor(order: Mapping[str, Any]) -> Supervisor:
     """Return this process's supervisor for a plan and a number of ranks, made where there is none."""
     world = int(order["world"])
     name = (order["plan"], world)
     if name not in _kept:
-        plan = read_plan(Path(order["plan"])).plan
+        store, plan = Store(Path(order["store"])), read_plan(Path(order["plan"])).plan
         setup = Setup(**order["setup"], world=world)
         point_caches(setup.scratch)
         lead = Lead(Shape(world), Path(), Trainer, threading.Event())
         presence = Presence(store, plan.name, presence_owner(setup), trial=True, **about(setup))
-        supervisor = Supervisor(
+        _kept[name] = Supervisor(
             Frontier(plan, store, Observer(setup.lease)),
             setup,
             in_words,
             Path(order["cancelled"]).exists,
             lead.team if world > 1 else Trainer,
         )
-        supervisor.beside = presence.beat
-        _kept[name] = Kept(supervisor, presence)
+        _kept[name].beside = presence.beat
     return _kept[name]
