@@ -24,7 +24,7 @@ REPORT := chromium chromium-driver texlive-latex-base texlive-latex-recommended
 # Where pip-audit lives, apart from what it looks at.
 AUDIT := .audit
 
-.PHONY: quickstart report-tools slurm-tools test test-slow test-chaos test-slurm test-all chaos conformance docs lint audit clean
+.PHONY: quickstart report-tools slurm-tools test test-slow test-chaos test-slurm test-all conformance docs lint audit clean
 
 quickstart: $(READY)
 	$(BIN)/python -m harness.sweep sweeps/quickstart.yaml --via local
@@ -41,14 +41,7 @@ test-slow: $(READY)
 	$(SIDE_BY_SIDE) -m "slow and not slurm and not chaos and not long"
 
 test-chaos: $(READY)
-	$(SIDE_BY_SIDE) -m "chaos and not slurm and not long" tests/chaos -rs
-
-chaos: $(READY) slurm-tools
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]' || \
-		echo "atheris could not be installed; hypothesis makes the wrong sweep files instead" >&2
-	@rm -f .chaos
-	CHAOS=full CHAOS_RECORD=$(CURDIR)/.chaos $(BIN)/python -m pytest -m chaos tests/chaos -rs
-	$(BIN)/python -m tests.chaos.table .chaos
+	$(SIDE_BY_SIDE) -m chaos tests/chaos -rs
 
 slurm-tools:
 	@test "$$(id -u)" != 0 || command -v slurmctld slurmdbd >/dev/null || ! command -v apt-get >/dev/null || \
@@ -56,12 +49,12 @@ slurm-tools:
 		$(SLURM)) >/dev/null 2>&1 || echo "Slurm's packages could not be installed; its tests say so" >&2
 
 test-slurm: $(READY) slurm-tools
-	$(ONE_BY_ONE) -m "slurm and not long" tests/slurm tests/chaos -rs
+	$(ONE_BY_ONE) -m "slurm and not long" tests/slurm -rs
 
 # Everything, with what is left out above for its time (marked long): two hours and more.
 test-all: test slurm-tools
 	$(SIDE_BY_SIDE) -m "(slow or chaos or long or conformance) and not slurm" --ignore tests/slurm
-	$(ONE_BY_ONE) -m "slurm or conformance" tests/slurm tests/chaos -rs
+	$(ONE_BY_ONE) -m "slurm or conformance" tests/slurm -rs
 
 conformance: $(READY)
 	$(ONE_BY_ONE) -m conformance

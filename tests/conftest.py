@@ -87,7 +87,7 @@ def run_sweep(folder: Path, *arguments: str, timeout: float = 240) -> subprocess
     return run_module("harness.sweep", folder, *arguments, timeout=timeout)
 
 
-def run_module(module: str, folder: Path, *arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
+def run_module(module: str, folder: Path, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run a module in a folder, to its end, with nobody at its terminal."""
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],

@@ -17,13 +17,11 @@ from harness.names import Choice
 from harness.sources import find_source
 from harness.train import decode
 from harness.train.images import encode
-from tests.chaos.conftest import Record, amount
 from tests.chaos.limited import outcomes
 from tests.chaos.test_masks_fuzz import READ, SAID, made_wrong, planted
 from tests.chaos.wrong_data import FOLDERS, a_pipe, cifar, folder_of, names_of_bytes, picture, wrong_idx, wrong_images
-from tests.conftest import GRID, SHARED, run_sweep, write_project
+from tests.conftest import GRID, run_sweep, write_project
 
-AREA = "Bad input"
 pytestmark = pytest.mark.chaos
 
 LOADED = torchvision.__version__
@@ -56,7 +54,7 @@ def image(file: Path) -> str:
 PLACES = {"mnist": "MNIST", "cifar10": "cifar-10-batches-py"}
 
 
-def test_bad_data_sets_are_named_in_bounded_time_and_memory(tmp_path: Path, record: Record) -> None:
+def test_bad_data_sets_are_named_in_bounded_time_and_memory(tmp_path: Path) -> None:
     wanted: dict[str, str] = {}
     (root := tmp_path / "sets").mkdir()
     for name, (data, said) in wrong_images().items():
@@ -77,13 +75,9 @@ def test_bad_data_sets_are_named_in_bounded_time_and_memory(tmp_path: Path, reco
     wanted["idx-pipe"] = f"{SAID}*is missing"
     cifar(root / "cifar", tmp_path)
     wanted["cifar"] = f"{SAID}*differ from the official ones"
-    found = outcomes("tests.chaos.test_data_fuzz:data_set", root, timeout=300)
+    found = outcomes("tests.chaos.test_data_fuzz:data_set", root)
     other = {name: found[name] for name, said in wanted.items() if not _as_wanted(found[name], said)}
     ran = planted(tmp_path)
-    said_by = "a sentence that names the file, or the images that are right; no program is run for an EPS"
-    record.note(
-        "a broken data set: bombs, loops, pipes, odd names", len(wanted), said_by, lost=len(other), wrong=len(ran)
-    )
     assert not other
     assert not ran
 
@@ -93,9 +87,9 @@ def _as_wanted(found: str, wanted: str) -> bool:
     return found.startswith(parts[0] or (SAID, READ)) and parts[-1] in found
 
 
-def test_changed_bytes_of_an_image_end_in_an_image_or_a_sentence(tmp_path: Path, record: Record) -> None:
+def test_changed_bytes_of_an_image_end_in_an_image_or_a_sentence(tmp_path: Path) -> None:
     (files := tmp_path / "files").mkdir()
-    draws, count = random.Random(5), amount(60, 8000)
+    draws, count = random.Random(5), 60
     forms = {"PNG": "png", "JPEG": "jpg", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp", "PPM": "ppm"}
     sources = [(picture(form=form, size=40), ending) for form, ending in forms.items()]
     for number in range(count):
@@ -107,13 +101,12 @@ def test_changed_bytes_of_an_image_end_in_an_image_or_a_sentence(tmp_path: Path,
         (files / f"{number:05d}.{ending}").write_bytes(data)
     found = outcomes("tests.chaos.test_data_fuzz:image", files)
     faults = [said for said in found.values() if not said.startswith((SAID, READ))]
-    record.note("bytes changed in an image", len(found), "an image, or a sentence that names it", lost=len(faults))
     assert len(found) == count
     assert not faults, faults[0]
     assert {said.partition(" ")[0] for said in found.values()} == {"said:", "read:"}
 
 
-def test_a_sweep_over_bad_folders_and_masks_says_so_and_makes_the_rest(tmp_path: Path, record: Record) -> None:
+def test_a_sweep_over_bad_folders_and_masks_says_so_and_makes_the_rest(tmp_path: Path) -> None:
     write_project(tmp_path)
     images, masks = wrong_images(), made_wrong(tmp_path)
     bad = ["bomb.png", "cut-2.jpg"]
@@ -139,29 +132,6 @@ def test_a_sweep_over_bad_folders_and_masks_says_so_and_makes_the_rest(tmp_path:
     ends = [json.loads(path.read_text()) for path in tmp_path.glob("runs/stages/*/*/*/attempt-*/end.json")]
     told = [end for end in ends if end["outcome"] == "failed" and end["cause"] == "input"]
     made = list(tmp_path.glob("runs/stages/train/*/*/result-*.json"))
-    lost, wrong = len(bad) - len(told) + 2 - len(made), len(planted(tmp_path))
-    said = "a mask is refused before anything runs, an image's cells fail with its name; the rest is made"
-    record.note("a bad mask or a broken image in a sweep", len(bad + files), said, lost=lost, wrong=wrong)
-    assert lost == wrong == 0, ends
-
-
-@pytest.mark.skipif(not (SHARED / "mnist").is_dir(), reason="the files of MNIST are not here")
-def test_a_changed_bit_of_mnist_is_found(tmp_path: Path, record: Record) -> None:
-    raw, found = tmp_path / "MNIST" / "raw", 0
-    shutil.copytree(SHARED / "mnist", raw)
-    files, draws = sorted(raw.glob("*.gz")), random.Random(7)
-    assert decode.mnist(tmp_path, 0).train_images.shape == (60_000, 28, 28, 1)
-    count = amount(4, 80)
-    for number in range(count):
-        file = files[number % len(files)]
-        whole = file.read_bytes()
-        data = bytearray(whole)
-        data[draws.randrange(100, len(data))] ^= 1 << draws.randrange(8)
-        file.write_bytes(data)
-        with pytest.raises(UserError, match="fetch the file anew"):
-            decode.mnist(tmp_path, 0)
-        found += 1
-        file.write_bytes(whole)
-    said = "gzip's own checksum; the file is named"
-    record.note("a bit of the real MNIST flipped", count, said, wrong=count - found)
-    assert found == count
+    assert len(told) == len(bad), ends
+    assert len(made) == 2
+    assert not planted(tmp_path)

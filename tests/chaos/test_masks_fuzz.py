@@ -20,14 +20,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from tests.chaos.conftest import Record, amount
 from tests.chaos.limited import outcomes
 from tests.tost.nets import small_net
 from tost.masks import Masks, find_masks
 from tost.masks.files import fit_masks, read_masks
 from tost.masks.scores import magnitude
 
-AREA = "Bad input"
 pytestmark = pytest.mark.chaos
 
 PLANTED = "planted"
@@ -208,8 +206,7 @@ def made_wrong(folder: Path) -> dict[str, tuple[bytes, str]]:
         cases[f"bytearray-{new}.pt"] = (saved({"model": masks(), "x": Memory()}, new), took)
     for way in WAYS:
         evil = Evil(folder, way)
-        for protocol in (0, 2, 4, 5):
-            cases[f"pickle-{way}-{protocol}.pkl"] = (pickle.dumps({"0.weight_mask": evil}, protocol), junk)
+        cases[f"pickle-{way}.pkl"] = (pickle.dumps({"0.weight_mask": evil}), junk)
         cases[f"torch-{way}.pt"] = (saved({"0.weight_mask": evil}), "which is never loaded: it could run code")
         cases[f"torch-old-{way}.pth"] = (saved({"0.weight_mask": evil}, new=False), "never loaded: it could run code")
     for size in (0, 1, 7, 8, 9, 40, len(ours) // 2, len(ours) - 1):
@@ -228,7 +225,7 @@ def test_files_of_code_are_code(tmp_path: Path) -> None:
     assert len(planted(tmp_path)) == len(WAYS)
 
 
-def test_what_is_no_mask_is_refused_and_no_code_of_it_is_run(tmp_path: Path, record: Record) -> None:
+def test_what_is_no_mask_is_refused_and_no_code_of_it_is_run(tmp_path: Path) -> None:
     (files := tmp_path / "files").mkdir()
     cases = made_wrong(tmp_path)
     for name, (data, _) in cases.items():
@@ -240,16 +237,12 @@ def test_what_is_no_mask_is_refused_and_no_code_of_it_is_run(tmp_path: Path, rec
     assert max(map(len, found.values())) < 10_000
     unsaid = {n: found[n] for n, (_, said) in cases.items() if not found[n].startswith(SAID) or said not in found[n]}
     ran = planted(tmp_path)
-    found_by = "a sentence that names the file and the tensor; only tensors are loaded, within 1 GB"
-    record.note("a wrong file of masks: lying sizes, bombs", len(cases), found_by, lost=len(unsaid))
-    evil = sum("pickle-" in name or "torch-" in name or "object" in name for name in cases)
-    record.note("code in a pickled file of masks", evil, "it is never run", wrong=len(ran))
     assert not unsaid
     assert not ran
 
 
-def test_changed_bytes_of_a_mask_end_in_a_mask_or_a_sentence(tmp_path: Path, record: Record) -> None:
-    draws, count = random.Random(3), amount(60, 6000)
+def test_changed_bytes_of_a_mask_end_in_a_mask_or_a_sentence(tmp_path: Path) -> None:
+    draws, count = random.Random(3), 60
     sources = [*good().values(), saved({"0.weight_mask": Evil(tmp_path, "touch")}, new=False)]
     for number in range(count):
         data = bytearray(sources[number % len(sources)])
@@ -269,8 +262,6 @@ def test_changed_bytes_of_a_mask_end_in_a_mask_or_a_sentence(tmp_path: Path, rec
     found = outcomes("tests.chaos.test_masks_fuzz:answer", tmp_path / "files")
     faults = [said for said in found.values() if not said.startswith((SAID, READ))]
     ran = planted(tmp_path)
-    said = "a mask of 0 and 1 in the network's shapes, or a sentence"
-    record.note("bytes changed in a file of masks", len(found), said, lost=len(faults), wrong=len(ran))
     assert len(found) == count
     assert not faults, faults[0]
     assert not ran

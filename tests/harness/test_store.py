@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.semantics import broken
 from harness.store import Artifact, Result, Store, _writers, digest, place, publish, remove_dead_drafts, write_whole
 
 
@@ -63,6 +65,24 @@ def test_a_link_that_was_made_but_reported_lost_counts_as_made(tmp_path: Path) -
     (tmp_path / "draft").write_bytes(b"x")
     os.link(tmp_path / "draft", tmp_path / "target")  # the server did it, the reply was lost, the client asks again
     assert place(tmp_path / "draft", tmp_path / "target")
+
+
+def _create(path: Any, flags: int, *more: Any, real: Any = os.open) -> int:
+    return int(real(path, flags & ~os.O_EXCL, *more))
+
+
+def _link(source: Path, target: Path, real: Any = os.link) -> None:
+    target.unlink(missing_ok=True)
+    real(source, target)
+
+
+@pytest.mark.parametrize(("what", "name", "lie"), [("O_EXCL", "open", _create), ("link", "link", _link)])
+def test_a_file_system_that_gives_one_name_to_several_is_found_out(
+    what: str, name: str, lie: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(broken(tmp_path)) == []
+    monkeypatch.setattr(os, name, lie)
+    assert any(said.startswith(f"{what}: of 16 new names") for said in broken(tmp_path))
 
 
 def test_many_processes_publish_one_file_exactly_once(tmp_path: Path) -> None:

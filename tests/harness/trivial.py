@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -115,8 +117,6 @@ def trainer(device: str) -> Trainer:
 
 def skewed(seconds: float) -> None:
     """Set this process's wall clock, and the times of the claims it beats, off by so many seconds."""
-    import time
-
     true, beat = time.time, Claim.beat
 
     def shifted(claim: Claim) -> bool:
@@ -129,14 +129,73 @@ def skewed(seconds: float) -> None:
     Claim.beat = shifted  # type: ignore[method-assign]
 
 
+def far(seed: int) -> None:
+    """Put this process's store behind a network: replies are lost, and what others have linked is seen late.
+
+    A link or a rename may be made and still fail; the first of each does so for sure. A claim or a result of another
+    process is not listed, found or opened for a draw of up to 0.4 s.
+    """
+    import io
+
+    draw, own, lost = random.Random(seed), set[str](), set[str]()
+    link, replace, stat, listdir, io_open = os.link, os.replace, os.stat, os.listdir, io.open
+
+    def reply(what: str, chance: float, *codes: int) -> None:
+        if what not in lost or draw.random() < chance:
+            lost.add(what)
+            code = codes[draw.random() < 0.2] if len(codes) > 1 else codes[0]
+            raise OSError(code, os.strerror(code))
+
+    def hidden(path: Any) -> bool:
+        name = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
+        if not os.path.basename(name).startswith(("claim-", "result-")) or name in own:
+            return False
+        try:
+            age = time.time() - stat(name).st_ctime
+        except OSError:
+            return False
+        return age < random.Random(f"{name} {seed}").uniform(0, 0.4)
+
+    def linked(source: Any, target: Any, **more: Any) -> None:
+        link(source, target, **more)
+        own.add(os.fspath(target))
+        reply("link", 0.05, errno.EEXIST, errno.EIO)
+
+    def replaced(source: Any, target: Any, **more: Any) -> None:
+        replace(source, target, **more)
+        reply("rename", 0.15, errno.ENOENT)
+
+    def seen(real: Any) -> Any:
+        def looked(path: Any, *more: Any, **named: Any) -> Any:
+            if hidden(path):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
+            return real(path, *more, **named)
+
+        return looked
+
+    def listed(path: Any = ".") -> list[Any]:
+        return [name for name in listdir(path) if not hidden(os.path.join(os.fspath(path), name))]
+
+    os.link, os.replace, os.stat, os.listdir, io.open = linked, replaced, seen(stat), listed, seen(io_open)
+
+
 def main(
-    store: str, how: str, lease: str, memory: str = "0", host: str = "", skew: str = "0", seconds: str = "0"
+    store: str,
+    how: str,
+    lease: str,
+    memory: str = "0",
+    host: str = "",
+    skew: str = "0",
+    seconds: str = "0",
+    seed: str = "",
 ) -> int:
-    """Be a worker; `seconds`: its time limit, 0 for none."""
+    """Be a worker; `seconds`: its time limit, 0 for none; `seed`: of what a far file system does to it."""
     if host:
         socket.sethostname(host)
     if float(skew):
         skewed(float(skew))
+    if seed:
+        far(int(seed))
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     place = Store(Path(store))

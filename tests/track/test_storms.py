@@ -156,7 +156,7 @@ def test_a_publisher_that_hangs_is_not_waited_for_and_what_is_missing_told(tmp_p
 
 
 FAULTS = ["hang", *(pytest.param(fault, marks=pytest.mark.long) for fault in ("429", "dead"))]
-"""All ten are in tests/chaos/test_trackers.py, in full."""
+"""Of the ten that the server has."""
 
 
 @pytest.mark.parametrize("fault", FAULTS)
