@@ -1,4 +1,4 @@
-"""Several processes for one training: images a second against one process, and what is waited for gradients.
+"""Several processes for one training: images a second against one process.
 
 Every process has one thread, or one GPU; the batch of 128 is shared. Runs what trainers run: the training loop with its
 group, a word with the other ranks after every step included, no evaluation.
@@ -20,7 +20,7 @@ import torch
 
 from bench.figures import ROOT, Given, Row, environment, spread
 from bench.training import BATCH, IMAGES, orders
-from harness.train.group import Group, Together, joined
+from harness.train.group import Group, joined
 from harness.train.loop import Enough, Watcher, train
 from harness.train.order import Order
 from harness.train.process import prepare_process, read_order
@@ -44,7 +44,7 @@ def measure(given: Given) -> Iterator[Row]:
                 spec = {**order.spec, "protocol": {**order.spec["protocol"], "batch_norm": batch_norm}}
                 shared = replace(order, spec=spec, threads=1, world=processes, meet="127.0.0.1")
                 said = together(shared, seconds, given.repeats, warm_up)
-                speed = spread([batch / step for step in said["steps"]])
+                speed = spread([batch / step for step in said])
                 alone = alone or float(speed["median"])
                 yield {
                     "network": network,
@@ -52,12 +52,11 @@ def measure(given: Given) -> Iterator[Row]:
                     "batch norm": batch_norm,
                     "images/s": speed,
                     "times one process": float(speed["median"]) / alone,
-                    "ms a step waited for gradients": spread([1000 * one for one in said["waited"]]),
                 }
 
 
-def together(order: Order, seconds: float, windows: int, warm_up: int) -> dict[str, list[float]]:
-    """Train with all ranks of an order; return what the first one measured, in seconds by window."""
+def together(order: Order, seconds: float, windows: int, warm_up: int) -> list[float]:
+    """Train with all ranks of an order; return the seconds of a step that the first one measured, by window."""
     first = _start(order, seconds, windows, warm_up)
     running = [first]
     try:
@@ -68,7 +67,7 @@ def together(order: Order, seconds: float, windows: int, warm_up: int) -> dict[s
                 _start(replace(order, rank=rank, meet=meet), seconds, windows, warm_up)
                 for rank in range(1, order.world)
             ]
-        found: dict[str, list[float]] = json.loads(first.stdout.readline())
+        found: list[float] = json.loads(first.stdout.readline())["steps"]
         for process in running:
             process.communicate()
     finally:
@@ -102,34 +101,12 @@ class Clock(Watcher):
     """Steps that are not timed."""
     steps: list[float] = field(default_factory=list)
     """Seconds of a step, by window."""
-    waited: list[float] = field(default_factory=list)
-    """Seconds of a step from the end of the backward pass until all gradients are there, by window."""
-    _waits: list[Callable[[], float]] = field(default_factory=list)
     _steps: int = 0
     _began: float = 0.0
 
     def begin(self, training: Training) -> None:
         """See the loop begin."""
         self.cuda = training.images.device.type == "cuda"
-        if isinstance(training.group, Together):
-            gradients = training.group.gradients
-            gradients.receive = self._timed(gradients.receive)  # type: ignore[method-assign]
-
-    def _timed(self, receive: Callable[[], None]) -> Callable[[], None]:
-        def timed() -> None:
-            if self.cuda:  # the host does not wait, the device's queue does
-                before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-                before.record()
-                receive()
-                after.record()
-                self._waits.append(lambda: before.elapsed_time(after) / 1000)
-            else:
-                began = time.perf_counter()
-                receive()
-                taken = time.perf_counter() - began
-                self._waits.append(lambda: taken)
-
-        return timed
 
     def after_step(self, training: Training, due: Callable[[], None]) -> None:
         """See a step done; the word with the other ranks is one that a trainer has too."""
@@ -141,10 +118,8 @@ class Clock(Watcher):
             torch.cuda.synchronize()
         if self._began:
             self.steps.append((time.perf_counter() - self._began) / self._steps)
-            self.waited.append(sum(wait() for wait in self._waits) / self._steps)
             if len(self.steps) == self.windows:
                 raise Enough
-        self._waits.clear()
         self._steps, self._began = 0, time.perf_counter()
 
 
@@ -163,7 +138,7 @@ def rank(message: Mapping[str, Any], clock: Clock) -> None:
             _train(run, group, clock)
     except Enough:
         if order.rank == 0:
-            tell(steps=clock.steps, waited=clock.waited)
+            tell(steps=clock.steps)
 
 
 def _train(run: Training, group: Group, clock: Clock) -> None:

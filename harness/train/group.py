@@ -2,7 +2,7 @@
 
 Every rank has the whole network and sees its part of each batch of the order that one process would see. Gradients are
 sums weighted by the true number of images, so that the update is the one of a single process but for the order in which
-numbers are added. They are exchanged while the backward pass still goes on.
+numbers are added. torch's DistributedDataParallel sums them while the backward pass still goes on.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from operator import is_
 from typing import Any
 
 import torch
@@ -20,18 +22,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined] # public, though not in its __all__
 from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
 
 from harness.errors import UserError
 from harness.links import LOOPBACK
-from harness.train.exchange import Gradients
 from harness.train.order import Order
-from harness.train.synced_norm import remember, statistics, synchronise
+from harness.train.synced_norm import SyncedBatchNorm, SyncedBatchNormOnCuda, remember, statistics, synchronise
 from harness.watchdog import LONGEST, STALL
 
 JOINING = timedelta(minutes=10)
 """How long a rank waits for the others to join it."""
 PATIENCE = timedelta(seconds=LONGEST * STALL)
 """How long a collective may take: a rank that waits for a file system is not dead; its supervisor decides."""
+BUCKET = 4.0
+"""MiB of gradients in one collective: DDP's own 25 would leave small networks' whole exchange to the end."""
 
 
 class Group:
@@ -55,7 +59,12 @@ class Group:
         """Return the weight of this rank's mean loss in the mean over a batch of `count` images."""
         return 1.0
 
-    def backward(self, model: nn.Module, loss: Tensor, count: int) -> None:
+    def forward(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Return the network's output for this rank's part of a batch, for `backward` to start from."""
+        logits: Tensor = model(images)
+        return logits
+
+    def backward(self, loss: Tensor, count: int) -> None:
         """Give every rank the gradients of the mean over a batch of `count` images, of which `loss` is its own part's.
 
         A parameter that no rank's images used keeps none.
@@ -98,11 +107,12 @@ ALONE = Group()
 class Together(Group):
     """Several processes, over torch.distributed: gloo for tensors on the CPU, NCCL for those on GPUs."""
 
-    gradients: Gradients
-
     def __init__(self, rank: int, world: int, device: torch.device) -> None:
         self.rank, self.world, self.device = rank, world, device
-        self.alone: list[Any] = []
+        self.reducer: DistributedDataParallel | None = None
+        self.trained: list[nn.Parameter] = []
+        """The parameters whose gradients the reducer sums."""
+        self.alone: list[SyncedBatchNorm | SyncedBatchNormOnCuda] = []
         """The synchronised layers, told where a batch is too small to be shared."""
         self.local = False
         """Whether batch norms see only their rank's part of a batch."""
@@ -114,12 +124,15 @@ class Together(Group):
 
         `local` leaves every rank's to its own part of the batch.
         """
-        self.gradients = Gradients(PATIENCE)
+        # A communicator of their own: between the collectives that batch norm makes in a backward pass, buckets are
+        # sent at another place on each rank, where a branch was not taken by all.
+        self.reducers = dist.new_group(timeout=PATIENCE)
+        self.reducer = None
         self.local = batch_norm == "local"
         if self.local:
             self.least = 2
         else:
-            self.alone = synchronise(model)
+            self.alone = synchronise(model, self.device)
 
     def shares(self, count: int) -> bool:
         """Return whether there are images enough for all ranks."""
@@ -138,9 +151,40 @@ class Together(Group):
             return 1 / self.world
         return (count // self.world + (self.rank < count % self.world)) / count
 
-    def backward(self, model: nn.Module, loss: Tensor, count: int) -> None:
-        """Sum the gradients of all ranks."""
-        self.gradients.backward(model, loss * self.weight(count))
+    def forward(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Return the output of the network in its reducer: a new one where layers were frozen, replaced or removed.
+
+        What a bucket holds follows from the trained parameters alone, since `find_unused_parameters` keeps DDP from
+        filling them anew by the first backward pass: a resumed training adds in the order of an undisturbed one.
+        """
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not self.reducer or len(trained) != len(self.trained) or not all(map(is_, trained, self.trained)):
+            self.trained = trained
+            self.reducer = DistributedDataParallel(
+                model,
+                process_group=self.reducers,
+                bucket_cap_mb=BUCKET,
+                find_unused_parameters=True,
+                init_sync=False,  # `check` compares the ranks' networks
+            )
+            self.reducer.broadcast_buffers = False
+            self.reducer.register_comm_hook(None, _summing(self.reducers))
+        logits: Tensor = self.reducer(images)
+        return logits
+
+    def backward(self, loss: Tensor, count: int) -> None:
+        """Sum the gradients of all ranks. Raises UserError for one that comes in several pieces."""
+        try:
+            torch.autograd.backward(loss * self.weight(count))
+        except RuntimeError as error:
+            if "ready only once" not in str(error):
+                raise
+            named = re.search(r"with name (\S+)", str(error))
+            raise UserError(
+                f"the gradient of {named[1] if named else 'a parameter'} comes in several pieces, or from outside the "
+                "network's forward pass, which torch's DistributedDataParallel cannot sum over processes; call "
+                "torch.utils.checkpoint with use_reentrant=False, or write world: 1"
+            ) from error
 
     def statistics(self, model: nn.Module) -> Tensor | None:
         """Return what all ranks' batch norms remember, in every rank, where they see only their own images."""
@@ -195,6 +239,16 @@ class Together(Group):
     def gather(self) -> None:
         """Wait for all."""
         self.most(0)
+
+
+def _summing(group: Any) -> Callable[[Any, Any], Any]:
+    """Return what sums a bucket of gradients, of which DDP of itself takes the mean.
+
+    A lambda: DDP refuses annotations that are not evaluated.
+    """
+    return lambda _, bucket: (
+        dist.all_reduce(bucket.buffer(), group=group, async_op=True).get_future().then(lambda done: done.value()[0])
+    )
 
 
 def _opened(host: str) -> TCPStore:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from harness.errors import UserError
@@ -141,7 +140,7 @@ def _shares(events: Iterable[Any], wall: float | None) -> list[str]:
     sorts: dict[str, float] = defaultdict(float)
     rest: dict[str, float] = defaultdict(float)
     for event in events:
-        if event.device_type == DeviceType.CUDA:
+        if event.device_type.name == "CUDA":
             continue  # kernels, which the operations that launched them account for
         spent = event.self_cpu_time_total if wall is None else event.self_device_time_total
         sort = sort_of(event.key)

@@ -90,7 +90,7 @@ def examine(run: Training, images: Tensor, labels: Tensor) -> list[str]:
     lines += [f"outputs, in order: {_told(outputs)}", f"loss: {float(loss.detach()):.6g}"]
     try:
         with torch.autograd.set_detect_anomaly(True):
-            run.group.backward(run.model, loss, len(labels))
+            run.group.backward(loss, len(labels))
     except RuntimeError as error:
         if "returned nan values" not in str(error):
             raise

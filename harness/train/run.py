@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +12,6 @@ from harness.train.checkpoint import Position
 from harness.train.draws import seed_for
 from harness.train.group import ALONE, Group
 from harness.train.images import Images
-from harness.train.small_maps import SmallMaps, pays
 from tost.masks import Masks
 from tost.masks.apply import Pruned
 from tost.recipe import Criterion, Part
@@ -74,15 +72,9 @@ class Training:
         """Return the steps done since the start of training."""
         return self.position.epoch * self.steps + self.position.step
 
-    @contextlib.contextmanager
-    def autocast(self) -> Iterator[None]:
-        """Compute in the precision, by the convolutions that are fast in it."""
-        device = self.images.device
-        products = (
-            SmallMaps() if pays(device, self.precision) and self.execution == "eager" else contextlib.nullcontext()
-        )
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"), products:
-            yield
+    def autocast(self) -> torch.autocast:
+        """Return a context that computes in the precision."""
+        return torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def whole_criterion(self) -> Criterion:
         """Return the loss with what the recipe makes of it."""
@@ -93,9 +85,15 @@ class Training:
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the network's output for a batch [N, C, H, W]."""
-        whole = self.model.training and len(images) == self.batch
-        forward: Callable[[Tensor], Tensor] = self.forward if self.forward and whole else self.model
-        return forward(images.contiguous(memory_format=self.layout))
+        images = images.contiguous(memory_format=self.layout)
+        if not self.model.training:
+            logits: Tensor = self.model(images)
+            return logits
+        return (
+            self.forward(images)
+            if self.forward and len(images) == self.batch
+            else self.group.forward(self.model, images)
+        )
 
     def go_to(self, steps_done: int) -> None:
         """Set everything scheduled to a point of training."""
@@ -130,7 +128,7 @@ class Training:
         Return what `spoilt` says of the gradients, to be looked at when the loss is.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        self.group.backward(self.model, loss, count)
+        self.group.backward(loss, count)
         found = spoilt([p.grad for p in self.model.parameters() if p.grad is not None])
         self.optimizer.step()
         self.prune()

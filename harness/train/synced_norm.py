@@ -31,17 +31,28 @@ class _Sum(torch.autograd.Function):
         return summed
 
 
-class SyncedBatchNorm(nn.SyncBatchNorm):
-    """torch's SyncBatchNorm, with the same arithmetic for CPU tensors, which torch's refuses."""
+class SyncedBatchNormOnCuda(nn.SyncBatchNorm):
+    """torch's own, and plain batch norm where a batch is not shared."""
 
-    synchronised: bool
+    synchronised = True
     """Whether the batch at hand is shared between ranks; if not, each has the whole of it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [N, C, ...] by mean and variance over all ranks' N and all positions, as plain batch norm would."""
+        return super().forward(x) if self.synchronised else _BatchNorm.forward(self, x)  # reads only what both have
+
+
+class SyncedBatchNorm(_BatchNorm):
+    """The same for CPU tensors, which torch's SyncBatchNorm refuses."""
+
+    synchronised = True
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Take positions of any dimensions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [N, C, ...] as on CUDA."""
         if not (self.training and self.synchronised):
-            return _BatchNorm.forward(self, x)  # reads nothing but what all have
-        if x.is_cuda:
             return super().forward(x)
         wide = x if x.dtype == torch.float64 else x.float()
         mean, variance, count = _moments(wide)
@@ -87,17 +98,20 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor, float]:
     return centre, variance, count
 
 
-def synchronise(model: nn.Module) -> list[SyncedBatchNorm]:
+def synchronise(model: nn.Module, device: torch.device) -> list[SyncedBatchNorm | SyncedBatchNormOnCuda]:
     """Make a network's batch norms synchronised ones, in place, so that hooks and names stay; return them.
+
+    `device`: where the network is. torch's convert_sync_batchnorm would put new layers in their place.
 
     Raises UserError for layers that inherit from batch norm: what they add cannot be known.
     """
-    layers = []
+    kind = SyncedBatchNormOnCuda if device.type == "cuda" else SyncedBatchNorm
+    layers: list[SyncedBatchNorm | SyncedBatchNormOnCuda] = []
     for name, module in model.named_modules():
-        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, SyncedBatchNorm):
-            module.__class__ = SyncedBatchNorm
-            assert isinstance(module, SyncedBatchNorm)  # now it is # noqa: S101
-            module.process_group = None
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, kind):
+            module.__class__ = kind
+            assert isinstance(module, kind)  # now it is # noqa: S101
+            module.process_group = None  # of all ranks
             module.synchronised = True
             layers.append(module)
         elif isinstance(module, _BatchNorm):

@@ -18,7 +18,6 @@ from harness.train.loop import train
 from harness.train.order import Order
 from harness.train.process import set_mode
 from harness.train.run import Training
-from harness.train.small_maps import SmallMaps
 from harness.train.training import prepare
 from tests.conftest import hashes, run_sweep
 from tests.harness.test_training import Watcher, finish, orders  # noqa: F401 - orders is a fixture
@@ -66,22 +65,6 @@ def test_a_short_training_is_left_as_it_is(orders: Orders) -> None:  # noqa: F81
     assert not list(Path(order.store).glob("cache/pilots/*"))
     hasten(order, run)
     assert (run.execution, run.forward) == (EAGER, None), "only an order that may be fast is hastened"
-
-
-@pytest.mark.parametrize(("way", "expected"), [(EAGER, True), ("compiled", False)])
-def test_a_fast_training_that_runs_as_it_is_has_its_products(
-    way: str,
-    expected: bool,
-    orders: Orders,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(execution, "choose", lambda order, run: way)
-    monkeypatch.setattr("harness.train.run.pays", lambda device, precision: True)
-    order = orders()["train"]
-    run = prepare(order)
-    hasten(replace(order, fast=True), run)
-    with run.autocast():
-        assert isinstance(torch.overrides._get_current_function_mode(), SmallMaps) == expected
 
 
 def test_a_choice_is_remembered(orders: Orders, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
