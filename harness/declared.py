@@ -137,9 +137,7 @@ class Claim(Form):
     margin: float = Field(gt=0)
     """The smallest difference that matters, in the value's unit (points of accuracy)."""
     seeds: int = Field(ge=2, le=10_000)
-    """How many seeds it is decided with."""
-    looks: tuple[int, ...] = ()
-    """Numbers of seeds at which it is judged, rising, the last one `seeds`; else once, with all of them."""
+    """How many seeds it is decided with, in one analysis of all of them."""
 
     @field_validator("value")
     @classmethod
@@ -149,18 +147,15 @@ class Claim(Form):
             raise ValueError(f"{short(name)}: a claim is about an accuracy, of which more is better: {allowed}")
         return name
 
-    @model_validator(mode="after")
-    def _rising(self) -> Claim:
-        if self.looks and (list(self.looks) != sorted(set(self.looks)) or self.looks[0] < 2):
-            raise ValueError(f"looks {list(self.looks)} must rise, from 2 seeds on")
-        if self.looks and self.looks[-1] != self.seeds:
-            raise ValueError(f"looks {list(self.looks)}: the last one is with all {self.seeds} seeds")
-        return self
-
-    @property
-    def planned(self) -> tuple[int, ...]:
-        """Return the numbers of seeds at which it is judged."""
-        return self.looks or (self.seeds,)
+    @model_validator(mode="before")
+    @classmethod
+    def _once(cls, given: object) -> object:
+        if isinstance(given, dict) and "looks" in given:
+            raise ValueError(
+                f"looks {short(given['looks'])}: no interim analyses are made, one of all its seeds decides; leave "
+                "`looks` out"
+            )
+        return given
 
     @property
     def axis(self) -> str:
@@ -180,6 +175,12 @@ class Declared(Form):
     """The sweep file, as it was named on the command line."""
     members: dict[str, list[int]] = Field(default_factory=dict)
     """Claim -> its cells, by their places in the plan."""
+
+    @field_validator("claims", mode="before")
+    @classmethod
+    def _earlier(cls, claims: list[dict[str, Any] | Claim]) -> list[dict[str, Any] | Claim]:
+        """Leave out the interim analyses that plans of an earlier version name."""
+        return [c if isinstance(c, Claim) else {k: v for k, v in c.items() if k != "looks"} for c in claims]
 
 
 def named_tables(value: object) -> object:

@@ -249,11 +249,10 @@ def _claim(claim: Claim, lines: Sequence[Line]) -> str:
     first, second = map(str, claim.compare[claim.axis])
     found = pairs(Frame.of(lines), {claim.axis: second}, lines)
     mine = [found[id(line)] for line in lines if id(line) in found and line.axis(claim.axis) == first]
-    looks = f", looked at with {listed(map(str, claim.planned))}" if len(claim.planned) > 1 else ""
     return " ".join(
         [
             f"Claim {claim.name}: {first} differs from {second} in {claim.value}, where {claim.margin:g} is the "
-            f"smallest difference that matters; decided with {count(claim.seeds, 'seed')}{looks} over "
+            f"smallest difference that matters; decided with {count(claim.seeds, 'seed')} over "
             f"{count(len(mine), 'pair')}.",
             *shared(mine),
         ]

@@ -1,10 +1,10 @@
-"""Claims as they were registered, and every look taken at them: files in the store that are never changed."""
+"""Claims as they were registered, and the analysis of each: files in the store that are never changed."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,19 +36,21 @@ class Registered:
         """Return the seeds that it is decided with."""
         return [str(seed) for seed in self.record.get("seeds", ())]
 
-    def looked(self, seeds: int) -> Mapping[str, Any] | None:
-        """Return the look at so many seeds, where it was taken."""
-        found = _read(self.folder / f"look-{seeds:04d}.json")
-        return found if {"verdict", "level", "effect", "data"} <= set(found) else None
+    @property
+    def analysis(self) -> Mapping[str, Any] | None:
+        """Return its analysis, where it was made."""
+        found = _read(self._analysis)
+        return found if {"verdict", "effect", "data"} <= set(found) else None
 
-    def look(self, seeds: int, said: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-        """Return the look at so many seeds: as it was taken first, or taken now and written down for good.
+    def keep(self, said: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Write its analysis down for good and return it; of two made at once, both return the one written first."""
+        body = {"date": now(), "seeds": self.claim.seeds, **said}
+        publish(self._analysis, seal(body))
+        return self.analysis or body
 
-        Of two that look at once, the second one sees what the first one wrote.
-        """
-        body = {"date": now(), "seeds": seeds, **said()}
-        publish(self.folder / f"look-{seeds:04d}.json", seal(body))
-        return self.looked(seeds) or body
+    @property
+    def _analysis(self) -> Path:
+        return self.folder / f"look-{self.claim.seeds:04d}.json"
 
 
 def now() -> str:
@@ -81,7 +83,8 @@ def registered(saved: SavedPlan, store: Store) -> list[Registered]:
             for labels, _, facts in members(saved, claim)
             if labels["seed"] in planned
         }
-        body = {"claim": claim.model_dump(mode="json"), "cells": sorted(cells)}
+        # `looks`, interim analyses, was a field once: what is hashed has it still, so that no registration is lost
+        body = {"claim": {**claim.model_dump(mode="json"), "looks": []}, "cells": sorted(cells)}
         name = digest(body)[:SHOWN]
         folder = store.sweep(saved.plan.name) / "claims" / f"{claim.name}-{name}"
         found.append(Registered(claim, name, folder, _read(folder / "registered.json")))
@@ -111,7 +114,10 @@ def register(saved: SavedPlan, store: Store) -> list[Registered]:
 
 
 def replaced(saved: SavedPlan, store: Store) -> Iterator[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
-    """Yield the records, with their looks, of claims that were registered once and that the file has no more."""
+    """Yield the records of claims that were registered once and that the file has no more, with their analyses.
+
+    One that was registered with interim analyses, by an earlier version, is among them and may have several.
+    """
     current = {one.folder.name for one in registered(saved, store)}
     for folder in sorted((store.sweep(saved.plan.name) / "claims").glob("*")):
         record = _read(folder / "registered.json")

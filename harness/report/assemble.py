@@ -80,7 +80,7 @@ def make_report(
 ) -> Report:
     """Read some sweeps and lay out their tables. Nothing but the store is read.
 
-    Claims are judged of `whole` sweeps, and the looks at them are noted; caches are kept. With `hidden`, nothing in the
+    Claims are judged of `whole` sweeps, and their analyses kept; so are caches. With `hidden`, nothing in the
     report tells who made it, or where.
     """
     standings = [stand(saved.plan, store, Observer(), rebuild) for saved in plans]

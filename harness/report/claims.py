@@ -6,7 +6,6 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from harness.declared import Claim
 from harness.planfile import SavedPlan
@@ -14,10 +13,9 @@ from harness.registry import UNSAID, Registered, registered
 from harness.report.frame import Frame, Line
 from harness.report.metrics import metric
 from harness.report.pairing import Pair, pairs
-from harness.report.stats import Effect, decidable_spread, effect, look_level, seeds_range, sign_flip_p, verdict
+from harness.report.stats import Effect, effect, sign_flip_p, verdict
 from harness.store import Store, digest
 
-LEVEL = 0.95
 UNDECIDED = "undecided"
 
 Differences = Mapping[tuple[str, str], tuple[float, Pair]]
@@ -34,15 +32,12 @@ class Judged:
     asked: Sequence[Pair]
     """Its pairs, of the registered seeds."""
     found: Effect | None = None
-    """The effect at the look that counts."""
+    """The effect in its analysis."""
     verdict: str = ""
     """Empty as long as it is not to be judged."""
-    level: float = LEVEL
-    looks: list[int] = field(default_factory=list)
-    """The seeds at each look that was taken."""
     used: Differences = field(default_factory=dict)
     changed: bool = False
-    """Whether the results are others now than at the look."""
+    """Whether the results are others now than in the analysis."""
     remarks: list[str] = field(default_factory=list)
 
     @property
@@ -52,7 +47,7 @@ class Judged:
 
 
 def judge(saved: SavedPlan, lines: Sequence[Line], store: Store) -> list[Judged]:
-    """Judge a sweep's claims that may be judged: each is a look, which is noted. `lines`: one a cell, in order."""
+    """Judge a sweep's claims that may be judged, once: the analysis is kept. `lines`: one a cell, in order."""
     return [_judge(one, [lines[n] for n in saved.declared.members[one.claim.name]]) for one in registered(saved, store)]
 
 
@@ -69,12 +64,10 @@ def _judge(one: Registered, lines: Sequence[Line]) -> Judged:
         before, cells = one.record["results"], one.record.get("cells")
         judged.remarks.append(f"exploratory: {before} of its {cells} cells had a result before it was registered")
     ready = _ready(judged.asked, claim.value)
-    for seeds in claim.planned:
-        chosen = one.seeds[:seeds]
-        if judged.verdict in ("", UNDECIDED) and (one.looked(seeds) or set(chosen) <= ready):
-            _look(judged, chosen)
-    if len(judged.looks) < len(claim.planned) and judged.verdict in ("", UNDECIDED):
-        judged.remarks.append(_before(judged, len(ready)))
+    if one.analysis or set(one.seeds) <= ready:
+        _analyse(judged)
+    if not judged.verdict:
+        judged.remarks.append(f"to be judged at {claim.seeds} seeds ({len(ready)} are done)")
     _say_more(judged, every)
     return judged
 
@@ -120,70 +113,43 @@ def _ready(found: Sequence[Pair], value: str) -> set[str]:
     return {pair.line.axis("seed") for pair in found} - waiting
 
 
-def _look(judged: Judged, seeds: Sequence[str]) -> None:
-    """Judge by the pairs of some seeds; what a look found first is what stands."""
+def _analyse(judged: Judged) -> None:
+    """Judge by the pairs of all registered seeds; the analysis that was made first is what stands."""
     claim = judged.claim.claim
-    chosen = [pair for pair in judged.asked if pair.line.axis("seed") in seeds]
-    used = _differences(chosen, claim)
+    used = _differences(judged.asked, claim)
     place = _placer(claim, judged.asked)
-    level = look_level(len(claim.planned), LEVEL)
-    now = effect({at: difference for at, (difference, _) in used.items()}, level) if used else None
+    now = effect({at: difference for at, (difference, _) in used.items()}) if used else None
     lines = {line.key: line for _, pair in used.values() for line in (pair.line, pair.base)}
     data = digest(sorted(f"{key} {m.edition} {m.sha256}" for key, line in lines.items() if (m := line.measured)))
-    taken = judged.claim.looked(len(seeds))
-    if taken is None:
-        if now is None or {place(pair.line)[0] for pair in chosen} != {cell for cell, _ in used}:
+    kept = judged.claim.analysis
+    if kept is None:
+        if now is None or {place(pair.line)[0] for pair in judged.asked} != {cell for cell, _ in used}:
             judged.remarks.append("not judged: no pair of one of its cells can be compared")
             return
-
-        def said() -> dict[str, Any]:
-            verdict = _verdict(judged, now, seeds)
-            return {"data": data, "verdict": verdict, "level": level, "effect": vars(now)}
-
+        kept = {"data": data, "verdict": _verdict(judged, now), "effect": vars(now)}
         try:
-            taken = judged.claim.look(len(seeds), said)
+            kept = judged.claim.keep(kept)
         except OSError as error:
-            taken = {"seeds": len(seeds), **said()}
-            judged.remarks.append(f"this look could not be noted in the store ({error.strerror})")
-    judged.looks.append(len(seeds))
-    judged.used, judged.level = used, float(taken["level"])
-    judged.found, judged.verdict = Effect(**taken["effect"]), str(taken["verdict"])
-    judged.changed = taken["data"] != data
+            judged.remarks.append(f"its analysis could not be kept in the store ({error.strerror})")
+    judged.used, judged.found, judged.verdict = used, Effect(**kept["effect"]), str(kept["verdict"])
+    judged.changed = kept["data"] != data
     if judged.changed:
         today = _shown(now) if now else "nothing"
-        judged.remarks.append(
-            f"its results have changed since the look at {len(seeds)} seeds, which stands; now they say {today}"
-        )
+        judged.remarks.append(f"its results have changed since its analysis, which stands; now they say {today}")
 
 
-def _verdict(judged: Judged, found: Effect, seeds: Sequence[str]) -> str:
+def _verdict(judged: Judged, found: Effect) -> str:
     """Return the verdict on an effect; who diverges more than the other is neither better nor equivalent."""
     said = verdict(found, judged.claim.claim.margin)
-    own, its = _diverged(judged, seeds)
+    own, its = _diverged(judged)
     favoured = {"better", "equivalent"} if own > its else {"worse", "equivalent"} if its > own else set()
     return UNDECIDED if said in favoured else said
 
 
-def _diverged(judged: Judged, seeds: Sequence[str]) -> tuple[int, int]:
+def _diverged(judged: Judged) -> tuple[int, int]:
     """Return in how many pairs the first diverged and the second did not, and the other way about."""
-    counts = Counter(
-        ("diverged" in pair.line.reason, "diverged" in pair.base.reason)
-        for pair in judged.asked
-        if pair.line.axis("seed") in seeds
-    )
+    counts = Counter(("diverged" in pair.line.reason, "diverged" in pair.base.reason) for pair in judged.asked)
     return counts[True, False], counts[False, True]
-
-
-def _before(judged: Judged, ready: int) -> str:
-    """Say, before anything is looked at, what the planned seeds will be able to decide."""
-    claim = judged.claim.claim
-    level = look_level(len(claim.planned), LEVEL)
-    most = decidable_spread(claim.seeds, claim.margin, level)
-    when = " and ".join(map(str, claim.planned[len(judged.looks) :]))
-    return (
-        f"to be judged at {when} seeds ({ready} are done); {claim.seeds} decide it, whatever the effect, if the "
-        f"standard deviation between seeds is at most {most:.2g}"
-    )
 
 
 def _shown(found: Effect) -> str:
@@ -194,7 +160,7 @@ def _say_more(judged: Judged, every: Sequence[Pair]) -> None:
     claim, found = judged.claim.claim, judged.found
     if lost := sum(_lost(pair, claim.value) for pair in judged.asked):
         judged.remarks.append(f"{lost} of {len(judged.asked)} pairs have no difference (failed, or not comparable)")
-    own, its = _diverged(judged, judged.claim.seeds)
+    own, its = _diverged(judged)
     if own != its:
         more, less = (judged.first, judged.second) if own > its else (judged.second, judged.first)
         kept = found is not None and judged.verdict != verdict(found, claim.margin)
@@ -220,15 +186,10 @@ def _say_more(judged: Judged, every: Sequence[Pair]) -> None:
         judged.remarks.append(f"p of no difference by flipping the signs of the seeds' means: {p:.2g}")
     if not found.known:
         judged.remarks.append("no interval: a cell has fewer than two pairs, or all seeds are equal")
-    elif judged.verdict == UNDECIDED and verdict(found, claim.margin) == UNDECIDED:
-        likely, most = seeds_range(found.spread, found.n, claim.margin, judged.level)
-        needed = f"{likely or 'over 1,000'} to {most or 'over 1,000'} seeds"
-        seen = f"by the spread seen ({found.spread:.2g})"
-        judged.remarks.append(f"{seen}, {needed} would decide, in another claim on new seeds")
     elif judged.verdict == "equivalent" and found.low * found.high > 0:
         judged.remarks.append("it differs from 0, but by less than the margin")
     added = [pair for pair in every if pair.line.axis("seed") not in judged.claim.seeds]
     values = {place: d for place, (d, _) in _differences([*judged.asked, *added], claim).items()}
     if len(values) > len(_differences(judged.asked, claim)):
-        later = effect(values, LEVEL)
+        later = effect(values)
         judged.remarks.append(f"with seeds added later, which is not the registered test: {_shown(later)} ({later.n})")

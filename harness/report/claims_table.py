@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from harness.planfile import SavedPlan
 from harness.registry import replaced
-from harness.report.claims import LEVEL, Judged
+from harness.report.claims import Judged
 from harness.report.grids import Entry, Grid
 from harness.report.stats import effect_p, holm
 from harness.store import Store
 
-COLUMNS = ("difference", "margin", "verdict", "registered", "looks")
+COLUMNS = ("difference", "margin", "verdict", "registered")
 
 
 def as_grid(judged: Sequence[Judged], before: Sequence[str] = ()) -> Grid:
@@ -28,7 +28,6 @@ def as_grid(judged: Sequence[Judged], before: Sequence[str] = ()) -> Grid:
             Entry(words=f"±{claim.margin:g}"),
             words,
             Entry(words=f"{record['date'][:10]} {one.claim.hash}" if record else "no"),
-            Entry(words=f"{len(one.looks)} of {len(claim.planned)}"),
         )
         grid.entries.update({((claim.name,), (column,)): e for column, e in zip(COLUMNS, said, strict=True)})
     grid.caption = " ".join([*_sentences(judged), *before])
@@ -42,7 +41,7 @@ def _entry(one: Judged) -> Entry:
     lines = tuple(line for _, p in one.used.values() for line in (p.line, p.base))
     value = one.claim.claim.value
     used = tuple(pair for _, pair in one.used.values())
-    return Entry(value=value, lines=lines, pairs=used, effect=one.found, terms=terms, level=one.level)
+    return Entry(value=value, lines=lines, pairs=used, effect=one.found, terms=terms)
 
 
 def _sentences(judged: Sequence[Judged]) -> list[str]:
@@ -54,14 +53,13 @@ def _sentences(judged: Sequence[Judged]) -> list[str]:
     ]
     for one in judged:
         claim = one.claim.claim
-        level = f", {100 * one.level:.4g} % interval" if one.found and one.level != LEVEL else ""
         where = f" where {claim.where}" if claim.where else ""
-        head = f"{claim.name}: {one.first} against {one.second}, {claim.value}{where}; {len(one.asked)} pairs{level}"
+        head = f"{claim.name}: {one.first} against {one.second}, {claim.value}{where}; {len(one.asked)} pairs"
         said.append("; ".join([head, *one.remarks]) + ".")
-    once = [one for one in judged if one.found is not None and len(one.claim.claim.planned) == 1]
-    if len(once) > 1:
-        ps = holm([effect_p(one.found) for one in once if one.found is not None])
-        shown = ", ".join(f"{one.claim.claim.name} {p:.2g}" for one, p in zip(once, ps, strict=True))
+    effects = {one.claim.claim.name: one.found for one in judged if one.found is not None}
+    if len(effects) > 1:
+        ps = holm([effect_p(found) for found in effects.values()])
+        shown = ", ".join(f"{name} {p:.2g}" for name, p in zip(effects, ps, strict=True))
         said.append(
             f"Each verdict errs by itself at 5 %; p of no difference, adjusted for these together (Holm): {shown}."
         )
@@ -71,8 +69,9 @@ def _sentences(judged: Sequence[Judged]) -> list[str]:
 def replaced_claims(saved: SavedPlan, store: Store) -> list[str]:
     """Return what must be said of a sweep's earlier claims."""
     said = []
-    for record, looks in replaced(saved, store):
-        verdicts = ", ".join(f"{look.get('verdict')} at {look.get('seeds')} seeds" for look in looks) or "never judged"
+    for record, analyses in replaced(saved, store):
+        found = [f"{analysis.get('verdict')} at {analysis.get('seeds')} seeds" for analysis in analyses]
+        verdicts = ", ".join(found) or "never judged"
         name = record.get("claim", {}).get("name")
         said.append(f"{name} ({str(record.get('date'))[:10]} {record.get('hash')}): {verdicts}")
     return [f"Registered earlier, and replaced since: {'; '.join(said)}."] if said else []

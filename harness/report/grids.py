@@ -47,8 +47,6 @@ class Entry:
     """In a table of effects, the entry's number."""
     terms: tuple[tuple[str, str, tuple[tuple[Line, float], ...]], ...] = ()
     """What an effect is of: (cell, seed, results with their weights)."""
-    level: float = 0.95
-    """The confidence of an effect's interval."""
     words: str = ""
     """In place of a number: what a table has to say there, such as a verdict."""
     foreign: Foreign | None = None

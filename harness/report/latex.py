@@ -192,7 +192,6 @@ def mark(entry: Entry, report: str) -> str:
     columns = "+".join(dict.fromkeys(column(line, entry.value) for line in entry.lines))
     said = [MARK, f"sweep={report}", f"value={columns}"]
     if entry.effect is not None or entry.terms:
-        said += [f"level={entry.level:.6g}"] if entry.level != 0.95 else []
         said.append(f"terms={';'.join(_term(*term) for term in _numbered(entry))}")
     else:
         said.append(f"cells={','.join(line.key[:SHORT] for line in entry.lines)}")

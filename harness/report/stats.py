@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,8 +9,10 @@ from dataclasses import dataclass
 
 EDGE = 1e-6
 """A variance between seeds, as a share of the residual one, below which it counts as none."""
-MOST_FLIPPED = 20
-"""Differences whose signs are flipped in every way; beyond, there are over a million ways."""
+FLIPPED = (6, 20)
+"""Numbers of differences whose signs are flipped in every way: p is at least 2 / 2**n, and there are 2**n ways."""
+SAME = 1e-12
+"""A spread, as a share of the mean, up to which values count as equal."""
 
 
 @dataclass(frozen=True)
@@ -43,33 +44,26 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     if not values:
         raise ValueError("no values")
     mean, n = statistics.fmean(values), len(values)
-    if n == 1:
-        return Interval(mean, math.nan, math.nan, 1)
-    half = _quantile(level, n - 1) * statistics.stdev(values) / math.sqrt(n)
-    if half <= abs(mean) * 1e-12:  # few values that happen to be equal do not say that there is no spread
+    if not _spread(values):
         return Interval(mean, math.nan, math.nan, n)
-    return Interval(mean, mean - half, mean + half, n)
+    from scipy.stats import ttest_1samp  # takes 0.7 s to load
+
+    found = ttest_1samp(values, 0.0).confidence_interval(level)
+    return Interval(mean, float(found.low), float(found.high), n)
+
+
+def _spread(values: Sequence[float]) -> bool:
+    """Return whether values tell their spread: few that happen to be equal do not say that there is none."""
+    return len(values) > 1 and statistics.stdev(values) > abs(statistics.fmean(values)) * SAME
 
 
 def paired_p(differences: Sequence[float]) -> float:
     """Return the two-sided p of Student's t test for a mean of 0; 1 where no spread can be told."""
-    if len(differences) < 2 or not t_interval(differences).known:
+    if not _spread(differences):
         return 1.0
-    found = statistics.fmean(differences) / (statistics.stdev(differences) / math.sqrt(len(differences)))
-    return _two_sided(found, len(differences) - 1)
+    from scipy.stats import ttest_1samp
 
-
-def _quantile(level: float, degrees: float) -> float:
-    from scipy.special import stdtrit  # scipy.stats, which has the same by another name, takes 0.6 s to load
-
-    return float(stdtrit(degrees, (1 + level) / 2))
-
-
-def _two_sided(t: float, degrees: float) -> float:
-    """Return the two-sided p of a value of Student's t."""
-    from scipy.special import stdtr
-
-    return float(2 * stdtr(degrees, -abs(t)))
+    return float(ttest_1samp(differences, 0.0).pvalue)
 
 
 def effect(values: Mapping[tuple[str, str], float], level: float = 0.95) -> Effect:
@@ -95,10 +89,12 @@ def effect(values: Mapping[tuple[str, str], float], level: float = 0.95) -> Effe
     mean, modelled = _mixed(values, cells, seeds, mean)
     error = max(modelled, _jackknife(values, cells, seeds))
     least = min(sum(place[0] == cell for place in values) for cell in cells)
-    half = _quantile(level, least - 1) * error
-    if half <= abs(mean) * 1e-12:
+    if error <= abs(mean) * SAME:
         return Effect(mean, math.nan, math.nan, len(seeds), len(cells))
-    return Effect(mean, mean - half, mean + half, len(seeds), len(cells), error * math.sqrt(len(seeds)))
+    from scipy.stats import t
+
+    low, high = t.interval(level, least - 1, loc=mean, scale=error)
+    return Effect(mean, float(low), float(high), len(seeds), len(cells), error * math.sqrt(len(seeds)))
 
 
 def _plain(values: Mapping[tuple[str, str], float], cells: Sequence[str], without: str | None = None) -> float:
@@ -149,27 +145,25 @@ def _mixed(
     return float(weights @ fit.fe_params), math.sqrt(variance)
 
 
-def sign_flip(values: Sequence[float]) -> float:
+def sign_flip_p(values: Sequence[float]) -> float | None:
     """Return the exact two-sided p of a mean of 0: the share of all flips of signs whose mean is as far from 0.
 
-    Fisher's randomisation test (1935). Raises ValueError for none, or for more than can be flipped in every way.
+    Fisher's randomisation test (1935). None for too few values to be below 0.05, or too many to flip in every way.
     """
-    if not 1 <= len(values) <= MOST_FLIPPED:
-        raise ValueError(f"{len(values)} values; from 1 to {MOST_FLIPPED} can be flipped in every way")
-    seen = abs(math.fsum(values)) * (1 - 1e-12)  # sums of the same numbers differ in their last digits
-    flips = itertools.product((1.0, -1.0), repeat=len(values))
-    as_far = sum(abs(math.fsum(s * v for s, v in zip(signs, values, strict=True))) >= seen for signs in flips)
-    return float(as_far / 2.0 ** len(values))
+    if not FLIPPED[0] <= len(values) <= FLIPPED[1]:
+        return None
+    import numpy as np
+    from scipy.stats import permutation_test
 
-
-def sign_flip_p(values: Sequence[float], level: float = 0.05) -> float | None:
-    """Return the p of flipping signs where so many values can show anything at a level at all; else None."""
-    return sign_flip(values) if len(values) <= MOST_FLIPPED and smallest_p(len(values)) <= level else None
-
-
-def smallest_p(n: int) -> float:
-    """Return the smallest two-sided p that flipping the signs of n differences can give: 0.25 for 3, 0.0625 for 5."""
-    return 2.0 / 2.0**n
+    found = permutation_test(
+        (np.array(values) / (max(map(abs, values)) or 1.0),),
+        lambda flipped, axis: np.abs(flipped.sum(axis=axis)).round(12),  # equal sums differ in their last digits
+        permutation_type="samples",  # of one sample: flips of signs
+        alternative="greater",
+        n_resamples=2 ** len(values),
+        batch=2**14,
+    )
+    return float(found.pvalue)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -191,40 +185,10 @@ def verdict(found: Interval, margin: float) -> str:
     return "better" if found.low > 0 else "worse" if found.high < 0 else "undecided"
 
 
-def seeds_needed(spread: float, margin: float, level: float = 0.95, most: int = 1000) -> int | None:
-    """Return the fewest seeds whose interval is no wider than the margin either way, at a spread between seeds.
-
-    Then an interval lies within the margin, or leaves out 0, whatever the effect is; None where `most` are too few.
-    """
-    for n in range(2, most + 1):
-        if _quantile(level, n - 1) * spread / math.sqrt(n) <= margin / 2:
-            return n
-    return None
-
-
-def decidable_spread(n: int, margin: float, level: float = 0.95) -> float:
-    """Return the largest spread between seeds at which n of them decide, whatever the effect is (`seeds_needed`)."""
-    return margin / 2 * math.sqrt(n) / _quantile(level, n - 1)
-
-
 def effect_p(found: Effect) -> float:
     """Return the two-sided p of an effect of 0, by Student's t over seeds; 1 where no spread can be told."""
     if not found.known or not found.spread > 0:
         return 1.0
-    return _two_sided(found.mean / (found.spread / math.sqrt(found.n)), found.n - 1)
+    from scipy.stats import t
 
-
-def seeds_range(spread: float, n: int, margin: float, level: float = 0.95) -> tuple[int | None, int | None]:
-    """Return the seeds needed at the spread that n of them showed, and at the upper end of what it may be (95 %)."""
-    from scipy.special import chdtri
-
-    most = spread * math.sqrt((n - 1) / float(chdtri(n - 1, 0.95)))  # chi-squared, of its upper tail
-    return seeds_needed(spread, margin, level), seeds_needed(most, margin, level)
-
-
-def look_level(looks: int, level: float = 0.95) -> float:
-    """Return the confidence level of each of some planned looks, so that together they err no more than one would.
-
-    The error is shared out evenly (Bonferroni's inequality): it holds whatever a look at one stage leads to.
-    """
-    return 1.0 - (1.0 - level) / looks
+    return float(2 * t.sf(abs(found.mean) / (found.spread / math.sqrt(found.n)), found.n - 1))

@@ -52,7 +52,6 @@ claims:
     where: "mask == 'snip'"
     margin: 0.5
     seeds: 4
-    looks: [2, 3, 4]
 tables:
   - {shape: any-mask, emphasis: best}
   - {shape: components, emphasis: significant}

@@ -11,13 +11,13 @@ import pytest
 from harness.check import load_sweep
 from harness.declaring import check_claims
 from harness.errors import FileError
-from harness.planfile import SavedPlan, as_saved
+from harness.planfile import SavedPlan, as_saved, read_plan
 from harness.planner import make_plan
-from harness.registry import register, registered
+from harness.registry import members, register, registered
 from harness.report.assemble import Report, make_report
 from harness.report.claims import Judged
-from harness.sealed import unseal
-from harness.store import Result, Store
+from harness.sealed import seal, unseal
+from harness.store import Result, Store, digest
 from tests.harness.synthetic import write_store
 
 SWEEP = """
@@ -71,7 +71,7 @@ def test_a_claim_is_registered_before_the_first_result_and_judged_once_all_seeds
     assert partly.found is None
     assert partly.verdict == ""
     assert "to be judged at 4 seeds (3 are done)" in " ".join(partly.remarks)
-    assert not list(partly.claim.folder.glob("look-*"))
+    assert partly.claim.analysis is None
     report = store(tmp_path, gain(2.0))
     whole = judged(report)
     assert whole.verdict == "better"
@@ -81,7 +81,6 @@ def test_a_claim_is_registered_before_the_first_result_and_judged_once_all_seeds
     grid = report.grids[0]
     assert grid.name == "claims"
     assert grid.entry(("helps",), ("verdict",)).text == "better"
-    assert grid.entry(("helps",), ("looks",)).text == "1 of 1"
     assert "cells from +2.00 to +2.00, 0 of 4 below 0" in grid.caption
 
 
@@ -93,7 +92,6 @@ def test_verdicts(by: float, spread: float, margin: float, said: str, tmp_path: 
     store(tmp_path, gain(by, until=0), margin=margin)
     found = judged(store(tmp_path, gain(by, spread=spread), margin=margin))
     assert found.verdict == said
-    assert ("seeds would decide, in another claim" in " ".join(found.remarks)) == (said == "undecided")
 
 
 def test_what_is_registered_late_is_exploratory(tmp_path: Path) -> None:
@@ -117,7 +115,7 @@ def test_another_grid_makes_another_claim(tmp_path: Path) -> None:
     assert narrow.hash != first
 
 
-def test_a_look_stands_though_results_change_or_seeds_are_added(tmp_path: Path) -> None:
+def test_an_analysis_stands_though_results_change_or_seeds_are_added(tmp_path: Path) -> None:
     store(tmp_path, gain(2.0, until=0))
     store(tmp_path, gain(2.0))
     added = judged(store(tmp_path, gain(2.0, spread=3.0), seeds="0..5"))
@@ -131,21 +129,32 @@ def test_a_look_stands_though_results_change_or_seeds_are_added(tmp_path: Path) 
     path.with_name("result-0002.json").write_bytes(other.dump())
     changed = judged(store(tmp_path, gain(2.0, spread=3.0), seeds="0..5"))
     assert changed.verdict == "better"
-    assert "its results have changed since the look at 4 seeds, which stands" in " ".join(changed.remarks)
+    assert "its results have changed since its analysis, which stands" in " ".join(changed.remarks)
 
 
-def test_looks_at_planned_numbers_of_seeds_share_the_error_and_the_first_decision_stands(tmp_path: Path) -> None:
-    looks = ", looks: [2, 3, 4]"
-    store(tmp_path, gain(0.4, until=0), more=looks)
-    assert not judged(store(tmp_path, gain(0.4, until=1), more=looks)).looks
-    second = judged(store(tmp_path, gain(0.4, until=3), more=looks))
-    assert second.looks == [2, 3]
-    assert second.level == pytest.approx(1 - 0.05 / 3)
-    assert second.verdict == "equivalent"
-    assert unseal((second.claim.folder / "look-0002.json").read_bytes())["verdict"] == "undecided"
-    last = judged(store(tmp_path, gain(9.0), more=looks))
-    assert last.looks == [2, 3], "what is decided is not looked at again"
-    assert last.verdict == "equivalent"
+def test_a_claim_of_an_earlier_version_is_the_same_and_interim_analyses_are_told(tmp_path: Path) -> None:
+    early = judged(store(tmp_path, gain(2.0, until=0)))
+    saved, place = saved_at(tmp_path)
+    said = {**early.claim.claim.model_dump(mode="json"), "looks": []}
+    cells = {
+        digest([{k: v for k, v in labels.items() if k != "world"}, facts.protocol, facts.dev])
+        for labels, _, facts in members(saved, early.claim.claim)
+    }
+    assert early.claim.hash == digest({"claim": said, "cells": sorted(cells)})[:12], "of a field that is no more"
+    earlier = early.claim.folder.with_name("helps-0123456789ab")
+    earlier.mkdir()
+    record = {**early.claim.record, "hash": "0123456789ab", "claim": {**said, "looks": [2, 4]}}
+    (earlier / "registered.json").write_bytes(seal(record))
+    for seeds, verdict in ((2, "undecided"), (4, "better")):
+        look = {"date": "", "seeds": seeds, "data": "", "verdict": verdict, "level": 0.975, "effect": {}}
+        (earlier / f"look-{seeds:04d}.json").write_bytes(seal(look))
+    (path,) = place.sweep("claimed").glob("plan-*.json")
+    body = unseal(path.read_bytes())
+    body["declared"]["claims"][0]["looks"] = [2, 4]
+    path.write_bytes(seal(body))
+    report = make_report(place, [read_plan(path)], rebuild=True)
+    assert judged(report).claim.hash == early.claim.hash
+    assert "0123456789ab): undecided at 2 seeds, better at 4 seeds" in report.grids[0].caption
 
 
 def test_who_diverges_more_is_not_called_better(tmp_path: Path) -> None:
@@ -181,8 +190,7 @@ def test_failures_leave_holes_that_are_counted(tmp_path: Path) -> None:
         ("seeds: 4", "seeds: 9", "is planned with 9 seeds, the grid has 4 of them; write seed: 0..8"),
         ("margin: 1", "margin: 1, over: [mask]", "over leaves out sparsity"),
         ("margin: 1", "margin: 0", "margin"),
-        ("margin: 1", "margin: 1, looks: [3, 2, 4]", "must rise"),
-        ("margin: 1", "margin: 1, looks: [2, 3]", "the last one is with all 4 seeds"),
+        ("margin: 1", "margin: 1, looks: [2, 4]", "no interim analyses are made"),
         ("recipe: [ls, default]", "recipe: [ls, ls]", "compares ls with itself"),
         ("recipe: [ls, default]", "recipe: [ls, lss]", "'lss' is no recipe"),
         ("recipe: [ls, default]", "seed: [0, 1]", "seed is no axis to compare"),
@@ -215,9 +223,7 @@ def test_two_that_register_at_once_register_once(tmp_path: Path) -> None:
     saved, place = saved_at(tmp_path)
     assert register(saved, place) == [], "it is there already"
     (one,) = registered(saved, place)
-    said = {"level": 0.95, "effect": {}, "data": ""}
-    first = one.look(4, lambda: {"verdict": "better", **said})
-    again = one.look(4, lambda: {"verdict": "worse", **said})
+    first, again = (one.keep({"verdict": verdict, "effect": {}, "data": ""}) for verdict in ("better", "worse"))
     assert (first["verdict"], again["verdict"]) == ("better", "better")
 
 
@@ -359,7 +365,7 @@ def test_a_longer_training_or_a_seed_left_out_makes_another_claim(tmp_path: Path
         assert not after.record
 
 
-def test_a_look_is_told_though_results_are_gone(tmp_path: Path) -> None:
+def test_an_analysis_is_told_though_results_are_gone(tmp_path: Path) -> None:
     store(tmp_path, gain(2.0, until=0))
     whole = store(tmp_path, gain(2.0))
     assert judged(whole).verdict == "better"
