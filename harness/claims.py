@@ -1,12 +1,19 @@
-"""Who works on a stage: claims by generation, heartbeats as a counter, and what can be known of another's life."""
+"""Leases on a shared file system: one claim file per attempt, heartbeats counted by file size, no clocks compared.
+
+A stage's claims are taken by `take` and renewed by its supervisor. A `Lease` is the same for anything else that one
+process at a time may do, renewed by a thread.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +136,8 @@ class Observer:
     lease: float = LEASE
     clock: Callable[[], float] = time.monotonic
     _seen: dict[Path, tuple[int, float, float]] = field(default_factory=dict)
+    """Claim -> its size, since when it has had it, and when it was last looked at."""
+    _beating: set[Path] = field(default_factory=set)
 
     def lost(self, claim: Path) -> bool:
         """Return whether a claim's owner must be taken for dead."""
@@ -143,11 +152,21 @@ class Observer:
         except IsADirectoryError:  # damage: no worker could have made it, or could say that it lives
             return True
         now = self.clock()
-        known, since, last = self._seen.get(claim, (-1, now, now))
-        if size != known or now - last > self.lease / 2:
+        lease = max(self.lease, owner.lease if owner else 0.0)
+        known, since, last = self._seen.get(claim, (size, now, now))
+        away = now - last > lease / 2
+        if size != known or away:
             since = now
+        if size != known and not away:
+            self._beating.add(claim)
+        elif now - since > lease / 2:
+            self._beating.discard(claim)
         self._seen[claim] = (size, since, now)
-        return now - since > max(self.lease, owner.lease if owner else 0.0)
+        return now - since > lease
+
+    def beating(self, claim: Path) -> bool:
+        """Return whether the looks of the last half of a lease have seen a claim's heartbeat move."""
+        return claim in self._beating
 
 
 @dataclass(frozen=True)
@@ -172,13 +191,17 @@ class Claim:
 
     def beat(self) -> bool:
         """Add one heartbeat; return False where a newer generation has taken over."""
-        with open(self.folder.claim_path(self.generation), "ab") as file:
+        try:
+            descriptor = os.open(self.folder.claim_path(self.generation), os.O_WRONLY | os.O_APPEND)
+        except FileNotFoundError:  # whoever took over has cleared it away
+            return False
+        with open(descriptor, "ab") as file:
             file.write(b".")
         return self.current()
 
     def current(self) -> bool:
-        """Return whether no newer generation exists."""
-        return not self.folder.claim_path(self.generation + 1).exists()
+        """Return whether this generation is the newest."""
+        return Folder.listed(self.folder.path).generation == self.generation
 
     def end(self, outcome: str, **details: Any) -> None:
         """Say how this generation ended, after how many seconds; the claim is spent.
@@ -205,3 +228,106 @@ def take(folder: Folder, generation: int, owner: Owner) -> Claim | None:
         return None
     folder.attempt(generation + 1).mkdir(exist_ok=True)
     return Claim(folder, generation + 1, folder.edition)
+
+
+@dataclass
+class Lease:
+    """The right to do one thing that one process at a time may do, such as to submit a sweep's workers.
+
+    Its files are claims in a folder of its own; those of earlier holders are removed. A holder that died on this
+    machine loses it at once, any other one when its heartbeat has stood still for `length` seconds. A holder that was
+    frozen, or whose host was cut off, sees in `held` that another has it.
+    """
+
+    folder: Path
+    length: float = LEASE
+    observer: Observer = field(default_factory=Observer)
+    """What is known of other holders' heartbeats, for all leases that are given the same observer."""
+    claim: Claim | None = None
+    _released: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.observer = replace(self.observer, lease=self.length)  # with the same memory
+
+    def acquire(self) -> bool:
+        """Take it where nobody has it, or who had it is known to be dead; return whether that was done."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        before = Folder.listed(self.folder)
+        newest = before.generation
+        if newest and before.end(newest) is None and not self.observer.lost(before.claim_path(newest)):
+            return False
+        claim = take(before, newest, Owner.me(lease=self.length))
+        if claim is None:
+            return False
+        if not claim.current():  # frozen since it looked, this has taken a number that was cleared away
+            before.claim_path(claim.generation).unlink(missing_ok=True)
+            return False
+        for name in before.names:
+            with contextlib.suppress(OSError):
+                if name.startswith("claim-"):
+                    (self.folder / name).unlink()
+                elif name.startswith("attempt-"):
+                    shutil.rmtree(self.folder / name)
+        self.claim, self._released = claim, threading.Event()
+        threading.Thread(target=self._renew, args=(claim, self._released), daemon=True).start()
+        return True
+
+    def settle(self, say: Callable[[str], None], sleep: Callable[[float], object] = time.sleep) -> bool:
+        """Acquire it, waiting until its holder gives it back, shows a heartbeat, or is known to be dead."""
+        said = False
+        while not (self.acquire() or self.beating):
+            if not said:
+                said = True
+                wait = f"to end or show a heartbeat, for {self.length:.0f} s"
+                say(f"waiting for {self.holder_name} {wait} ({self.folder})")
+            sleep(min(0.5, self.length / BEATS_PER_LEASE / 4))
+        return self.claim is not None
+
+    @property
+    def held(self) -> bool:
+        """Return whether this has it still."""
+        return self.claim is not None and self.claim.current()
+
+    @property
+    def generation(self) -> int:
+        """Return its number among all who have had it, 0 where it has not been acquired."""
+        return self.claim.generation if self.claim else 0
+
+    @property
+    def beating(self) -> bool:
+        """Return whether another has it whose heartbeat this observer has seen to move."""
+        return self.observer.beating(self._newest)
+
+    @property
+    def holder(self) -> Owner | None:
+        """Return the newest holder; None where its file does not tell."""
+        return Owner.read(self._newest)
+
+    @property
+    def holder_name(self) -> str:
+        """Return the newest holder in words."""
+        holder = self.holder
+        return f"process {holder.processes[0].pid} on {holder.host}" if holder else "another process"
+
+    def last(self) -> tuple[int, Mapping[str, Any] | None]:
+        """Return the newest holder's number, 0 where there was none, and how it ended; None while it has not."""
+        listed = Folder.listed(self.folder)
+        return listed.generation, listed.end(listed.generation)
+
+    def release(self, outcome: str = "released", **details: Any) -> None:
+        """Give it back, and say how that went."""
+        self._released.set()
+        if self.held and self.claim:
+            self.claim.end(outcome, **details)
+        self.claim = None
+
+    @property
+    def _newest(self) -> Path:
+        listed = Folder.listed(self.folder)
+        return listed.claim_path(listed.generation)
+
+    def _renew(self, claim: Claim, released: threading.Event) -> None:
+        while not released.wait(self.length / BEATS_PER_LEASE):
+            with contextlib.suppress(OSError):  # a full or hanging file system: the next beat may come through
+                if not claim.beat():
+                    return

@@ -61,7 +61,7 @@ class Following:
                     if seen.unanswered:
                         pause = min(LONGEST_PAUSE, 2 * pause) if silent else FIRST_PAUSE
                     else:
-                        pause = APART if waiting or seen.submitted else min(SELDOM, 1.5 * pause)
+                        pause = APART if waiting or seen.submitted or seen.elsewhere else min(SELDOM, 1.5 * pause)
                     self._wait(pause, seen, display)
         finally:
             for number, handler in before.items():

@@ -141,7 +141,7 @@ def run_elsewhere(saved: SavedPlan, store: Store, launcher: Launcher, observer: 
     (store.sweep(name) / CANCELLED).unlink(missing_ok=True)
     if detach:
         seen = answered_round(
-            lambda: go_round(saved, store, launcher, observer, by_hand=True),
+            lambda: go_round(saved, store, launcher, observer, by_hand=True, wait=note),
             f"run the same command later, or `{command('tick', name, store=store.root)}`, to submit what is missing",
             note,
         )

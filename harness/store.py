@@ -201,6 +201,15 @@ class Folder:
     path: Path
     names: frozenset[str]
 
+    @classmethod
+    def listed(cls, path: Path) -> Folder:
+        """List a folder; an empty listing where it does not exist."""
+        try:
+            names = frozenset(os.listdir(path))
+        except (FileNotFoundError, NotADirectoryError):
+            names = frozenset()
+        return cls(path, names)
+
     def _numbers(self, kind: str) -> list[int]:
         return sorted(int(m[2]) for m in map(_NUMBERED.fullmatch, self.names) if m and m[1] == kind)
 
@@ -277,12 +286,7 @@ class Store:
 
     def folder(self, kind: str, key: str) -> Folder:
         """List a stage's folder; an empty listing where it does not exist."""
-        path = self.path(kind, key)
-        try:
-            names = frozenset(os.listdir(path))
-        except (FileNotFoundError, NotADirectoryError):
-            names = frozenset()
-        return Folder(path, names)
+        return Folder.listed(self.path(kind, key))
 
     def sweep(self, name: str) -> Path:
         """Return the folder of a sweep: its file as run, its plan, its report."""

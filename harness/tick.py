@@ -70,7 +70,7 @@ def main(
             argv += ["--fast"] if launch.get("fast") else []
             launcher = Detached(machine, place, name, argv)
         seen = answered_round(
-            lambda: go_round(saved, place, launcher, Observer(lease)),
+            lambda: go_round(saved, place, launcher, Observer(lease), wait=note),
             f"run `{command('tick', name, store=store)}` again later to submit what is missing",
             note,
         )

@@ -1,20 +1,18 @@
-"""What has been published and seen to have come: a file of lines that may be lost, and the lease of who writes it."""
+"""What has been published and seen to have come: a file of lines that may be lost, and who may write it."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.claims import BEATS_PER_LEASE, LEASE, Observer, Owner, end_attempt, take
+from harness.claims import LEASE, Lease
 from harness.errors import UserError
-from harness.store import Folder, read_json, write_whole
+from harness.store import read_json, write_whole
 
 
 @dataclass(frozen=True)
@@ -83,117 +81,31 @@ class Ledger:
             self.note(key, "", {run: replace(shown, digest="") for run, shown in self.runs(key).items()})
 
 
-@dataclass
-class Lease:
-    """The right to write one target's runs, held by one process at a time and renewed by a thread."""
+def acquire(
+    folder: Path,
+    waits: Callable[[], bool],
+    say: Callable[[str], None] = lambda said: None,
+    length: float = LEASE,
+    pause: float = 0.5,
+) -> Lease:
+    """Return the lease of who writes a target's runs; of one that is held elsewhere only its heartbeat tells.
 
-    folder: Path
-    generation: int
-    _stop: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def lost(self) -> bool:
-        """Return whether another process has taken over."""
-        return _listed(self.folder).generation != self.generation
-
-    def keep(self, every: float) -> None:
-        """Add a heartbeat now and then, as long as nobody has taken over."""
-        threading.Thread(target=self._beat, args=(every,), daemon=True).start()
-
-    def release(self) -> None:
-        """Give it back."""
-        self._stop.set()
-        if not self.lost:
-            end_attempt(_listed(self.folder), self.generation, {"outcome": "released"})
-
-    def _beat(self, every: float) -> None:
-        path = _listed(self.folder).claim_path(self.generation)
-        while not self._stop.wait(every):
-            with contextlib.suppress(OSError):  # a full or hanging file system: the next beat may come through
-                with open(os.open(path, os.O_WRONLY | os.O_APPEND), "ab") as file:
-                    file.write(b".")
-                if self.lost:
-                    return
-
-
-def _listed(folder: Path) -> Folder:
-    return Folder(folder, frozenset(os.listdir(folder)))
-
-
-@dataclass
-class Queue:
-    """Asks for a lease again and again."""
-
-    folder: Path
-    seconds: float = LEASE
-    holder: Owner | None = None
-    """Who has it."""
-    alive: bool = False
-    """Whether the holder certainly lives: it is of this machine, or its heartbeat was seen to move."""
-    _observer: Observer | None = None
-    _size: int | None = None
-
-    def ask(self) -> Lease | None:
-        """Take the lease where nobody holds it, or who held it is dead.
-
-        A holder of this machine is known to be dead at once; of one elsewhere only a heartbeat that does not move
-        tells, for as long as a lease lasts.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        listed = _listed(self.folder)
-        generation = listed.generation
-        self._observer = self._observer or Observer(self.seconds)
-        if generation and listed.end(generation) is None:
-            path = listed.claim_path(generation)
-            if not self._observer.lost(path):
-                self._see(path)
-                return None
-        if take(listed, generation, Owner.me(lease=self.seconds)) is None:
-            return None
-        for old in range(generation - 1, 0, -1):  # a frozen holder sees the newest number, whatever lies between
-            if not listed.claim_path(old).exists():
-                break
-            listed.claim_path(old).unlink(missing_ok=True)
-            shutil.rmtree(listed.attempt(old), ignore_errors=True)
-        held = Lease(self.folder, generation + 1)
-        held.keep(self.seconds / BEATS_PER_LEASE)
-        return held
-
-    def _see(self, path: Path) -> None:
-        self.holder = Owner.read(path)
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:  # another has taken over since
-            return
-        self.alive = (self.holder is not None and self.holder.is_here) or self._size not in (None, size)
-        self._size = size
-
-    def get(
-        self, waits: Callable[[], bool], say: Callable[[str], None] = lambda said: None, pause: float = 0.5
-    ) -> Lease:
-        """Return the lease, waiting for a living holder as long as `waits` says, and for a lost one always.
-
-        Raises UserError where somebody else certainly lives and it says not to wait.
-        """
-        said = ""
-        while (held := self.ask()) is None:
-            if self.alive and not waits():
-                raise UserError(
-                    f"wandb: {self._who} publishes this store to this project already; one at a time, try again later"
-                )
-            does = "publishes this store to this project, and takes this sweep along"
-            now = f"wandb: {self._who} {does if self.alive else 'may be gone; waiting for its lease to end'}"
-            if now != said:
-                said = now
-                say(now)
-            threading.Event().wait(pause)
-        return held
-
-    @property
-    def _who(self) -> str:
-        if self.holder is None:
-            return "another process"
-        return f"process {self.holder.processes[0].pid} on {self.holder.host}"
+    Waits for a living holder as long as `waits` says, and for a lost one always. Raises UserError where somebody else
+    certainly lives and it says not to wait.
+    """
+    lease, said = Lease(folder, length), ""
+    while not lease.acquire():
+        holder, who = lease.holder, f"wandb: {lease.holder_name}"
+        alive = lease.beating or (holder is not None and holder.is_here)
+        does = "publishes this store to this project"
+        if alive and not waits():
+            raise UserError(f"{who} {does} already; one at a time, try again later")
+        now = f"{who} {f'{does}, and takes this sweep along' if alive else 'may be gone; waiting for its lease to end'}"
+        if now != said:
+            said = now
+            say(now)
+        threading.Event().wait(pause)
+    return lease
 
 
 def read_turns(folder: Path) -> dict[str, int]:

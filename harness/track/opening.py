@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.store import Store
 from harness.track.delivery import Delivery
 from harness.track.desk import Desk, Stalled, end_left_over
-from harness.track.ledger import Queue
+from harness.track.ledger import acquire
 from harness.track.publisher import Progress, Publisher
 from harness.track.target import Target, Wish
 
@@ -47,7 +47,7 @@ def publisher(
     Raises UserError where another process publishes there, and `waits` says not to wait.
     """
     folder = target.folder(store)
-    lease = Queue(folder).get(waits, say)
+    lease = acquire(folder, waits, say)
     end_left_over(folder)
     delivery = Delivery(folder, target.entity, bool(target.host))
     try:
@@ -79,7 +79,7 @@ def follow(work: Publisher, leave: Callable[[], bool], wait: Callable[[float], N
         progress = work.one_pass(rebuild=leaving)
         nothing_else = leaving or (progress.left == 0 and not progress.fault)
         enough = progress.complete or work.faults >= patience or work.refusals >= patience
-        if work.lease.lost or (nothing_else and enough):
+        if not work.lease.held or (nothing_else and enough):
             return progress
         wait(max(work.pause, 0.0 if leaving else look_every(progress)))
 

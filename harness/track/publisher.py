@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.claims import Observer
+from harness.claims import Lease, Observer
 from harness.errors import printable
 from harness.index import stand
 from harness.planfile import SavedPlan
@@ -16,7 +16,7 @@ from harness.store import Store
 from harness.track.about import About, about_stages
 from harness.track.delivery import Delivery
 from harness.track.desk import Stalled
-from harness.track.ledger import Lease, Ledger, Shown, read_turns, write_turns
+from harness.track.ledger import Ledger, Shown, read_turns, write_turns
 from harness.track.lives import checkpoints
 from harness.track.page import Page, without_turn
 from harness.track.target import Target, Wish, plans_of, renewed, shards_of
@@ -98,7 +98,7 @@ class Publisher:
         progress = Progress()
         try:
             for tasks in chunks(self._tasks(progress, rebuild), LOOK):
-                if self.lease.lost:
+                if not self.lease.held:
                     raise Stalled("another process publishes here now")
                 if not self._publish(tasks, progress):
                     raise Stalled("it takes no run at all: " + next(iter(progress.refused.values())))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -13,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.claims import Claim, Observer, Owner, Process, start_time, take
+from harness.claims import Claim, Lease, Observer, Owner, Process, start_time, take
 from harness.states import GIVE_UP_AFTER, GIVE_UP_UNEXPLAINED, State, state_of
 from harness.store import Folder, Store
+from tests.conftest import until
 
 KEY = "ab" * 16
 
@@ -240,6 +242,86 @@ def test_a_torn_claim_belongs_to_somebody_unknown_and_is_judged_by_its_lease(tmp
 def test_an_owner_comes_back_from_its_file(tmp_path: Path) -> None:
     (tmp_path / "c").write_text(json.dumps(asdict(Owner.me(1))) + "\n.....")
     assert Owner.read(tmp_path / "c") == Owner.me(1)
+
+
+def test_a_lease_is_held_by_one_at_a_time_and_leaves_one_claim(tmp_path: Path) -> None:
+    one, two = Lease(tmp_path), Lease(tmp_path)
+    assert one.acquire()
+    assert one.held
+    assert not two.acquire()
+    assert two.last() == (1, None)
+    one.release("answered", jobs=3)
+    assert not one.held
+    number, end = two.last()
+    assert (number, end) == (1, {"outcome": "answered", "seconds": end and end["seconds"], "jobs": 3})
+    for number in (2, 3):
+        assert two.acquire()
+        assert two.generation == number
+        two.release()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["attempt-0003", "claim-0003"]
+
+
+def test_a_lost_hosts_lease_is_taken_once_its_heartbeat_has_stood_still(tmp_path: Path) -> None:
+    clock, said = Clock(), list[str]()
+    assert take(Folder.listed(tmp_path), 0, replace(elsewhere(), lease=60.0))
+    lease = Lease(tmp_path, 60.0, Observer(clock=clock))
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    assert lease.settle(said.append, sleep)
+    assert 60 < clock.now - 1000 < 62
+    assert said == [
+        f"waiting for process {os.getpid()} on another-host to end or show a heartbeat, for 60 s ({tmp_path})"
+    ]
+    lease.release()
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from harness import claims
+if sys.argv[3]:
+    claims.machine = lambda: (sys.argv[3], "another boot", "another space")
+lease = claims.Lease(Path(sys.argv[1]), float(sys.argv[2]))
+print(lease.acquire(), flush=True)
+for line in sys.stdin:
+    print(lease.held, flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+@pytest.mark.parametrize("host", ["", "another-host"], ids=["here", "there"])
+def test_a_dead_or_frozen_holder_loses_its_lease_and_a_living_one_keeps_it(
+    tmp_path: Path, number: signal.Signals, host: str
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path), "0.6", host],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        try:
+            assert holder.stdout.readline() == "True\n"
+            lease, waited = Lease(tmp_path, 0.6), list[float]()
+            assert not lease.settle(lambda said: None), "its heartbeat was seen"
+            holder.send_signal(number)
+            if number == signal.SIGKILL:
+                holder.wait()
+            until(lambda: lease.acquire() or waited.append(0.0))
+            assert lease.generation == 2
+            assert bool(waited) is not (host == "" and number == signal.SIGKILL), "known to be dead at once, or not"
+            if number == signal.SIGSTOP:
+                holder.send_signal(signal.SIGCONT)
+                holder.stdin.write("\n")
+                holder.stdin.flush()
+                assert holder.stdout.readline() == "False\n"
+            assert lease.held
+            lease.release()
+        finally:
+            holder.kill()
 
 
 @settings(max_examples=60, deadline=None)

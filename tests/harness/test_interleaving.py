@@ -1,4 +1,4 @@
-"""The claim protocol in any order of file operations: workers are stopped, killed and overtaken between any two."""
+"""Claims and leases in any order of file operations: their holders are stopped, killed, overtaken between any two."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.claims import Observer, Owner
+from harness.claims import Lease, Observer, Owner
 from harness.frontier import Frontier
 from harness.plan import Plan, Stage
 from harness.provenance import provenance
@@ -33,21 +33,16 @@ class Killed(BaseException):
     """What a worker's thread dies of."""
 
 
-class Actor(threading.Thread):
-    """A worker whose every file operation waits to be let through."""
+class Gated(threading.Thread):
+    """A process of its own host, each of whose file operations waits to be let through."""
 
-    def __init__(self, number: int, stage: Stage, plan: Plan, root: Path, clock: Callable[[], float]) -> None:
+    def __init__(self, number: int, clock: Callable[[], float]) -> None:
         super().__init__(daemon=True)
-        self.number, self.stage, self.plan, self.root = number, stage, plan, root
-        self.observer, self.setup = Observer(LEASE, clock), Setup()
+        self.number, self.observer = number, Observer(LEASE, clock)
         self.go, self.arrived = threading.Semaphore(0), threading.Semaphore(0)
         self.doomed = False
         self.error: BaseException | None = None
         self.over = False
-
-    def owner(self) -> Owner:
-        """Return who claims: a host of its own, so that only its heartbeat can tell of its death."""
-        return replace(Owner.me(), host=f"host-{self.number}")
 
     def gate(self) -> None:
         """Wait at a file operation."""
@@ -62,9 +57,9 @@ class Actor(threading.Thread):
         assert self.arrived.acquire(timeout=PATIENCE)
 
     def run(self) -> None:
-        """Look, claim, work, publish: what a worker does with one stage."""
+        """Work until the end, or until it is killed."""
         try:
-            self._work()
+            self.work()
         except Killed:
             pass
         except BaseException as error:  # told by the test's own thread
@@ -72,7 +67,23 @@ class Actor(threading.Thread):
         self.over = True
         self.arrived.release()
 
-    def _work(self) -> None:
+    def work(self) -> None:
+        """Do what the protocol allows."""
+        raise NotImplementedError
+
+
+class Actor(Gated):
+    """A worker that looks, claims, works and publishes: what it does with one stage."""
+
+    def __init__(self, number: int, stage: Stage, plan: Plan, root: Path, clock: Callable[[], float]) -> None:
+        super().__init__(number, clock)
+        self.stage, self.plan, self.root, self.setup = stage, plan, root, Setup()
+
+    def owner(self) -> Owner:
+        """Return who claims: a host of its own, so that only its heartbeat can tell of its death."""
+        return replace(Owner.me(), host=f"host-{self.number}")
+
+    def work(self) -> None:
         frontier = Frontier(self.plan, Store(self.root), self.observer)
         worker = Worker(frontier, self, threading.Event(), print)  # only its taking is used: who owns is asked of us
         worker.todo = dict(self.plan.stages)
@@ -103,7 +114,7 @@ def gated(monkeypatch: pytest.MonkeyPatch) -> None:
         real = getattr(os, name)
 
         def waiting(*args: Any, real: Callable[..., Any] = real, **kwargs: Any) -> Any:
-            if isinstance(actor := threading.current_thread(), Actor):
+            if isinstance(actor := threading.current_thread(), Gated):
                 actor.gate()
             return real(*args, **kwargs)
 
@@ -185,3 +196,75 @@ def test_whatever_stops_between_two_file_operations_one_result_stands(
     assert file_sha256(folder.path / result.artifact.file) == result.artifact.sha256
     outcomes = [(folder.end(n) or {}).get("outcome") for n in range(1, folder.generation + 1)]
     assert outcomes.count("published") <= 1
+
+
+class Candidate(Gated):
+    """One of several processes that reach for a lease, use it, and give it back."""
+
+    def __init__(self, number: int, folder: Path, clock: Callable[[], float], began: list[int]) -> None:
+        super().__init__(number, clock)
+        self.lease = Lease(folder, LEASE, self.observer)
+        self.began = began
+        """The numbers under which the lease was acquired by anybody, in order."""
+        self.inside = False
+
+    def work(self) -> None:
+        """Acquire the lease now and then."""
+        for _ in range(5):
+            if not self.lease.acquire():
+                continue
+            self.inside = True
+            self.began.append(self.lease.generation)
+            for _ in range(2):
+                newest = max(self.began)
+                assert not self.lease.held or self.lease.generation == newest, "used after it was overtaken"
+            self.inside = False
+            self.lease.release()
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(MOVES, max_size=40))
+def test_whatever_stops_between_two_file_operations_a_lease_has_one_holder(
+    gated: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+    moves: list[tuple[int, int, str]],
+) -> None:
+    """Three hosts reach for a lease. Who was overtaken knows; as long as no lease has run out, nobody is."""
+    monkeypatch.setattr("harness.claims.BEATS_PER_LEASE", 0.001)  # none comes: who is not moved seems dead
+    monkeypatch.setattr("harness.claims.machine", lambda: (threading.current_thread().name, "boot", "space"))
+    folder, now, began = tmp_path_factory.mktemp("lease"), [1000.0], list[int]()
+    candidates = [Candidate(number, folder, lambda: now[0], began) for number in range(3)]
+
+    def look() -> None:
+        inside = sum(one.inside for one in candidates if not one.doomed)
+        assert inside <= 1 or now[0] > 1000.0 + LEASE, "two at once"
+        assert len(set(began)) == len(began), "one number twice"
+
+    try:
+        for one in candidates:
+            one.start()
+            assert one.arrived.acquire(timeout=PATIENCE)
+        for who, operations, move in moves:
+            now[0] += LEASE / 4 if move == "wait" else 0.0
+            candidates[who].doomed = candidates[who].doomed or move == "kill"
+            for _ in range(operations):
+                if not candidates[who].over:
+                    candidates[who].step()
+                look()
+        for one in candidates:
+            while not one.over:
+                one.step()
+                look()
+        last = Lease(folder, LEASE, Observer(clock=lambda: now[0]))
+
+        def sleep(seconds: float) -> None:
+            now[0] += seconds
+
+        assert last.settle(lambda said: None, sleep)
+        assert last.generation > max(began, default=0)
+        last.release()
+    finally:
+        for one in candidates:
+            one.lease._released.set()
+            assert one.error is None, repr(one.error)

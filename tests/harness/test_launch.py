@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -50,10 +50,10 @@ from harness.launch.starts import NODE, OUTSTANDING, SIGNED_IN, shell_line
 from harness.options import Options
 from harness.planfile import as_saved
 from harness.records import ENDED, Fate, ended, fate, tell_loss
-from harness.rounds import Round, Turn, go_round, round_in_turn
+from harness.rounds import Round, go_round, round_in_turn
 from harness.soundness import convolutions, look, shared
 from harness.states import state_of
-from harness.store import Store
+from harness.store import Folder, Store
 from harness.team import Team
 from tests.conftest import environment, save_whole_plan, until, write_project
 
@@ -758,7 +758,7 @@ def test_what_becomes_ready_while_a_round_is_under_way_has_a_round_of_its_own(
     driver = Driver(write_project(tmp_path) / "tiny.yaml", tmp_path / "runs", None, Options("p.yaml"))
     driver.load()
     saved, asked, looked = as_saved(driver.plan, driver.sweep), list[str](), threading.Event()
-    launcher, folder = slurm(tmp_path, name="tiny"), driver.store.sweep("tiny")
+    launcher = slurm(tmp_path, name="tiny")
 
     def look(command: Sequence[str]) -> str:
         if command[0] == "squeue":
@@ -784,7 +784,39 @@ def test_what_becomes_ready_while_a_round_is_under_way_has_a_round_of_its_own(
     go_round(saved, driver.store, launcher, Observer())
     thread.join()
     assert asked == ["squeue"] * 2
-    assert not list(folder.glob("staying-*"))
+
+
+def test_of_two_ticks_on_two_hosts_one_submits_and_a_lost_hosts_round_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.rounds.LENGTH", 0.3)
+    driver = Driver(write_project(tmp_path) / "tiny.yaml", tmp_path / "runs", None, Options("p.yaml"))
+    driver.load()
+    saved, launcher, said = as_saved(driver.plan, driver.sweep), slurm(tmp_path, name="tiny"), list[str]()
+    submitted, others = list[str](), list[Round]()
+
+    def tick() -> Round:
+        return go_round(saved, driver.store, launcher, Observer(), wait=said.append)
+
+    def submit(self: Slurm, size: Size, number: int) -> list[str]:
+        submitted.append(str(size))
+        if len(submitted) == 1:
+            with monkeypatch.context() as elsewhere:
+                elsewhere.setattr("harness.claims.machine", lambda: ("another", "boot", "space"))
+                others.append(tick())
+        return [f"job {len(submitted)}"]
+
+    monkeypatch.setattr(Slurm, "submit", submit)
+    launcher.run = lambda command: ""
+    seen = tick()
+    assert (seen.submitted, len(submitted)) == (["job 1"], 1)
+    assert [(other.elsewhere, other.submitted) for other in others] == [(True, [])]
+    (sentence,) = said
+    assert sentence.startswith(f"waiting for process {os.getpid()} on ")
+    folder = Folder.listed(driver.store.sweep("tiny") / "rounds")
+    assert take(folder, folder.generation, replace(Owner.me(lease=0.3), host="lost"))
+    assert tick().submitted == ["job 2"]
+    assert said[1].startswith(f"waiting for process {os.getpid()} on lost")
 
 
 def test_where_no_node_would_be_left_none_is_excluded(tmp_path: Path) -> None:
@@ -1200,27 +1232,6 @@ def test_a_job_started_anew_takes_over_at_once(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert state_of(Store(tmp_path).folder("train", "ab" * 16), observer).name == "lost"
-
-
-# Turns
-
-
-def test_one_turn_at_a_time_and_a_dead_holders_is_taken(tmp_path: Path) -> None:
-    path = tmp_path / "round"
-    with Turn(path) as mine:
-        assert mine.held
-        assert mine.still()
-        with Turn(path) as other:
-            assert not other.held
-        assert mine.still()
-    assert not path.exists()
-    dead = Owner.me()
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    path.write_text(json.dumps(asdict(Owner(dead.host, dead.boot, dead.space, (Process(gone.pid, 1),)))) + "\nx\n")
-    with Turn(path) as mine:
-        assert mine.held
-    assert list(tmp_path.iterdir()) == []
 
 
 # Teams

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import signal
-import subprocess
-import sys
-import textwrap
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +11,16 @@ from typing import Any
 import pytest
 
 from harness.catalog import METRICS
-from harness.claims import Observer, Owner
+from harness.claims import Lease, Observer, Owner, take
 from harness.errors import UserError
 from harness.facts import Facts
 from harness.index import stand
 from harness.plan import Stage
 from harness.planfile import SavedPlan
 from harness.sealed import seal
-from harness.store import Store
+from harness.store import Folder, Store
 from harness.track.about import About, about_stages, shortened
-from harness.track.ledger import Ledger, Queue, Shown
+from harness.track.ledger import Ledger, Shown, acquire
 from harness.track.page import Page, plain, run_id, without_turn
 from harness.track.publisher import contradicts
 from harness.track.target import MOST_RUNS, Shards, Target, plans_of, renewed, shards_of, wishes
@@ -213,78 +207,29 @@ def test_a_ledger_survives_its_process_and_a_torn_line(tmp_path: Path) -> None:
     assert Ledger(tmp_path, "sent", 3).entries["a"].signature == ""
 
 
-HOLD = """
-import sys, threading
-from pathlib import Path
-from harness.track.ledger import Queue
-held = Queue(Path(sys.argv[1]), float(sys.argv[2])).get(lambda: True)
-print("held", flush=True)
-threading.Event().wait()
-"""
-
-
-@pytest.fixture
-def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(HOLD), str(tmp_path), "2"], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    yield process
-    process.send_signal(signal.SIGCONT)
-    process.kill()
-    process.wait()
-    process.stdout.close()
-
-
-def test_a_second_publisher_is_refused_and_takes_over_once_the_first_is_dead(
-    tmp_path: Path, holder: subprocess.Popen[str]
-) -> None:
-    with pytest.raises(UserError, match=f"process {holder.pid} on .* publishes this store to this project already"):
-        Queue(tmp_path, 2.0).get(lambda: False)
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.wait()
-    lease = Queue(tmp_path, 2.0).get(lambda: False)
-    assert lease.generation == 2
-    lease.release()
-    again = Queue(tmp_path, 2.0).get(lambda: False)
-    assert again.generation == 3
-    assert lease.lost
-    again.release()
-
-
-def test_a_holder_elsewhere_is_overtaken_only_when_its_heart_stands_still(tmp_path: Path) -> None:
-    stranger = replace(Owner.me(lease=0.5), host="another")
-    (tmp_path / "claim-0001").write_bytes(json.dumps(_plain(stranger)).encode() + b"\n")
-    queue = Queue(tmp_path, 0.5)
-    assert queue.ask() is None
-    assert not queue.alive
-    with (tmp_path / "claim-0001").open("ab") as file:
-        file.write(b".")
-    assert queue.ask() is None
-    assert queue.alive
+def test_a_second_publisher_waits_for_the_first_or_is_refused(tmp_path: Path) -> None:
+    first = Lease(tmp_path, 60.0)
+    assert first.acquire()
+    with pytest.raises(UserError, match=f"process {os.getpid()} on .* publishes this store to this project already"):
+        acquire(tmp_path, lambda: False)
     said: list[str] = []
-    taken = Queue(tmp_path, 0.5).get(lambda: False, said.append, pause=0.05)
+
+    def waits() -> bool:
+        first.release()
+        return True
+
+    assert acquire(tmp_path, waits, said.append, pause=0.0).generation == 2
+    assert len(said) == 1
+    assert "takes this sweep along" in said[0]
+
+
+def test_a_publisher_on_another_host_is_waited_for_until_its_lease_ends(tmp_path: Path) -> None:
+    assert take(Folder.listed(tmp_path), 0, replace(Owner.me(lease=0.5), host="another"))
+    said: list[str] = []
+    taken = acquire(tmp_path, lambda: False, said.append, length=0.5, pause=0.05)
     assert taken.generation == 2
     assert said == [f"wandb: process {os.getpid()} on another may be gone; waiting for its lease to end"]
     taken.release()
-
-
-def _plain(owner: Owner) -> dict[str, Any]:
-    return {**vars(owner), "processes": [vars(process) for process in owner.processes]}
-
-
-def test_a_holder_that_was_frozen_sees_that_it_was_overtaken(tmp_path: Path) -> None:
-    first = Queue(tmp_path, 60).get(lambda: False)
-    first._stop.set()
-    for number in (2, 3, 4):
-        (tmp_path / f"attempt-{number - 1:04d}").mkdir(exist_ok=True)
-        (tmp_path / f"attempt-{number - 1:04d}" / "end.json").write_text('{"outcome": "released"}')
-        taken = Queue(tmp_path, 60).get(lambda: False)
-        assert taken.generation == number
-        assert first.lost
-        taken.release()
-    assert len(list(tmp_path.glob("claim-*"))) <= 3
 
 
 def test_what_sweeps_say_of_one_project_goes_together(tmp_path: Path) -> None:
