@@ -19,13 +19,12 @@ from typing import Any
 
 from harness.allocation import of_cluster
 from harness.index import Done, Standing
-from harness.launch.profiles import read_memory
 from harness.launch.slurm import Slurm
 from harness.launch.starts import SIGNED_IN
 from harness.plan import Plan
 from harness.states import EARLY
 from harness.terminal import short_path
-from harness.words import count, span
+from harness.words import count, read_memory, span
 
 FEWEST = 5
 """Stages below which nothing is advised."""

@@ -12,6 +12,7 @@ from harness.allocation import Shell, on_cluster, shell
 from harness.claims import Owner, end_attempt
 from harness.errors import SchedulerUnavailable
 from harness.store import Folder
+from harness.words import read_memory
 
 CAUSES = {
     "PREEMPTED": "pre-empted",
@@ -26,7 +27,6 @@ CAUSES = {
 OVER = frozenset({*CAUSES, "OUT_OF_MEMORY", "FAILED", "COMPLETED"})
 ENDED = (OVER - {"REQUEUED"}) | {"REVOKED"}
 """States of a job that runs no more and waits for nothing; whatever else Slurm says, it may still run."""
-UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,10 @@ def _from_accounting(told: str, number: str, restarts: int) -> Fate | None:
 
 
 def _bytes(text: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT])[nc]?", text)
-    return int(float(found[1]) * UNITS[found[2]]) if found else 0
+    """Return a request for memory in bytes, which older Slurm marks as of a node or a CPU; 0 where there is none."""
+    with contextlib.suppress(ValueError):
+        return read_memory(text.rstrip("nc"))
+    return 0
 
 
 def ended(jobs: Collection[str], run: Shell = shell, ours: Callable[[str], bool] = lambda record: True) -> set[str]:

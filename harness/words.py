@@ -1,13 +1,14 @@
-"""Numbers in words: times, sizes, counts; and times as people write them."""
+"""Numbers in words: times, sizes, counts; and times and amounts of memory as people and Slurm write them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-from harness.errors import UserError
+from harness.errors import UserError, short
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+MEMORY_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def span(seconds: float) -> str:
@@ -62,6 +63,15 @@ def read_span(text: str) -> float:
     if re.fullmatch(r"(?:\d+(?:\.\d+)?[smhd])+", text):
         return sum(float(number) * UNITS[unit] for number, unit in re.findall(r"(\d+(?:\.\d+)?)([smhd])", text))
     raise ValueError(f"{text!r} is no time; write 55m, 1h30m, 90s, 2d, or D-HH:MM:SS")
+
+
+def read_memory(text: str) -> int:
+    """Read an amount of memory as Slurm spells it, in bytes; a plain number is MiB. Raises ValueError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(?:([KMGT]?)(?:i?B)?)", text.strip(), re.IGNORECASE)
+    amount = int(float(found[1]) * MEMORY_UNITS[found[2].upper() or "M"]) if found else 0
+    if amount < MEMORY_UNITS["M"]:
+        raise ValueError(f"{short(text)} is no amount of memory; write 16G or 64000M")
+    return amount
 
 
 def given_span(option: str, text: str) -> float:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from harness.allocation import shell
-from harness.errors import FileError, UserError
+from harness.errors import FileError, Mark, UserError
 from harness.launch import ARGV, PROFILE, Job
 from harness.launch.profiles import Profile, load_profile
 from harness.launch.slurm import Slurm
+from harness.reading import Document
 from harness.store import Store, read_json
 
 PATIENCE = 5.0
@@ -38,7 +40,24 @@ def last_used(store: Store, name: str, plan: str = "") -> Slurm | None:
     if said is None:
         return None
     profile, document = load_profile(folder / PROFILE)
-    return Slurm(profile, store, name, said["argv"], document, plan=plan, cluster=said.get("cluster", ""))
+    launcher = Slurm(profile, store, name, said["argv"], document, plan=plan, cluster=said.get("cluster", ""))
+    if (given := _given(document, str(said.get("profile", "")))) is not None:
+        launcher.document = given
+        launcher.again = f"; once {given.file} is changed, run the sweep command with --via again"
+    return launcher
+
+
+def _given(copy: Document, file: str) -> Document | None:
+    """Return a kept profile as the file that it is a copy of, which is the one to change; None where that is gone.
+
+    Its lines are named as long as it says the same.
+    """
+    try:
+        same = bool(file) and Path(file).read_bytes() == Path(copy.file).read_bytes()
+    except OSError:
+        return None
+    marks = {path: Mark(file, mark.line) for path, mark in copy.marks.items()} if same else {}
+    return Document(file, copy.values, marks) if file else None
 
 
 def for_cancelling(store: Store, name: str) -> Slurm | None:

@@ -16,12 +16,11 @@ from harness.errors import Fault, FileError, UserError, short, usable_path
 from harness.form import sentence
 from harness.memory import clearly_more
 from harness.reading import Document, read_document
-from harness.words import read_span
+from harness.words import read_memory, read_span
 from tost.catalog import nearest
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "slurm"
 """The profiles that come with the project."""
-UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 OURS = (
     *("array", "job-name", "output", "error", "signal", "nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu"),
     *("open-mode", "wait", "wrap", "parsable", "quiet", "test-only", "help", "usage", "version"),
@@ -46,15 +45,6 @@ SAYS = {
 """What stands in such a key."""
 UNLIMITED = ("UNLIMITED", "INFINITE", "0")
 """How Slurm spells that a job has no time limit."""
-
-
-def read_memory(text: str) -> int:
-    """Read an amount of memory as Slurm spells it, in bytes; a plain number is MiB. Raises ValueError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(?:([KMGT]?)(?:i?B)?)", text.strip(), re.IGNORECASE)
-    amount = int(float(found[1]) * UNITS[found[2].upper() or "M"]) if found else 0
-    if amount < UNITS["M"]:
-        raise ValueError(f"{short(text)} is no amount of memory; write 16G or 64000M")
-    return amount
 
 
 def _with_commas(given: object) -> object:

@@ -78,6 +78,8 @@ class Slurm:
     """What no node satisfies of what a size asks for, where that was looked up."""
     cluster: str = field(default_factory=named_cluster)
     """The cluster that workers are submitted to; empty: the one this machine is of."""
+    again: str = ""
+    """What to say after a refusal where the profile is a copy that only the sweep command replaces."""
     _own: str = field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -126,8 +128,10 @@ class Slurm:
         folder = self.store.sweep(self.name)
         if self.document is None or (self.plan and (folder / ARGV).exists()):
             return
-        write_whole(folder / PROFILE, Path(self.document.file).read_bytes())
-        write_whole(folder / ARGV, json.dumps({"argv": list(self.argv), "cluster": self.cluster}).encode())
+        file = Path(self.document.file).absolute()
+        write_whole(folder / PROFILE, file.read_bytes())
+        said = {"argv": list(self.argv), "cluster": self.cluster, "profile": str(file)}
+        write_whole(folder / ARGV, json.dumps(said).encode())
 
     def later(self) -> str:
         """Say that somebody must look again, where jobs may not submit jobs."""
@@ -223,7 +227,8 @@ class Slurm:
             if not (said := str(error).strip()) or NO_ANSWER.search(" ".join(said.split())):
                 raise no_answer("sbatch", said or "it ended without a word") from None
             shutil.rmtree(folder, ignore_errors=True)  # no job is of it, none failed at its start
-            raise UserError(explain(said, self.document, size.step, self._unmet(said, size))) from None
+            refused = explain(said, self.document, size.step, self._unmet(said, size))
+            raise UserError(f"{refused}{self.again}") from None
         except (RuntimeError, FileNotFoundError) as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise UserError(f"no Slurm here: {error}; run this on a login node, or use --via local") from None
@@ -340,7 +345,7 @@ class Slurm:
         except subprocess.CalledProcessError as error:
             if not known_refusal(error.stderr):
                 raise no_answer("squeue", error.stderr) from None
-            raise UserError(explain(error.stderr, self.document)) from None
+            raise UserError(f"{explain(error.stderr, self.document)}{self.again}") from None
 
     def _queue(self, cluster: str) -> list[list[str]]:
         """Return the same of a cluster that workers were submitted to before; empty where it does not answer."""

@@ -362,6 +362,35 @@ def test_every_command_is_given_the_same_environment_and_cluster(
     assert kept(launcher.store, "grid").cluster == "", "within a job of it, the next controller answers"
 
 
+def test_a_refusal_of_a_kept_profile_names_the_file_to_change(tmp_path: Path) -> None:
+    launcher, file, error = slurm(tmp_path, "qos: nope\n"), tmp_path / "p.yaml", "Invalid qos specification"
+    copy = launcher.store.sweep("grid") / "profile.yaml"
+    copy.parent.mkdir(parents=True)
+    launcher.begin()
+
+    def refuse(command: Sequence[str]) -> str:
+        raise subprocess.CalledProcessError(1, command, stderr=error)
+
+    def refusal() -> str:
+        later = kept(launcher.store, "grid")
+        later.run = refuse
+        with pytest.raises(UserError) as found:
+            later.poll()
+        return str(found.value)
+
+    again = f"; once {file} is changed, run the sweep command with --via again"
+    assert refusal().startswith(f"{file}:1: qos: nope: the scheduler refuses")
+    assert refusal().endswith(again)
+    file.write_text("\nqos: other\n")
+    assert refusal().startswith(f"{file}: qos: nope: the scheduler refuses"), "its lines are others by now"
+    assert refusal().endswith(again)
+    file.unlink()
+    assert refusal().startswith(f"{copy}:1: qos: nope: the scheduler refuses")
+    (copy.parent / "launch.json").write_text('{"argv": ["grid"]}')
+    assert refusal().startswith(f"{copy}:1: "), "as the version before wrote it"
+    assert "--via" not in refusal()
+
+
 @pytest.mark.usefixtures("_commands")
 def test_there_are_never_more_workers_than_the_profile_says_whatever_the_queue_shows(tmp_path: Path) -> None:
     driver = Driver(write_project(tmp_path) / "tiny.yaml", tmp_path / "runs", None, Options("p.yaml"))
@@ -1170,6 +1199,8 @@ SACCT = """\
         ("7.0", {"sacct": "7|RUNNING|4Gn\n"}, None),
         ("7.0", {"sacct": "7|CANCELLED by 0|4Gn\n"}, Fate("CANCELLED", 4 * 2**30)),
         ("7.0", {"scontrol": "JobId=7 Restarts=1 JobState=RUNNING"}, Fate("REQUEUED")),
+        ("7.0", {"sacct": "7|FAILED|1.5Mc\n"}, Fate("FAILED", 3 * 2**19)),
+        ("7.0", {"sacct": "7|FAILED|0n\n"}, Fate("FAILED")),
         ("7.1", {"scontrol": "JobId=7 Restarts=1 JobState=NODE_FAIL MinMemoryNode=2G"}, Fate("NODE_FAIL", 2 * 2**30)),
         ("7.0", {}, None),
     ],
