@@ -14,7 +14,7 @@ from bench.figures import Given, Row, spread
 from bench.peak import products
 from bench.reference_loop import step_seconds
 from bench.training import BATCH, GHOSTS, IMAGES, SIZE, Stopwatch, orders, timed_steps
-from harness.train.execution import EAGER, choices
+from harness.train.execution import COMPILED, EAGER
 from harness.train.process import prepare_process
 from tost.accounting import layers
 from tost.catalog import MODELS, resolve
@@ -58,7 +58,7 @@ def measure(given: Given) -> Iterator[Row]:
         operations = 3 * sum(layer.dense_flops for layer in account)  # forward, and backward twice as much
         with tempfile.TemporaryDirectory() as folder:
             made = orders(Path(folder), given.device, [network], PRECISIONS, ["default", GHOSTS], batch, images)
-            for order, way in product(made, (EAGER, *(choices(torch.device(given.device)) if cuda else ()))):
+            for order, way in product(made, (EAGER, *(COMPILED if cuda else ()))):
                 watch = Stopwatch(given.seconds, given.repeats)
                 said = timed_steps(order, watch, way)
                 speed = spread([batch / one for one in watch.a_step])

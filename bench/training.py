@@ -15,10 +15,9 @@ from harness.check import load_sweep
 from harness.planfile import keep_methods
 from harness.planner import make_plan
 from harness.store import Store, file_sha256
-from harness.train.execution import EAGER, ready
+from harness.train.execution import EAGER, forward_pass
 from harness.train.loop import Enough, Watcher, train
 from harness.train.order import Order
-from harness.train.process import set_mode
 from harness.train.run import Training
 from harness.train.stages import run_stage
 from harness.train.training import prepare
@@ -132,17 +131,15 @@ def orders(
 def timed_steps(order: Order, watch: Stopwatch, way: str = EAGER) -> dict[str, Any]:
     """Train under a stopwatch; return what was trained, and the GiB that the device's allocator held at most.
 
-    `way`: how the network is run, of those that fast trainings choose from.
+    `way`: how the network is run (harness/train/execution.py); with kernels that are the same every time.
     """
     on_gpu = order.device.startswith("cuda")
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    set_mode(fast=way != EAGER)
     run = prepare(order)
-    run.execution, run.forward = way, ready(run.model, way)
+    run.execution, run.forward = way, forward_pass(run.model, way)
     with contextlib.suppress(Enough):
         train(run, watch)
-    set_mode(fast=False)
     recipe = "+".join(part["name"] for part in order.spec["recipe"]) or "default"
     said = {"network": order.spec["arch"]["name"], "precision": order.spec["protocol"].get("precision", "fp32")}
     memory = {"gib": torch.cuda.max_memory_allocated() / 2**30} if on_gpu else {}

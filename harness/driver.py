@@ -35,7 +35,7 @@ from harness.launch.local import Machine, this_machine
 from harness.launch.slurm import Slurm
 from harness.launching import Crew, launcher_for, refuse_login_node, run_elsewhere, run_in_this_process
 from harness.miniature import TOGETHER, own_store
-from harness.options import CAUSES, Options
+from harness.options import CAUSES, Options, refuse_graphs
 from harness.outlook import Outlook, data_stages
 from harness.packing import pack
 from harness.plan import Plan
@@ -95,6 +95,8 @@ class Driver:
         if (device := self.options.device) and device.partition(":")[0] not in DEVICES:
             known = nearest(device, DEVICES)
             raise UserError(f"--device {device}: choose from {', '.join(DEVICES)}, or one GPU as cuda:0{known}")
+        if device:
+            refuse_graphs(self.options.execution, device)
         points = self.sweep.size()
         if points > MOST_CELLS:
             raise UserError(
@@ -104,8 +106,9 @@ class Driver:
             raise UserError(f"{self.file}: not started; the grid has {points:,} points. If that is meant: --yes")
         together = 0 if self.options.via in HERE else TOGETHER
         self.whole = make_plan(self.sweep, self.store, data_folder(self.sweep, self.data), self.miniature, together)
-        if self.miniature:  # its numbers mean nothing, and smaller knobs have other labels
-            file = self.sweep.file.model_copy(update={"wandb": None})
+        if self.miniature:  # its numbers mean nothing, smaller knobs have other labels, and compiling takes minutes
+            launch = self.sweep.file.launch.model_copy(update={"execution": self.options.execution})
+            file = self.sweep.file.model_copy(update={"wandb": None, "launch": launch})
             self.sweep = replace(self.sweep, claims=(), file=file)
         check_claims(self.sweep, self.whole)
         cells = self.whole.cells
@@ -223,6 +226,8 @@ class Driver:
             raise UserError(f"--retry {options.retry}: choose from {', '.join(CAUSES)}{nearest(options.retry, CAUSES)}")
         if options.via not in HERE:
             self.slurm()  # a profile that is none is said even where nothing is left to do
+        if options.execution == "graphs" and options.via != "ray":
+            refuse_graphs(options.execution, self.workers_machine().device)
         if self.lacks() or self.unfit():
             return 2
         away = options.via not in HERE or (options.via == "ray" and self.sweep.file.launch.address)

@@ -47,6 +47,8 @@ class Launch(Form, strict=True):
     """With ray: where its cluster is; else one is started here."""
     fast: bool = False
     """Whether trainings may use what is quicker but gives other last bits from run to run."""
+    execution: Literal["eager", "compiled", "graphs"] = "eager"
+    """How trainings run their networks: layer by layer, by `torch.compile`, or compiled and replayed as CUDA graphs."""
     stop_after: int | None = Field(None, ge=1)
     """Failures for one cause after which no more stages are begun; else what does not need them is run."""
 

@@ -32,6 +32,8 @@ class Options:
     """Whether trainings may be fast at the price of numbers that differ in their last bits from run to run."""
     stop_after: int | None = None
     """Failures for one cause after which no more stages are begun."""
+    execution: str = "eager"
+    """How trainings run their networks."""
     told: bool = False
     """Whether anybody has said where workers live."""
 
@@ -44,6 +46,7 @@ class Options:
             threads=self.threads or launch.threads,
             device=self.device or launch.device,
             fast=self.fast or launch.fast,
+            execution="eager" if here else launch.execution,
             stop_after=self.stop_after or launch.stop_after,
             told=bool(self.via) or "via" in launch.model_fields_set,
         )
@@ -64,8 +67,26 @@ class Options:
 
     def setup(self, device: str, threads: int) -> Setup:
         """Return the same for a worker within this process."""
-        every, lease, discard = self.checkpoint_every, self.lease, self.discard_weights
-        return Setup(device, threads, every, lease, discard_weights=discard, scratch=self.scratch, fast=self.fast)
+        refuse_graphs(self.execution, device)
+        return Setup(
+            device,
+            threads,
+            self.checkpoint_every,
+            self.lease,
+            discard_weights=self.discard_weights,
+            scratch=self.scratch,
+            fast=self.fast,
+            execution=self.execution,
+        )
+
+
+def refuse_graphs(execution: str, device: str) -> None:
+    """Raise UserError where trainings are to be replayed as CUDA graphs on a device that is no GPU."""
+    if execution == "graphs" and device.partition(":")[0] != "cuda":
+        raise UserError(
+            f"launch.execution: graphs replays CUDA graphs, and the device is {device}; "
+            "write eager or compiled, or use a GPU (--device cuda)"
+        )
 
 
 def given_workers(text: str) -> int | Literal["auto"] | None:

@@ -50,16 +50,15 @@ def pack(machine: Machine, frontier: Frontier, options: Options, say: Callable[[
     if stage is None or order is None:
         return machine
     memory, threads = gpu_memory(machine.gpus[0]) if machine.gpus else 0, options.threads
-    place = [this_host()[0], machine.device, cores(), len(machine.gpus), memory, threads, options.fast]
-    sort = [PACKING_VERSION, *map(str, outlook.costs.names(stage)[0]), place]
+    place = [this_host()[0], machine.device, cores(), len(machine.gpus), memory, threads]
+    sort = [PACKING_VERSION, *map(str, outlook.costs.names(stage)[0]), place, options.fast, options.execution]
     note = outlook.cache / "pilots" / f"{digest(sort)}.json"
     devices = max(1, len(machine.gpus))
     useful = math.ceil(trainings / devices)
     found = read_note(note)
     if not found:
-        tried = try_out(
-            {**order, "device": machine.device, "fast": options.fast}, stage.label, machine, threads, useful, say
-        )
+        order |= {"device": machine.device, "fast": options.fast, "execution": options.execution}
+        tried = try_out(order, stage.label, machine, threads, useful, say)
         if not tried:
             return machine
         found = {"workers": fewest(tried), "images_a_second": tried, "label": stage.label}

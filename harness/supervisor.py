@@ -61,6 +61,8 @@ class Setup:
     """Whether it trains with one process what asks for several."""
     fast: bool = False
     """Whether trainings may differ in their last bits from run to run, to be faster."""
+    execution: str = "eager"
+    """How trainings run their networks: `eager`, `compiled` or `graphs`."""
     large: bool = False
     """Whether it takes only what ran out of memory or time elsewhere."""
     stall: float = STALL
@@ -227,6 +229,7 @@ class Supervisor:
             "checkpoint_every": setup.checkpoint_every,
             "scratch": str(Path(setup.scratch) / stage.key) if setup.scratch else "",
             "fast": setup.fast and stage.kind == "train",
+            "execution": setup.execution,
         }
 
     def _follow(self, stage: Stage, claim: Claim) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from harness.detached import Detached
 from harness.launch import Launcher
 from harness.launch.kept import kept, last_used
 from harness.launch.local import this_machine
+from harness.options import refuse_graphs
 from harness.planfile import find_plan, read_plan, sweep_name
 from harness.rounds import answered_round, go_round
 from harness.store import Store
@@ -66,6 +67,7 @@ def main(
                 threads or launch.get("threads"),
                 device or launch.get("device"),
             )
+            refuse_graphs(launch.get("execution", ""), machine.device)
             argv = ["--lease", str(lease), *(["--until", until] if until else [])]
             argv += ["--fast"] if launch.get("fast") else []
             launcher = Detached(machine, place, name, argv)

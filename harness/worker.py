@@ -24,6 +24,7 @@ from harness.launch.kept import kept
 from harness.launch.local import Workers, slots, this_machine
 from harness.launch.starts import SIGNED_IN
 from harness.nodes import Lead, NodeLost, Shape, be_agent
+from harness.options import refuse_graphs
 from harness.planfile import SavedPlan, find_plan, read_plan
 from harness.rounds import round_in_turn
 from harness.shift import Limits, work
@@ -196,8 +197,10 @@ def main(
             discard_weights=discard_weights,
             scratch=os.path.expandvars(scratch),
             fast=fast,
+            execution=saved.launch.get("execution", setup.execution),
             large=large,
         )
+        refuse_graphs(setup.execution, setup.device)
 
         def submit(stop: threading.Event | None = None) -> None:
             round_in_turn(

@@ -18,7 +18,7 @@ TOLD = ("accuracy", "test@last", "test@best-dev", "best_epoch", "dev_accuracy")
 MEASURED = "_measured"
 """Follows the name of a metric that is an axis too: `epochs`, whose label may be `match_cost(gsk)`."""
 IDENTITIES = ("mask", "theta0", "scales", "order")
-STAMP = ("device", "device_name", "threads", "layout", "torch", "python", "harness")
+STAMP = ("device", "device_name", "threads", "layout", "execution", "torch", "python", "harness")
 """What a cell's row has of its stamp."""
 NAMED = ("sweep", "dataset", "arch", "mask", "sparsity", "recipe")
 """Axes whose values are names, even where one reads as a number."""

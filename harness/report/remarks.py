@@ -120,7 +120,7 @@ def origins(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def devices(lines: Sequence[Line]) -> Iterator[str]:
-    """Say what the results were made on, and where that was not one sort of device."""
+    """Say what the results were made on and by which execution, and where that was not one sort of them."""
     found = Counter(_device(line.measured.stamp) for line in lines if line.measured)
     if len(found) == 1:
         yield f"Devices: {next(iter(found))}."
@@ -133,7 +133,9 @@ def devices(lines: Sequence[Line]) -> Iterator[str]:
 def _device(stamp: Mapping[str, Any]) -> str:
     world = stamp.get("world", 1)
     name = str(stamp.get("device_name", "")) if stamp.get("device") != "cpu" else ""
-    return f"{stamp.get('device')}{f' {name}' if name else ''}" + (f" ×{world}" if world != 1 else "")
+    execution = stamp.get("execution", "eager")
+    shown = f"{stamp.get('device')}{f' {name}' if name else ''}" + (f" ×{world}" if world != 1 else "")
+    return shown if execution == "eager" else f"{shown} {execution}"
 
 
 def _commit(provenance: Mapping[str, Any]) -> str:

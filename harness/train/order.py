@@ -42,6 +42,8 @@ class Order:
     """A folder on this machine's own disk for this stage's checkpoints, empty where there is none."""
     fast: bool = False
     """Whether numbers may differ in their last bits from run to run, to be faster."""
+    execution: str = "eager"
+    """How a training runs its network (execution.py)."""
     rank: int = 0
     world: int = 1
     """How many processes run this order together, each with a rank of its own."""

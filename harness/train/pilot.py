@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 
 from harness.store import file_sha256
-from harness.train.execution import hasten
+from harness.train.execution import set_execution
 from harness.train.images import Split
 from harness.train.loop import Enough, Watcher, evaluate, train
 from harness.train.network import build, open_images
@@ -169,7 +169,7 @@ def train_together(message: dict[str, Any], seconds: float, begin: Callable[[], 
         set_mode(order.fast)
         order = plain(order)
         run = prepare(order)
-        hasten(order, run)
+        set_execution(order, run)
         _a_step(run, 0.0, 0)
         begin()
         return run.batch / _a_step(run, seconds, 0)

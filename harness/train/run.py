@@ -51,7 +51,7 @@ class Training:
     batch_norm: str = "synced"
     """Whether batch norm sees the whole batch, or each process's its own part."""
     execution: str = "eager"
-    """How the network's steps on whole batches are run (execution.py)."""
+    """How the network is run on whole batches (execution.py)."""
     forward: Callable[[Tensor], Tensor] | None = None
     """The same, where it is not by calling the network."""
     group: Group = ALONE

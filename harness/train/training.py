@@ -17,7 +17,7 @@ from harness.errors import UserError
 from harness.protocol import Protocol
 from harness.train.checkpoint import Position, load_checkpoint
 from harness.train.cost import ghost_operations, matched
-from harness.train.execution import hasten
+from harness.train.execution import set_execution
 from harness.train.group import ALONE, Group
 from harness.train.images import Images
 from harness.train.layout import fitting, usual
@@ -47,7 +47,7 @@ def make_weights(order: Order, watch: Watcher, group: Group = ALONE) -> Outcome:
     if (resumed := group.same(find_checkpoint(order, run) if group.rank == 0 else None)) is not None:
         resume(run, *resumed)
         group.check(run.model)
-    hasten(order, run)
+    set_execution(order, run)
     run.position.worlds = sorted({*run.position.worlds, group.world})
     try:
         train(run, watch)

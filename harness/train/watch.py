@@ -62,9 +62,9 @@ class Watch:
 
     def begin(self, training: Training) -> None:
         """See the loop begin: write the rows of the checkpoint that this attempt goes on from; its own follow them."""
-        self.stamp |= {"theta0": training.theta0, "layout": LAYOUTS[training.layout]}
+        self.stamp |= {"theta0": training.theta0, "layout": LAYOUTS[training.layout], "execution": training.execution}
         if self.order.fast:
-            self.stamp["fast"] = training.execution
+            self.stamp["fast"] = True
         self.resumed_at, self.resumed = training.done, training.position.resumed
         if len(worlds := training.position.worlds) > 1:
             self.stamp["worlds"] = worlds

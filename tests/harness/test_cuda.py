@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from harness.train.execution import CHOICES
+from harness.train.execution import COMPILED
 from harness.train.images import Images
 from harness.train.loop import train
 from harness.train.network import build, load_weights, open_images
@@ -102,8 +102,8 @@ def test_a_network_trained_twice_has_the_same_weights_to_the_bit(
     assert_close(first, second, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("way", list(CHOICES))
-def test_a_fast_training_differs_in_last_bits_alone(way: str, orders: Orders) -> None:  # noqa: F811
+@pytest.mark.parametrize("way", list(COMPILED))
+def test_a_compiled_training_differs_in_last_bits_alone(way: str, orders: Orders) -> None:  # noqa: F811
     trained_alike(on_gpu(orders(recipe="gsw+gsk+ls", epochs="2")["train"]), way)
 
 

@@ -1,112 +1,54 @@
-"""Fast trainings: how their way is chosen, and that it changes last bits alone."""
+"""How networks are run: as ordered and told, and what is compiled differs in last bits alone."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from harness.sealed import read_note
-from harness.train import execution
-from harness.train.execution import CHOICES, EAGER, choices, choose, ends, hasten, quickest, ready, try_out
+from harness.train.execution import COMPILED, forward_pass, set_execution
+from harness.train.group import Group
 from harness.train.loop import train
 from harness.train.order import Order
 from harness.train.process import set_mode
-from harness.train.run import Training
 from harness.train.training import prepare
-from tests.conftest import hashes, run_sweep
+from tests.conftest import hashes, run_sweep, save_whole_plan
 from tests.harness.test_training import Watcher, finish, orders  # noqa: F401 - orders is a fixture
 
 Orders = Callable[..., dict[str, Order]]
 
 
-@pytest.mark.parametrize(
-    ("steps", "times", "chosen"),
-    [
-        (100, 1, EAGER),
-        (1000, 1, EAGER),
-        (10_000, 1, "compiled"),
-        (10_000, 3, EAGER),
-        (100_000, 3, "graphs"),
-    ],
-)
-def test_what_takes_long_to_make_ready_must_save_more(steps: int, times: int, chosen: str) -> None:
-    found = {
-        EAGER: {"seconds": 0.010, "ready": 5.0},
-        "compiled": {"seconds": 0.006, "ready": 30.0},
-        "graphs": {"seconds": 0.005, "ready": 60.0},
-        "broken": {"failed": "no such thing"},
-    }
-    assert quickest(found, steps, times) == chosen
-    assert quickest({EAGER: found[EAGER], "compiled": {"seconds": 0.0095, "ready": 0.0}}, steps, times) == EAGER
+class Pair(Group):
+    """One of two processes."""
+
+    world = 2
 
 
-def test_graphs_need_cuda() -> None:
-    assert choices(torch.device("cpu")) == ["compiled"]
-    assert choices(torch.device("cuda")) == ["compiled", "graphs"]
-
-
-def test_a_network_changes_where_its_ghosts_leave(orders: Orders) -> None:  # noqa: F811
-    assert ends(orders(recipe="default")["train"]) == set()
-    assert ends(orders(recipe="gsw+gsk+ls")["train"]) == {89 / 180}
-
-
-def test_a_short_training_is_left_as_it_is(orders: Orders) -> None:  # noqa: F811
-    order = orders()["train"]
+def test_a_training_by_several_processes_stays_eager(orders: Orders) -> None:  # noqa: F811
+    order = replace(orders()["train"], execution="compiled")
     run = prepare(order)
-    drawn = torch.get_rng_state()
-    assert choose(order, run) == EAGER
-    assert torch.equal(drawn, torch.get_rng_state())
-    assert not list(Path(order.store).glob("cache/pilots/*"))
-    hasten(order, run)
-    assert (run.execution, run.forward) == (EAGER, None), "only an order that may be fast is hastened"
+    run.group = Pair()
+    set_execution(order, run)
+    assert (run.execution, run.forward) == ("eager", None)
 
 
-def test_a_choice_is_remembered(orders: Orders, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    order = orders()["train"]
-    run = prepare(order)
-    tried = []
-
-    def tell(run: Training, name: str) -> dict[str, float]:
-        tried.append(name)
-        return {"seconds": 1000.0 if name == EAGER else 1.0, "ready": 1.0}
-
-    monkeypatch.setattr(execution, "try_out", tell)
-    assert choose(order, run) == choose(order, run) == "compiled"
-    assert tried == [EAGER, "compiled"]
-    (note,) = Path(order.store).glob("cache/pilots/*.json")
-    assert (read_note(note) or {})["compiled"] == {"seconds": 1.0, "ready": 1.0}
-    choose(replace(order, threads=7), run)
-    assert len(tried) == 4, "another number of threads, another choice"
-
-
-@pytest.mark.parametrize("way", list(CHOICES))
-def test_a_network_whose_way_fails_runs_as_it_is(
-    way: str,
-    orders: Orders,  # noqa: F811
-) -> None:
+@pytest.mark.parametrize("way", list(COMPILED))
+def test_a_network_that_cannot_be_compiled_says_what_to_write(way: str, orders: Orders) -> None:  # noqa: F811
     """As where a machine has no C++ compiler."""
     run = prepare(orders()["train"])
-    images = torch.randn(4, *run.images.shape)
-    with torch._inductor.config.patch({"cpp.cxx": ("/no/such/compiler",)}):
-        assert torch.equal(ready(run.model.eval(), way)(images), run.model(images))
-
-
-def test_a_way_that_cannot_be_tried_says_why(orders: Orders) -> None:  # noqa: F811
-    class Odd(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            """Fail."""
-            raise ValueError("not like this")
-
-    run = prepare(orders()["train"])
-    assert try_out(run, EAGER)["seconds"] > 0
-    run.model = Odd()
-    assert try_out(run, EAGER) == {"failed": "ValueError: not like this"}
+    forward = forward_pass(run.model.eval(), way)
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("/no/such/compiler",)}),
+        pytest.raises(RuntimeError) as found,
+    ):
+        forward(torch.randn(4, *run.images.shape))
+    assert "launch: {execution: eager}" in "".join(found.value.__notes__)
 
 
 def trained_alike(order: Order, way: str) -> None:
@@ -114,7 +56,7 @@ def trained_alike(order: Order, way: str) -> None:
     expected, rows = finish(order)
     run = prepare(order)
     first = {name: weight.clone() for name, weight in run.model.state_dict().items()}
-    run.execution, run.forward = way, ready(run.model, way)
+    run.execution, run.forward = way, forward_pass(run.model, way)
     train(run, Watcher())
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2, "with ghosts, and without"
     for name, weight in run.model.named_parameters():
@@ -143,17 +85,48 @@ def test_kernels_are_the_same_every_time_unless_told() -> None:
 
 
 @pytest.mark.slow
-def test_fast_trainings_say_so_and_the_rest_is_as_ever(project: Path) -> None:
-    """On a CPU a short training is run as ever; what the command is told reaches the trainer of trainings alone."""
-    for store, more in (("plain", ()), ("fast", ("--fast",))):
-        assert run_sweep(project, "tiny.yaml", "--store", store, *more).returncode == 0
-    stamps = {
-        name: [
-            (path.parents[1].parent.name, json.loads(path.read_text())["result"]["stamp"].get("fast"))
-            for path in (project / name).glob("stages/*/*/*/result-*.json")
-        ]
-        for name in ("plain", "fast")
-    }
-    assert {fast for _, fast in stamps["plain"]} == {None}
-    assert {(kind == "train", fast) for kind, fast in stamps["fast"]} == {(True, EAGER), (False, None)}
-    assert hashes(project / "plain") == hashes(project / "fast")
+def test_trainings_are_run_as_the_file_says(project: Path) -> None:
+    """It reaches the trainer of trainings alone, what their keys are is the same, and so is what others make."""
+    grid = (project / "tiny.yaml").read_text()
+    found = {}
+    for store, launch in {"plain": "{}", "fast": "{fast: true, execution: compiled}"}.items():
+        (project / "tiny.yaml").write_text(f"{grid}launch: {launch}\n")
+        chosen = ("--only", "mask=random,recipe=default,seed=0", "--workers", "1")
+        assert run_sweep(project, "tiny.yaml", "--store", store, *chosen).returncode == 0
+        found[store] = {
+            (path.parents[1].parent.name, path.parents[0].name): json.loads(path.read_text())["result"]["stamp"]
+            for path in (project / store).glob("stages/*/*/*/result-*.json")
+        }
+    assert set(found["plain"]) == set(found["fast"])
+    for (kind, key), stamp in found["fast"].items():
+        told = {"execution": "compiled", "fast": True} if kind == "train" else {}
+        assert {name: stamp[name] for name in ("execution", "fast") if name in stamp} == told, key
+    assert {stamp.get("execution") for stamp in found["plain"].values()} == {"eager", None}
+    trained = {key for kind, key in found["plain"] if kind == "train"}
+    plain, fast = ({k: v for k, v in hashes(project / store).items() if k not in trained} for store in found)
+    assert plain == fast
+
+
+@pytest.mark.parametrize("more", [("--plan", "--device", "cpu"), ("--device", "cpu"), (), ("--via", "debug")])
+def test_graphs_are_refused_without_a_gpu(
+    more: tuple[str, ...], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with (project / "tiny.yaml").open("a") as file:
+        file.write("launch: {execution: graphs}\n")
+    done = run_sweep(project, "tiny.yaml", *more)
+    assert done.returncode == 2
+    assert "launch.execution: graphs replays CUDA graphs, and the device is cpu; write eager" in done.stderr
+    assert not list(project.glob("runs/stages/*"))
+
+
+@pytest.mark.parametrize("command", [("worker",), ("tick", "--workers", "1")])
+def test_workers_refuse_graphs_without_a_gpu(command: tuple[str, ...], project: Path) -> None:
+    """As where a plan made for a cluster is worked on elsewhere."""
+    with (project / "tiny.yaml").open("a") as file:
+        file.write("launch: {execution: graphs}\n")
+    save_whole_plan(project)
+    argv = [sys.executable, "-m", "harness.cli", *command, "tiny", "--device", "cpu"]
+    done = subprocess.run(argv, cwd=project, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "launch.execution: graphs replays CUDA graphs, and the device is cpu" in done.stderr

@@ -19,7 +19,7 @@ from harness.catalog import OPTIMIZERS
 from harness.errors import UserError
 from harness.protocol import Protocol
 from harness.train.convolution_check import AVOIDED, RELIED, Convolution, wrong
-from harness.train.execution import hasten
+from harness.train.execution import set_execution
 from harness.train.layout import FEWEST, LAYOUTS, Convolutions, fitting, like, unsafe_last, usual
 from harness.train.network import build, open_images
 from harness.train.optimizers import fusible
@@ -265,17 +265,13 @@ def test_a_thin_network_trains_to_the_same_bits_twice(
         assert torch.equal(weight, two[name]), name
 
 
-def test_a_network_that_must_not_lie_channels_last_is_not_compiled_on_a_cpu(
-    orders: Orders,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_network_that_must_not_lie_channels_last_is_not_compiled_on_a_cpu(orders: Orders) -> None:  # noqa: F811
     """torch's compiler would lay its convolutions channels last."""
-    monkeypatch.setattr("harness.train.execution.choose", lambda order, run: "compiled")
-    order = replace(orders()["train"], fast=True)
+    order = replace(orders()["train"], execution="compiled")
     run = prepare(order)
     for layout, expected in ((PLAIN, "eager"), (LAST, "compiled")):
         run.layout = layout
-        hasten(order, run)
+        set_execution(order, run)
         assert run.execution == expected
 
 

@@ -418,6 +418,7 @@ TOLD: dict[str, Callable[[Line], Line]] = {
     "augmentation in words": lambda one: replace(one, facts=replace(one.facts, augment="no crops and no flips")),
     "tuning": lambda one: replace(one, facts=replace(one.facts, trials=7, tuned_by="dev_loss")),
     "device": measured(stamp={"device": "cuda", "device_name": "NVIDIA X", "world": 2}),
+    "execution": measured(stamp={"device": "cpu", "execution": "compiled"}),
     "code": measured(provenance={"source": "7" * 16}),
     "commit": measured(provenance={"git": "7" * 40, "git_diff": "x.diff"}),
     "note": lambda one: replace(one, note="test is the validation split"),
