@@ -102,14 +102,12 @@ def run_module(module: str, folder: Path, *arguments: str, timeout: float = 240)
 
 def report_command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m harness.report` in a folder."""
-    return subprocess.run(
-        [sys.executable, "-m", "harness.report", *arguments],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run_module("harness.report", folder, *arguments)
+
+
+def harness(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command `harness` in a folder."""
+    return run_module("harness.cli", folder, *arguments)
 
 
 def save_whole_plan(folder: Path, mask: str = "") -> None:

@@ -110,7 +110,7 @@ def test_a_sweep_over_bad_folders_and_masks_says_so_and_makes_the_rest(tmp_path:
     write_project(tmp_path)
     images, masks = wrong_images(), made_wrong(tmp_path)
     bad = ["bomb.png", "cut-2.jpg"]
-    files = ["torch-system.pt", "shape", "bomb"]
+    files = ["pickle-system.pkl", "shape", "bomb"]
     for name in bad:
         (folder_of(tmp_path / f"set-{name}") / "train" / "b" / name).write_bytes(images[name][0])
     a_pipe(folder_of(tmp_path / "good"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import hashes, run_module, run_sweep, write_project
+from tests.conftest import harness, hashes, run_sweep, write_project
 
 pytestmark = pytest.mark.chaos
 
@@ -48,7 +48,7 @@ def test_a_disk_that_fills_up_and_one_that_is_read_only_lose_nothing(project: Pa
     (store / "ballast").unlink()
     assert _mount("-o", "remount,ro", str(store))
     readonly = run_sweep(project, *CHOSEN)
-    read = [run_module("harness.cli", project, *words) for words in (("status", "tiny"), ("doctor", "--store", "runs"))]
+    read = [harness(project, *words) for words in (("status", "tiny"), ("doctor", "--store", "runs"))]
     assert _mount("-o", "remount,rw", str(store))
     assert readonly.returncode == 3, readonly.stderr
     assert "Read-only file system; nothing that was finished is lost" in readonly.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 from harness.claims import Owner, take
 from harness.presence import Presence
 from harness.store import Store
-from tests.conftest import claims, environment, hashes, results, run_sweep, write_project
+from tests.conftest import claims, harness, hashes, results, run_sweep, write_project
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -116,14 +115,7 @@ def test_gc_takes_nothing_that_another_sweep_or_a_worker_holds(small: Path, swee
 
 
 def merge(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "harness.cli", "data", "merge", *arguments],
-        cwd=project,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return harness(project, "data", "merge", *arguments)
 
 
 def test_another_stores_finished_stages_are_taken_over(small: Path, sweep: Run) -> None:

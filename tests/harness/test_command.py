@@ -103,22 +103,6 @@ def test_children_run_again_only_when_a_rebuilt_parent_differs(sweep: Run, proje
     assert claims(store)[child.name] == 2, "and then it stands again"
 
 
-def test_a_damaged_artifact_is_set_aside_and_made_again(sweep: Run, project: Path) -> None:
-    chosen = ("--only", "mask=random,seed=0")
-    assert sweep("tiny.yaml", *chosen, "--limit", "1").returncode == 0
-    store = project / "runs"
-    (mask,) = (store / "stages" / "mask").glob("*/*")
-    (artifact,) = mask.glob("*.safetensors")
-    data = bytearray(artifact.read_bytes())
-    data[-1] ^= 1
-    artifact.write_bytes(data)
-    done = sweep("tiny.yaml", *chosen)
-    assert done.returncode == 0, done.stderr
-    assert (mask / f"damaged-{artifact.name}").exists()
-    assert artifact.exists()
-    assert claims(store)[mask.name] == 2
-
-
 def test_the_plan_prints_sharing_and_starts_nothing(sweep: Run, project: Path) -> None:
     text = (project / "tiny.yaml").read_text().replace("[50%]", "[50%, 36%]")
     (project / "tiny.yaml").write_text(text)

@@ -19,7 +19,7 @@ from harness.presence import present
 from harness.rounds import go_round
 from harness.states import OUT_OF_TIME
 from harness.store import Store
-from tests.conftest import run_module, run_sweep, until
+from tests.conftest import harness, run_sweep, until
 from tests.harness.test_search import written
 from tests.harness.test_status import SEEDS, fail, finish, key_of, saved_plan
 
@@ -173,7 +173,7 @@ def test_workers_that_nobody_follows_count_for_themselves(failing: Path, sweep: 
     until(lambda: list((failing / "runs/sweeps/tiny").glob(f"{REACHED}-*")))
     until(lambda: not list(present(Store(failing / "runs"), "tiny")))
     assert masks_tried(failing) == 3
-    shown = run_module("harness.cli", failing, "status", "tiny", "--json", timeout=60)
+    shown = harness(failing, "status", "tiny", "--json")
     assert json.loads(shown.stdout)["stopped"].startswith("3 stages failed for one cause (code), such as mask digits")
 
 

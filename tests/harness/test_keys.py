@@ -6,7 +6,6 @@ import base64
 import gzip
 import os
 import re
-import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +15,7 @@ from harness.launch import Size
 from harness.launch.profiles import load_profile
 from harness.launch.slurm import Slurm
 from harness.store import Store
-from tests.conftest import report_command, run_module, run_sweep
+from tests.conftest import harness, report_command, run_sweep
 
 KEYS = (
     "WANDB_API_KEY",
@@ -59,11 +58,6 @@ def contents(path: Path) -> bytes:
         assert packed
         return data + b"".join(gzip.decompress(base64.b64decode(text)) for text in packed)
     return data + pd.read_parquet(path).to_csv().encode() if path.suffix == ".parquet" else data
-
-
-def harness(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of the harness in a folder."""
-    return run_module("harness.cli", folder, *arguments, timeout=120)
 
 
 def fake_slurm(folder: Path) -> Path:

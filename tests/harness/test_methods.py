@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tests.conftest import environment, hashes
+from tests.conftest import harness, hashes
 from tost.catalog import MASKS, PARTS
 
 Sweep = Callable[..., subprocess.CompletedProcess[str]]
@@ -72,10 +71,7 @@ def test_every_method_and_recipe_trains_and_is_accounted_for(wide: Path, sweep: 
 
 
 def mask(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "harness.cli", "mask", *arguments],
-        cwd=folder, env=environment(), capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    return harness(folder, "mask", *arguments)
 
 
 ONE = """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from dataclasses import replace
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ from harness.protocol import Protocol, as_fields, make_protocol
 from harness.report.remarks import reach
 from harness.shift import Worker
 from harness.specs import Specs
-from harness.store import Store, digest
+from harness.store import Store
 
 BASE = """
 name: x
@@ -54,16 +53,6 @@ def kinds(made: Plan) -> Counter[str]:
 
 def leaf(tmp_path: Path, **settings: str) -> str:
     return plan(tmp_path, **settings).leaves[0]
-
-
-def test_a_key_is_the_hash_of_the_spec_and_parents_come_first(tmp_path: Path) -> None:
-    made = plan(tmp_path, mask="[snip, lth]", sparsity="[90%, 50%]", recipe="[default, gsw]")
-    for stage in made.stages.values():
-        assert digest({"kind": stage.kind, "parents": dict(stage.parents), **stage.spec}) == stage.key
-    graph = {key: set(stage.parents.values()) for key, stage in made.stages.items()}
-    order = {key: number for number, key in enumerate(made.stages)}
-    assert list(TopologicalSorter(graph).static_order())
-    assert all(order[parent] < order[key] for key, parents in graph.items() for parent in parents)
 
 
 def test_cells_of_all_recipes_share_one_ticket(tmp_path: Path) -> None:
@@ -221,12 +210,7 @@ def test_a_saved_plan_comes_back(tmp_path: Path) -> None:
     sweep = load_sweep(tmp_path / "x.yaml")
     store = Store(tmp_path / "runs")
     path = save_plan(made, store, sweep, whole=True)
-    saved = read_plan(path)
-    back = saved.plan
-    assert back.leaves == made.leaves
-    assert {k: (s.kind, dict(s.spec), dict(s.parents)) for k, s in back.stages.items()} == {
-        k: (s.kind, dict(s.spec), dict(s.parents)) for k, s in made.stages.items()
-    }
+    assert read_plan(path).plan.leaves == made.leaves
     assert (store.sweep("x") / "plan.json").read_bytes() == path.read_bytes()
     assert (store.sweep("x") / "sweep.yaml").read_text() == (tmp_path / "x.yaml").read_text()
 

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -32,7 +31,7 @@ from harness.train.checkpoint import Checkpoints, Position, load_checkpoint, pac
 from harness.train.process import failure
 from harness.trainer import Trainer
 from harness.watchdog import FIRST, LONGEST, STALL, WHOLE, Watchdog
-from tests.conftest import claims, environment, hashes, results, until
+from tests.conftest import claims, harness, hashes, results, until
 from tests.harness import trivial
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -46,18 +45,6 @@ def long(project: Path) -> Path:
     text = (project / "tiny.yaml").read_text().replace("protocol: {preset: quick, epochs: 2}", LONG)
     (project / "tiny.yaml").write_text(text)
     return project
-
-
-def harness(project: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "harness.cli", *arguments],
-        cwd=project,
-        env={**environment(), **more},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 @pytest.mark.parametrize(

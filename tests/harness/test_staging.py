@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from harness.caches import FOLDERS, point_caches
 from harness.errors import UserError
 from harness.launch.profiles import Profile
 from harness.staging import copy, copy_files, copy_named
-from tests.conftest import environment, run_sweep
+from tests.conftest import harness, run_sweep
 
 
 def test_caches_go_to_scratch_unless_they_are_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -70,14 +69,13 @@ def test_what_a_profile_names_is_copied_here_or_by_every_job(tmp_path: Path) -> 
 
 
 def test_staged_data_needs_no_files_any_more(project: Path) -> None:
-    command = [sys.executable, "-m", "harness.cli", "data", "stage", "tiny.yaml"]
-    done = subprocess.run(command, cwd=project, env=environment(), capture_output=True, text=True, timeout=120)
+    done = harness(project, "data", "stage", "tiny.yaml")
     assert done.returncode == 0, done.stderr
     assert "1 data set of tiny in runs" in done.stdout
     assert "data digits: test is a fixed stratified fifth of scikit-learn's digits" in done.stdout
     made = list(project.glob("runs/stages/*/*/*/result-*.json"))
     assert [path.parents[2].name for path in made] == ["data"]
     assert run_sweep(project, "tiny.yaml", "--only", "mask=dense,seed=0").returncode == 0
-    wrong = subprocess.run([*command[:-1], "none.yaml"], cwd=project, env=environment(), capture_output=True, text=True)
+    wrong = harness(project, "data", "stage", "none.yaml")
     assert wrong.returncode == 2
     assert "Traceback" not in wrong.stderr

@@ -24,7 +24,7 @@ from harness.options import CAUSES
 from harness.plan import Plan, Stage
 from harness.planfile import SavedPlan
 from harness.store import Artifact, Result, Store, digest, publish
-from tests.conftest import environment, until
+from tests.conftest import harness, until
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -227,14 +227,7 @@ def test_a_condition_covers_its_group_and_says_how_many_others(group: set[int]) 
 
 
 def status(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "harness.cli", "status", *arguments],
-        cwd=project,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return harness(project, "status", *arguments)
 
 
 def test_the_command_shows_what_a_person_asks_first(project: Path, sweep: Run) -> None:

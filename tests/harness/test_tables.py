@@ -104,32 +104,6 @@ def test_axes_that_a_table_does_not_name_give_a_block_each(frame: Frame) -> None
     assert [block.name for block in blocks] == ["t, snip", "t, lth", "t, dense"]
 
 
-def test_sparsities_stand_in_their_order_everything_else_in_the_files(frame: Frame) -> None:
-    made = grid(frame)
-    assert made.row_keys == [
-        ("dense", "default"),
-        ("snip", "default"),
-        ("snip", "gsw"),
-        ("lth", "default"),
-        ("lth", "gsw"),
-    ]
-
-
-def test_a_caption_says_how_the_numbers_came_about(frame: Frame) -> None:
-    caption = grid(frame).caption
-    for word in (
-        "test@last",
-        "resnet20 on digits",
-        "8 epochs",
-        "fp32",
-        "stratified:0.1",
-        "conv+linear",
-        "Seeds 0–2",
-        "cpu",
-    ):
-        assert word in caption
-
-
 def test_differences_that_are_equal_have_no_brackets_and_the_caption_says_why(frame: Frame) -> None:
     assert text(grid(frame), "snip", "gsw", "digits", "90%") == "93.00 ± 1.00 (3) +2.00"
     why = "No brackets where all seeds differ by the same"

@@ -325,26 +325,6 @@ def test_a_disk_that_takes_no_more_ends_a_command_with_3(room: int, argv: tuple[
     assert not list(place.glob("c.*")), "half a file is none"
 
 
-def test_the_codes_that_no_case_here_has_are_those_of_long_runs_and_servers() -> None:
-    left = {(name, code) for name, codes in CODES.items() for code in codes if code != 130}
-    left -= {(name, code) for name, code, _ in ENDS}
-    trained = {
-        ("sweep", 1),
-        ("debug", 0),
-        ("debug", 1),
-        ("status", 1),
-        ("report", 1),
-        ("worker", 0),
-        ("worker", 3),
-        ("tick", 0),
-        ("data stage", 0),
-        ("data merge", 1),
-    }
-    rare = {("data merge", 1), ("doctor", 0), ("doctor", 3), ("data merge", 3), ("mask show", 3), ("mask compare", 3)}
-    of_a_server = {(f"wandb {verb}", code) for verb in ("publish", "sync", "reconcile", "report") for code in (0, 1, 3)}
-    assert left <= trained | rare | of_a_server
-
-
 JSON: dict[str, tuple[str, ...]] = {
     "harness sweep FILE --plan --json": ("sweep", "tiny.yaml", "--plan", "--json"),
     "the same of a file with `search:": ("sweep", "sweeps/tuning.yaml", "--plan", "--json"),

@@ -303,47 +303,6 @@ def test_splits_are_disjoint_and_stratified(images: Images) -> None:
     assert not rows & {bytes(image.numpy().tobytes()) for image in images.dev.images}
 
 
-def test_an_epoch_shows_every_image_once_the_last_batch_too(images: Images) -> None:
-    images.pad, images.flip = 0, False
-    seen = torch.cat([batch for _, batch, _ in images.epoch(0, 0, 100, 0)])
-    assert [len(b) for _, b, _ in images.epoch(0, 0, 100, 0)][-1] == 95
-    assert_close(
-        seen.flatten(1).sum(1).sort().values, images.scaled(images.train.images).flatten(1).sum(1).sort().values
-    )
-
-
-def test_an_epoch_entered_in_the_middle_goes_on_as_it_would_have(images: Images) -> None:
-    whole = list(images.epoch(3, 1, 128, 0))
-    for (step, x, y), (step2, x2, y2) in zip(whole[4:], images.epoch(3, 1, 128, 4), strict=True):
-        assert step == step2
-        assert torch.equal(x, x2)
-        assert torch.equal(y, y2)
-
-
-def test_crops_and_flips_are_those_of_the_definition(images: Images) -> None:
-    """Each picture equals torchvision's crop and flip of the padded one, with the offsets of the same draws."""
-    from torchvision.transforms.v2 import functional as tv
-
-    count = len(images.train)
-    order = torch.randperm(count, generator=stream(5, "order", 2))
-    draws = stream(5, "augment", 2)
-    shifts, flips = torch.randint(5, (2, count), generator=draws), torch.randint(2, (count,), generator=draws)
-    (_, x, _) = next(iter(images.epoch(5, 2, 50, 0)))
-    for picture, index in zip(x, order[:50].tolist(), strict=True):
-        padded = tv.pad(images.train.images[index], [2, 2, 2, 2])
-        cut = tv.crop(padded, int(shifts[0, index]), int(shifts[1, index]), 8, 8)
-        expected = tv.horizontal_flip(cut) if flips[index] else cut
-        assert_close(picture, images.scaled(expected[None])[0])
-
-
-def test_offsets_and_flips_are_uniform(images: Images) -> None:
-    draws = stream(0, "augment", 0)
-    shifts, flips = torch.randint(5, (2, 20_000), generator=draws), torch.randint(2, (20_000,), generator=draws)
-    counts = torch.stack([row.bincount(minlength=5) for row in shifts]).double() / 20_000
-    assert bool(((counts - 0.2).abs() < 0.015).all())
-    assert abs(flips.double().mean() - 0.5) < 0.015
-
-
 def test_scoring_images_are_balanced_and_none_of_dev(images: Images) -> None:
     batches = images.per_class(0, 10)
     labels = torch.cat([y for _, y in batches])

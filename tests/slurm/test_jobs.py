@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -212,8 +211,6 @@ def test_a_sweep_submits_no_workers_for_what_anothers_run(cluster: Cluster, proj
         (("cpus: 1", "cpus: 1\nqos: nope"), "qos: nope: the scheduler refuses"),
         (("cpus: 1", "cpus: 1\naccount: nobody"), "account: nobody: the scheduler refuses"),
         (("cpus: 1", "cpus: 1\nconstraint: a100"), "constraint: a100: the scheduler refuses"),
-        (("cpus: 1", "cpu: 1"), "cpu: unknown key; allowed are "),
-        (("time: 30", "time: soon"), "is no time"),
     ],
 )
 def test_a_fault_of_the_profile_is_told_with_its_line(
@@ -258,37 +255,6 @@ def test_no_more_jobs_than_one_person_may_have(cluster: Cluster, project: Path) 
     done = cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--detach")
     assert done.returncode == 0, done.stderr
     assert len(cluster.jobs()) == 2
-
-
-@ONCE
-def test_arrays_are_cut_where_the_cluster_wants_it(cluster: Cluster, project: Path) -> None:
-    write_profile(project, workers=5, more="array: 2\n")
-    done = cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--detach")
-    assert done.returncode == 0, done.stderr
-    submitted = [line for line in done.stderr.splitlines() if line.startswith("submitted")]
-    assert [line.split(": ")[1] for line in submitted] == ["2 workers", "2 workers", "1 worker"]
-
-
-@ONCE
-def test_the_plan_prints_what_would_be_submitted_and_touches_nothing(cluster: Cluster, project: Path) -> None:
-    write_profile(project)
-    done = cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--plan")
-    assert done.returncode == 0
-    assert "#SBATCH --partition=main" in done.stdout
-    assert "#SBATCH --array=0-3%4" in done.stdout
-    assert not cluster.jobs()
-    assert not (project / "runs" / "sweeps" / "tiny" / "slurm").exists()
-
-
-@ONCE
-def test_without_slurm_the_message_says_so(cluster: Cluster, project: Path) -> None:
-    write_profile(project)
-    path = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if not (Path(p) / "squeue").exists())
-    command = [sys.executable, "-m", "harness.sweep", "tiny.yaml", "--via", "dev.yaml"]
-    environment = {**cluster.environment, "PATH": path}
-    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert "no Slurm here" in done.stderr
 
 
 @MAINLY
