@@ -88,7 +88,7 @@ class Asha(Form, strict=True):
 
     grace: int = Field(1, ge=1)
     """Epochs that every trial is given."""
-    reduction: float = Field(4, gt=1, le=1000)
+    reduction: int = Field(4, ge=2, le=1000)
     """One of so many goes on at every halving."""
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from harness.display import Display
 from harness.plan import Plan
 from harness.ray_run import Share, common_order, dispatch, start_ray
-from harness.search_run import FAILED, Campaign, Tried
+from harness.search_run import Campaign, Tried
 from harness.store import Store
-from harness.study import Trial
+from harness.study import FAILED, Trial
 from harness.supervisor import Setup
 
 Task = tuple[Tried, Trial]

@@ -1,4 +1,4 @@
-"""The trials of a search under Ray Tune: suggested, judged after every epoch, stopped, and counted, from the store."""
+"""A search: its trials as stages of a plan that grows, taken up in turn, judged after every epoch, and counted."""
 
 from __future__ import annotations
 
@@ -15,34 +15,19 @@ from harness.plan import Plan
 from harness.planfile import save_growing
 from harness.planner import Planner
 from harness.rows import rows_of
-from harness.searchers import Halving, Suggester, suggester
 from harness.spec import Sweep
 from harness.states import EARLY
-from harness.store import Store, publish
-from harness.study import Study, Trial, value_of
-
-OPEN, DONE, STOPPED, FAILED = "open", "done", "stopped", "failed"
-
-
-@dataclass
-class Standing:
-    """How a trial stands in the store."""
-
-    name: str
-    """open, done, stopped or failed."""
-    value: float | None = None
-    """After the epochs it was given; None where it failed."""
-    epoch: int = 0
-    reason: str = ""
+from harness.store import Store
+from harness.study import DONE, FAILED, OPEN, STOPPED, Standing, Study, Trial, value_of
+from harness.trials import Trials
 
 
 @dataclass
 class Tried:
-    """A study with its trials' keys and standings, and who suggests and stops."""
+    """A study, its trials, and how they stand."""
 
     study: Study
-    suggester: Suggester
-    halving: Halving
+    trials: Trials
     keys: dict[int, str] = field(default_factory=dict)
     ended: dict[int, Standing] = field(default_factory=dict)
     waiting: list[Trial] = field(default_factory=list)
@@ -52,7 +37,7 @@ class Tried:
     @property
     def left(self) -> int:
         """Return how many trials can still be begun."""
-        return 0 if self.exhausted else max(0, self.study.samples - len(self.study.trials))
+        return 0 if self.exhausted else max(0, self.study.samples - len(self.trials.begun))
 
     def best(self, mode: str) -> tuple[int, Standing] | None:
         """Return the best of the trials that ran to their end, the earliest of equals: its number and standing."""
@@ -66,11 +51,7 @@ class Tried:
 
     def settings(self, number: int) -> dict[str, Any]:
         """Return the settings of a trial."""
-        return dict(next(trial.settings for trial in self.study.trials if trial.number == number))
-
-    def name(self, trial: Trial) -> str:
-        """Return what a trial is called by those who judge it."""
-        return f"{self.study.folder.name}/{trial.number}"
+        return dict(next(trial.settings for trial in self.trials if trial.number == number))
 
 
 class Campaign:
@@ -83,11 +64,11 @@ class Campaign:
         self.observer = Observer()
         self.tried: list[Tried] = []
         for study in studies:
-            tried = Tried(study, suggester(study, self.form), Halving(self.form, study.cell.protocol.epochs))
+            tried = Tried(study, Trials(study, self.form))
             self.tried.append(tried)
-            for trial in study.trials:
+            for trial in tried.trials:
                 self.add(tried, trial)
-                self.learn(tried, trial)
+                self._sort(tried, trial, self.standing(tried, trial))
 
     @property
     def unfinished(self) -> bool:
@@ -113,20 +94,28 @@ class Campaign:
         self.plan = Plan(self.sweep.name, made.stages, cells, plugins=plugins, imports=made.imports)
         self.plan.give_worlds({key: cell.world})
 
-    def learn(self, tried: Tried, trial: Trial) -> None:
-        """Feed those who judge with what the store has of a trial that was begun before."""
-        for epoch, value in self.values(tried, trial):
-            tried.halving.behind(tried.name(trial), epoch, value)
-        self.close(tried, trial)
+    def catch_up(self) -> None:
+        """Record what was trained since a call was killed, and stop what it had no time to stop."""
+        for tried in self.tried:
+            for trial in tried.trials:
+                self._record(tried, trial, self.standing(tried, trial))
 
     def close(self, tried: Tried, trial: Trial) -> None:
         """Take in how a trial stands; one that was cut off is to be run again."""
         standing = self.standing(tried, trial)
+        self._record(tried, trial, standing)
+        self._sort(tried, trial, standing)
+
+    def _record(self, tried: Tried, trial: Trial, standing: Standing) -> None:
+        given = standing.epoch or tried.study.cell.protocol.epochs
+        values = (pair for pair in self.values(tried, trial) if pair[0] <= given)
+        tried.trials.record(trial, values, standing)
+
+    def _sort(self, tried: Tried, trial: Trial, standing: Standing) -> None:
         if standing.name == OPEN:
             tried.waiting.append(trial)
-            return
-        tried.ended[trial.number] = standing
-        tried.suggester.tell(trial.settings, standing.value)
+        else:
+            tried.ended[trial.number] = standing
 
     def values(self, tried: Tried, trial: Trial) -> Iterator[tuple[int, float]]:
         """Yield epoch and value of every row that a trial has left in the store."""
@@ -139,7 +128,9 @@ class Campaign:
         return value_of(rows, self.form.metric, tried.study.cell.protocol.report)
 
     def standing(self, tried: Tried, trial: Trial) -> Standing:
-        """Return how a trial stands in the store."""
+        """Return how a trial stands: as it is recorded, else in the store."""
+        if (told := tried.trials.standing(trial)).name != OPEN:
+            return told
         key = tried.keys[trial.number]
         frontier = Frontier(self.plan.part(key), self.store, self.observer)
         survey = frontier.survey()
@@ -165,28 +156,27 @@ class Campaign:
         for tried in self.tried:
             if tried.waiting:
                 return tried, tried.waiting.pop(0)
-        for tried in sorted(self.tried, key=lambda each: len(each.study.trials)):
+        for tried in sorted(self.tried, key=lambda each: len(each.trials.begun)):
             if tried.left and (trial := self._begin(tried)):
                 return tried, trial
         return None
 
     def _begin(self, tried: Tried) -> Trial | None:
-        tried.study.look()  # another call may have begun some
-        if not tried.left:
-            return None
-        settings = tried.suggester.ask()
-        if settings is None:
-            tried.exhausted = True
-            return None
-        tried.study.cell_for(self.sweep, settings)  # what does not go together is refused before it counts
-        trial = tried.study.begin(settings)
-        self.add(tried, trial)
-        return trial
+        tried.trials.look()  # another call may have begun some
+        while tried.left:
+            settings = tried.trials.draw()
+            if settings is None:
+                tried.exhausted = True
+                return None
+            tried.study.cell_for(self.sweep, settings)  # what does not go together is refused before it counts
+            if (trial := tried.trials.begin(settings)) is not None:
+                self.add(tried, trial)
+                return trial
+        return None
 
     def judge(self, tried: Tried, trial: Trial, epoch: int, value: float) -> None:
-        """Take in a trial's value after an epoch; where it is behind, leave word that it is to stop."""
-        if tried.halving.behind(tried.name(trial), epoch, value):
-            publish(trial.stop, f"{epoch}\n".encode())
+        """Record a trial's value after an epoch; where it is behind, leave word that it is to stop."""
+        tried.trials.report(trial, epoch, value)
 
     def order(self, tried: Tried, trial: Trial) -> Mapping[str, Any]:
         """Return what a trial's process must know."""

@@ -18,10 +18,10 @@ from harness.planner import Planner
 from harness.ray_run import Share
 from harness.ray_search import search_with_ray
 from harness.rounds import CANCELLED
-from harness.search_run import DONE, STOPPED, Campaign, Standing, Tried
+from harness.search_run import Campaign, Tried
 from harness.spec import Sweep
 from harness.store import Store, write_whole
-from harness.study import make_studies
+from harness.study import DONE, STOPPED, Standing, make_studies
 from harness.supervisor import Setup
 from harness.terminal import note, show_tables
 from harness.tuned import Best, TunedFile
@@ -74,6 +74,7 @@ def run_search(
     mark = store.sweep(sweep.name) / CANCELLED
     mark.unlink(missing_ok=True)
     campaign = campaign_of(sweep, store, data)
+    campaign.catch_up()
     set_limit(campaign.plan, store, campaign.observer, stop_after, {})
     stopped = False
     if campaign.unfinished:
@@ -107,7 +108,7 @@ def _table(campaign: Campaign, best: dict[int, tuple[int, Standing] | None]) -> 
         settings = tried.settings(found[0]) if found else {}
         table.add_row(
             tried.study.label,
-            f"{tried.study.spent()}",
+            f"{tried.trials.spent()}",
             f"{ends[STOPPED]}",
             f"{len(tried.ended) - ends[STOPPED] - ends[DONE]}",
             f"{found[1].value:.4g}" if found else "–",
@@ -149,7 +150,7 @@ def _entry(tried: Tried, found: tuple[int, Standing]) -> Best:
     return Best(
         at=dict(tried.study.at),
         set=tried.settings(found[0]),
-        trials=tried.study.spent(),
+        trials=tried.trials.spent(),
         stopped=ends[STOPPED],
         failed=len(tried.ended) - ends[STOPPED] - ends[DONE],
         value=found[1].value or 0.0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -43,18 +42,6 @@ class Dimension:
     def ends(self) -> list[Any]:
         """Return the values that a check must see."""
         return list(self.values) if self.kind == "choice" else [self.tidy(self.low), self.tidy(self.high)]
-
-    def draw(self, source: random.Random) -> Any:
-        """Return a value drawn at random."""
-        match self.kind:
-            case "choice":
-                return source.choice(self.values)
-            case "integer":
-                return source.randint(int(self.low), int(self.high))
-            case "uniform":
-                return self.tidy(source.uniform(self.low, self.high))
-            case _:
-                return self.tidy(math.exp(source.uniform(math.log(self.low), math.log(self.high))))
 
     def tidy(self, value: Any) -> Any:
         """Return a value as it is used: whole where it must be, rounded where it is a fraction, inside the range."""

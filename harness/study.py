@@ -1,12 +1,10 @@
-"""Studies and their trials: what a search has tried at one place of the grid, written down before each is begun."""
+"""Studies of a search: the places of the grid that are tuned, what may be set there, and how trials are judged."""
 
 from __future__ import annotations
 
-import json
-import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +13,35 @@ from harness.errors import Fault, FileError
 from harness.planner import Planner
 from harness.space import Dimension
 from harness.spec import Sweep
-from harness.store import Store, digest, publish, read_json
+from harness.store import Store, digest
 
 PLACE = tuple(axis for axis in AXES if axis not in ("seed", "ticket_seed", "world", "protocol"))
-REDRAWS = 50
-"""Draws in a row that were all tried before, after which a space counts as exhausted."""
+OPEN, DONE, STOPPED, FAILED = "open", "done", "stopped", "failed"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings that are tried out: the number of the trial, and the settings by axis."""
+    """Settings that are tried out: the number of the trial from 1, and the settings by axis."""
 
     number: int
     settings: Mapping[str, Any]
-    path: Path
-
-    @property
-    def stop(self) -> Path:
-        """Return the file that says that the search wants no more of this trial."""
-        return self.path.with_suffix(".stop")
+    stop: Path
+    """The file that says that the search wants no more of this trial."""
 
 
 @dataclass
+class Standing:
+    """How a trial stands."""
+
+    name: str
+    """open, done, stopped or failed."""
+    value: float | None = None
+    """After the epochs it was given; None where it failed."""
+    epoch: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Study:
     """One place of the grid with one recipe, what may be set there, and how often it is tried."""
 
@@ -47,13 +52,11 @@ class Study:
     folder: Path
     identity: str
     """What trials must share to be compared: the cell with its untuned settings, the space and the metric."""
-    seed: int = 0
-    trials: list[Trial] = field(default_factory=list)
 
     @property
     def label(self) -> str:
         """Return the study's place in one line."""
-        return self.cell.label.rpartition(" seed ")[0]
+        return place_of(self.cell)
 
     @property
     def at(self) -> dict[str, str]:
@@ -61,34 +64,6 @@ class Study:
         names = [axis for axis in PLACE if axis != "sparsity" or self.cell.sparsity.share]
         found = {axis: str(self.cell.axis(axis)) for axis in (*names, *(name for name, _ in self.cell.extra))}
         return {**found, "recipe": self.point["recipe"].label}  # without the knobs that are axes, which stand beside it
-
-    def look(self) -> None:
-        """Read the trials that were begun, other calls' too."""
-        found = [_read(path) for path in sorted(self.folder.glob("*.json"))]
-        self.trials = [trial for identity, trial in filter(None, found) if identity == self.identity]
-
-    def spent(self) -> int:
-        """Return how many trials this place has cost, those of other spaces and settings among them."""
-        return sum(1 for _ in self.folder.glob("*.json"))
-
-    def begin(self, settings: Mapping[str, Any]) -> Trial:
-        """Write a trial down, under a number that nobody else has."""
-        body = {"study": self.label, "identity": self.identity, "settings": dict(settings)}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        number = max((int(path.stem) for path in self.folder.glob("*.json")), default=0) + 1
-        while not publish(path := self.folder / f"{number:05d}.json", json.dumps(body, indent=1).encode()):
-            number += 1
-        self.trials.append(Trial(number, settings, path))
-        return self.trials[-1]
-
-    def draw(self) -> dict[str, Any] | None:
-        """Return settings drawn at random, the same for the same count of trials; None where all were tried."""
-        for again in range(REDRAWS):
-            source = random.Random(f"{self.seed} {self.identity} {len(self.trials)} {again}")  # noqa: S311 - no secret # nosec B311
-            settings = {dimension.axis: dimension.draw(source) for dimension in self.space}
-            if settings not in [trial.settings for trial in self.trials]:
-                return settings
-        return None
 
     def cell_for(self, sweep: Sweep, settings: Mapping[str, Any]) -> Cell:
         """Return the cell that settings make of this place. Raises FileError where they do not go together."""
@@ -101,14 +76,6 @@ class Study:
         if cell is None:
             raise FileError([Fault(mark, f"{shown}: `exclude` leaves it out")])
         return cell
-
-
-def _read(path: Path) -> tuple[str, Trial] | None:
-    body = read_json(path) or {}
-    if not isinstance(body.get("settings"), dict) or not isinstance(body.get("identity"), str):
-        return None
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in body["settings"].items()}
-    return body["identity"], Trial(int(path.stem), settings, path)
 
 
 def make_studies(sweep: Sweep, store: Store, planner: Planner) -> list[Study]:
@@ -124,18 +91,20 @@ def make_studies(sweep: Sweep, store: Store, planner: Planner) -> list[Study]:
         if (cell := cell_of(sweep, point)) is None:
             continue
         space = hunt.space_of(cell.recipe)
-        says = {"cell": planner.cell(cell), "space": [str(d) for d in space], "metric": hunt.form.metric}
-        study = Study(point, cell, space, 1, Path(), digest(says), hunt.form.seed)
-        study.folder = store.sweep(sweep.name) / "search" / _folder_name(study)
-        study.samples = hunt.trials(cell.recipe) if space else 1
-        found.setdefault(study.identity + study.label, study)
-    for study in found.values():
-        study.look()
+        identity = digest({"cell": planner.cell(cell), "space": [str(d) for d in space], "metric": hunt.form.metric})
+        samples = hunt.trials(cell.recipe) if space else 1
+        folder = store.sweep(sweep.name) / "search" / _folder_name(place_of(cell))
+        found.setdefault(identity + place_of(cell), Study(point, cell, space, samples, folder, identity))
     return list(found.values())
 
 
-def _folder_name(study: Study) -> str:
-    return f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', study.label)[:80]}-{digest(study.label)[:8]}"
+def place_of(cell: Cell) -> str:
+    """Return a cell's place in one line: its label without the seed."""
+    return cell.label.rpartition(" seed ")[0]
+
+
+def _folder_name(place: str) -> str:
+    return f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', place)[:80]}-{digest(place)[:8]}"
 
 
 def value_of(rows: Sequence[Mapping[str, Any]], metric: str, report: str) -> float:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "torchvision", "ray", "wandb", "matplotlib", "pandas", "sklearn", "submitit")
+HEAVY = ("torch", "torchvision", "ray", "optuna", "wandb", "matplotlib", "pandas", "sklearn", "submitit")
 
 
 @pytest.mark.parametrize(

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import csv
 import json
-import random
+import os
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness import trials as optuna_trials
 from harness.cell import expand
 from harness.check import load_sweep
-from harness.errors import FileError
+from harness.errors import FileError, UserError
 from harness.form import Search
 from harness.planfile import as_saved
 from harness.planner import Planner
 from harness.report.assemble import make_report
 from harness.search_run import Campaign
-from harness.searchers import Halving, Modelled
 from harness.space import read_dimension
 from harness.states import State
 from harness.store import Store
-from harness.study import Study, make_studies, value_of
+from harness.study import DONE, STOPPED, Standing, Study, make_studies, value_of
+from harness.trials import JournalLock, Trials
 from tests.conftest import kill_tree, run_sweep, until, write_project
 
 SEARCH = """
@@ -41,6 +45,7 @@ search:
 
 
 def written(folder: Path, text: str = SEARCH) -> Path:
+    folder.mkdir(exist_ok=True)
     write_project(folder)
     (folder / "hunt.yaml").write_text(text.replace("LS", "ls"))
     return folder
@@ -52,8 +57,16 @@ def studies(folder: Path, text: str = SEARCH) -> list[Study]:
     return make_studies(sweep, store, Planner(sweep, store, folder))
 
 
-def form(**given: Any) -> Search:
-    return Search(space={"lr": [0.1]}, samples=1, **given)
+def trials(folder: Path, text: str = SEARCH, **given: Any) -> Trials:
+    """Open the baseline's trials as another call would."""
+    return Trials(studies(folder, text)[1], Search(space={"lr": [0.1]}, samples=1, **given))
+
+
+def drawn(trials: Trials) -> dict[str, Any]:
+    settings = trials.draw()
+    assert settings is not None
+    assert trials.begin(settings)
+    return settings
 
 
 @pytest.mark.parametrize(
@@ -65,14 +78,18 @@ def form(**given: Any) -> Search:
         ([0.1, 0.3], [0.1, 0.3]),
     ],
 )
-def test_draws_stay_inside_their_range_and_reach_both_halves(text: object, ends: list[float]) -> None:
+def test_draws_stay_inside_their_range_and_reach_both_halves(tmp_path: Path, text: object, ends: list[float]) -> None:
     dimension = read_dimension("lr", text)
     assert dimension.ends == ends
-    drawn = [dimension.draw(random.Random(n)) for n in range(200)]
-    assert all(ends[0] <= value <= ends[-1] for value in drawn)
+    found = Trials(replace(studies(tmp_path)[1], space=(dimension,)), Search(space={"lr": text}, samples=1))
+    values = []
+    for n in range(200):
+        found.form = found.form.model_copy(update={"seed": n})
+        values.append((found.draw() or {})["lr"])
+    assert all(ends[0] <= value <= ends[-1] for value in values)
     middle = (ends[0] * ends[1]) ** 0.5 if "log" in str(text) else sum(ends) / 2
-    assert 60 < sum(value < middle for value in drawn) + sum(value == middle for value in drawn) / 2 < 140
-    assert all(value == float(f"{value:.4g}") for value in drawn)
+    assert 60 < sum(value < middle for value in values) + sum(value == middle for value in values) / 2 < 140
+    assert all(value == float(f"{value:.4g}") for value in values)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +109,8 @@ def test_draws_stay_inside_their_range_and_reach_both_halves(text: object, ends:
         ("samples: 5", "samples: 0", "from 1 to"),
         ("samples: 5", "samples: 5\n  mode: min", "better the other way"),
         ("samples: 5", "samples: 5\n  searcher: grid", "searcher"),
+        ("samples: 5", "samples: 5\n  scheduler: {asha: {reduction: 1.5}}", "whole number"),
+        ("samples: 5", "samples: 5\n  scheduler: {asha: {reduction: 1}}", "greater than or equal to 2"),
         ("epochs: 4}", "epochs: 4, dev: none}", "the protocol's dev is none"),
     ],
 )
@@ -116,36 +135,180 @@ def test_the_baseline_is_tuned_as_often_over_what_it_has(tmp_path: Path) -> None
 
 def test_draws_are_the_same_after_a_restart_and_never_come_twice(tmp_path: Path) -> None:
     text = SEARCH.replace("loguniform(0.001, 0.5)", "[0.1, 0.2, 0.3]")
-    default = studies(tmp_path, text)[1]
-    first = [default.begin(default.draw() or {}).settings for _ in range(3)]
-    assert sorted(settings["lr"] for settings in first) == [0.1, 0.2, 0.3]
+    default = trials(tmp_path, text)
+    first = [drawn(default)["lr"] for _ in range(3)]
+    assert sorted(first) == [0.1, 0.2, 0.3]
     assert default.draw() is None
-    again = studies(tmp_path, text)[1]
-    assert [trial.settings for trial in again.trials] == first
-    assert [trial.number for trial in again.trials] == [1, 2, 3]
-    other = studies(tmp_path, text.replace("epochs: 4", "epochs: 5"))[1]
-    assert not other.trials  # trained otherwise, they do not compare
+    again = trials(tmp_path, text)
+    assert [(trial.number, trial.settings["lr"]) for trial in again] == list(enumerate(first, 1))
+    other = trials(tmp_path, text.replace("epochs: 4", "epochs: 5"))
+    assert not list(other)  # trained otherwise, they do not compare
     assert other.spent() == 3  # but they were spent
 
 
-def test_two_calls_never_take_the_same_number(tmp_path: Path) -> None:
-    one, two = studies(tmp_path)[1], studies(tmp_path)[1]
-    numbers = [study.begin({"lr": 0.1}).number for study in (one, two, one, two)]
-    assert numbers == [1, 2, 3, 4]
+@pytest.mark.parametrize("searcher", ["random", "optuna"])
+def test_what_is_drawn_depends_on_the_journal_alone(tmp_path: Path, searcher: str) -> None:
+    def run(folder: Path, text: str, killed: bool) -> list[dict[str, Any]]:
+        found = trials(folder, text, searcher=searcher)
+        for _ in range(14):
+            settings = drawn(found)
+            trial = list(found)[-1]
+            found = trials(folder, text, searcher=searcher) if killed else found
+            found.record(trial, [(4, settings["lr"])], Standing(DONE, settings["lr"], 4))
+            found = trials(folder, text, searcher=searcher) if killed else found
+        return [dict(trial.settings) for trial in found]
+
+    calm = run(tmp_path / "calm", SEARCH, killed=False)
+    assert calm == run(tmp_path / "killed", SEARCH, killed=True)
+    assert len({str(settings) for settings in calm}) == 14
 
 
-def test_halving_stops_who_is_behind_and_remembers_rows_it_is_fed() -> None:
-    halving = Halving(form(scheduler={"asha": {"grace": 1, "reduction": 2}}), epochs=8)
-    assert not halving.behind("a", 1, 50.0)  # the first cannot be behind
-    assert not halving.behind("b", 1, 60.0)
-    assert halving.behind("c", 1, 40.0)
-    assert not halving.behind("b", 2, 70.0)
-    assert halving.behind("a", 2, 65.0)
-    assert not halving.behind("b", 8, 1.0)  # at its end nobody is stopped
-    least = Halving(form(metric="dev_loss", scheduler={"asha": {"grace": 1, "reduction": 2}}), epochs=8)
-    assert [least.behind(name, 1, loss) for name, loss in (("a", 1.0), ("b", 0.5), ("c", 2.0))] == [False, False, True]
-    never = Halving(form(scheduler="none"), epochs=8)
-    assert not any(never.behind(str(n), 1, -n) for n in range(9))
+def test_values_of_every_kind_come_back_from_the_journal(tmp_path: Path) -> None:
+    space = [("milestones", [[30, 40], [30]]), ("nesterov", [True, False]), ("lr", "integer(1, 3)")]
+    study = replace(studies(tmp_path)[1], space=tuple(read_dimension(*each) for each in space))
+    form = Search(space={"lr": [0.1]}, samples=1)
+    settings = drawn(Trials(study, form))
+    assert [trial.settings for trial in Trials(study, form)] == [settings]
+    assert [type(value) for value in settings.values()] == [tuple, bool, int]
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_of_one_draw_that_two_calls_make_at_once_the_first_counts(tmp_path: Path, before: int) -> None:
+    one, two = trials(tmp_path), trials(tmp_path)
+    for _ in range(before):
+        drawn(one)
+    settings = one.draw() or {}
+    assert two.draw() == settings
+    assert one.begin(settings)
+    assert two.begin(settings) is None
+    assert len(list(two)) == before + 1
+    assert drawn(two) != settings
+    one.look()
+    assert [trial.settings for trial in one] == [trial.settings for trial in two]
+    assert one.spent() == before + 2
+
+
+ASHA = {"scheduler": {"asha": {"grace": 1, "reduction": 2}}}
+
+
+def behind(trials: Trials, values: list[tuple[int, int, float]]) -> list[bool]:
+    """Report trial, epoch and value; return of each whether that stopped it."""
+    found = []
+    for number, epoch, value in values:
+        trial = list(trials)[number - 1]
+        before = trial.stop.exists()
+        trials.report(trial, epoch, value)
+        found.append(trial.stop.exists() and not before)
+    return found
+
+
+def test_halving_stops_who_is_behind(tmp_path: Path) -> None:
+    found = trials(tmp_path, **ASHA)
+    for _ in range(4):
+        drawn(found)
+    reports = [(1, 1, 50.0), (2, 1, 60.0), (3, 1, 40.0), (2, 2, 70.0), (1, 2, 65.0), (4, 4, 1.0)]
+    assert behind(found, reports) == [False, False, True, False, True, False]  # at its end nobody is stopped
+    least = trials(tmp_path / "least", metric="dev_loss", **ASHA)
+    for _ in range(3):
+        drawn(least)
+    assert behind(least, [(1, 1, 1.0), (2, 1, 0.5), (3, 1, 2.0)]) == [False, False, True]
+    never = trials(tmp_path / "never", scheduler="none")
+    for _ in range(3):
+        drawn(never)
+    assert not any(behind(never, [(n, 1, -n) for n in (1, 2, 3)]))
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_stop_is_not_lost_to_a_kill_between_report_and_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    def killed(path: Path, data: bytes) -> None:
+        if when == "after":
+            path.write_bytes(data)
+        raise Killed
+
+    found = trials(tmp_path, **ASHA)
+    for _ in range(2):
+        drawn(found)
+    behind(found, [(1, 1, 50.0), (1, 2, 60.0)])
+    monkeypatch.setattr(optuna_trials, "publish", killed)
+    with pytest.raises(Killed):
+        behind(found, [(2, 1, 40.0)])
+    monkeypatch.undo()
+    again = trials(tmp_path, **ASHA)
+    last = list(again)[1]
+    again.record(last, [(1, 40.0)], Standing("open"))
+    assert last.stop.read_text() == "1\n"
+    again.record(last, [(1, 40.0)], Standing(STOPPED, 40.0, 1))
+    drawn(again)
+    assert behind(again, [(3, 1, 45.0)]) == [True]  # what was judged before counts
+    assert [trials(tmp_path, **ASHA).standing(trial).name for trial in again] == ["open", "stopped", "open"]
+
+
+def test_a_line_that_a_killed_call_has_half_written_is_removed(tmp_path: Path) -> None:
+    found, other = trials(tmp_path), trials(tmp_path)
+    drawn(found)
+    whole = found.path.read_bytes()
+    for torn in (b'{"op_code":4,"wor', b"\0\0\0"):
+        found.path.write_bytes(whole + torn)
+        assert len(list(trials(tmp_path))) == 1
+        other.look()
+        drawn(other)
+        assert len(list(trials(tmp_path))) == 2
+        found.path.write_bytes(whole)
+        other = trials(tmp_path)
+    found.path.write_bytes(b"{}\n" + whole)
+    with pytest.raises(UserError, match=r"journal of a search is damaged .* remove it"):
+        trials(tmp_path)
+
+
+def test_a_lock_whose_holder_was_killed_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = trials(tmp_path)
+    drawn(found)
+    code = (
+        "import sys, pathlib; from harness.trials import JournalLock\n"
+        "JournalLock(pathlib.Path(sys.argv[1])).acquire(); print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(found.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        os.kill(holder.pid, signal.SIGKILL)
+    lock = found.path.with_name(found.path.name + ".lock")
+    assert lock.exists()
+    monkeypatch.setattr(optuna_trials, "GRACE", 0.2)
+    with pytest.warns(UserWarning, match="grace_period"):
+        found = trials(tmp_path)
+    drawn(found)
+    assert not lock.exists()
+    assert len(list(found)) == 2
+
+
+def test_a_holder_that_was_frozen_for_long_does_not_fail_at_the_end(tmp_path: Path) -> None:
+    lock = JournalLock(tmp_path / "journal")
+    lock.path.touch()
+    lock.acquire()
+    lock.release()
+    lock.release()
+
+
+def test_trials_of_the_earlier_form_are_taken_over_once(tmp_path: Path) -> None:
+    study = studies(tmp_path)[1]
+    study.folder.mkdir(parents=True)
+    for number, identity in enumerate([study.identity, "another", study.identity], 1):
+        body = {"study": study.label, "identity": identity, "settings": {"lr": number / 10}}
+        (study.folder / f"{number:05d}.json").write_text(json.dumps(body))
+    for _ in range(2):
+        found = trials(tmp_path)
+        assert [(trial.number, trial.settings["lr"]) for trial in found] == [(1, 0.1), (2, 0.3)]
+        assert found.spent() == 3
+    drawn(found)
+    assert trials(tmp_path).spent() == 4
 
 
 def test_what_a_trial_is_judged_by_is_what_its_table_will_report() -> None:
@@ -160,16 +323,14 @@ def test_what_a_trial_is_judged_by_is_what_its_table_will_report() -> None:
 
 
 def test_optunas_sampler_learns_from_trials_of_earlier_calls(tmp_path: Path) -> None:
-    pytest.importorskip("optuna", reason="the extra `search` is not installed")
-    study = studies(tmp_path)[1]
-    sampler = Modelled(study, "max")
+    found = trials(tmp_path, searcher="optuna")
     for value in range(30):  # good where lr is near 0.01
-        lr = 0.001 * 1.23**value
-        sampler.tell({"lr": min(lr, 0.5)}, -abs(value - 11.0))
-    drawn = [(sampler.ask() or {})["lr"] for _ in range(12)]
-    assert sum(0.003 < lr < 0.04 for lr in drawn) > 7, drawn
-    sampler.tell({"lr": drawn[0]}, 1.0)
-    sampler.tell({"lr": drawn[1]}, None)
+        trial = found.begin({"lr": min(0.001 * 1.23**value, 0.5)})
+        assert trial
+        found.record(trial, [], Standing(DONE, -abs(value - 11.0), 4))
+    again = trials(tmp_path, searcher="optuna")
+    values = [drawn(again)["lr"] for _ in range(12)]
+    assert sum(0.003 < lr < 0.04 for lr in values) > 7, values
 
 
 TUNED = """
@@ -269,24 +430,45 @@ def trained(folder: Path) -> list[Path]:
     return list(folder.glob("runs/stages/train/*/*/result-*.json"))
 
 
+def stops(folder: Path) -> list[Path]:
+    return list(folder.glob("runs/sweeps/hunt/search/*/*.stop"))
+
+
+def journals(folder: Path, text: str) -> list[Any]:
+    """Return settings, end, and value by epoch of every trial."""
+    made = load_sweep(folder / "hunt.yaml").search
+    assert made
+    return [
+        (trial.params, trial.state.name, trial.value, trial.intermediate_values)
+        for study in studies(folder, text)
+        for trial in Trials(study, made.form).begun
+    ]
+
+
 @pytest.mark.slow
-def test_a_search_killed_in_the_middle_and_run_again_finds_the_same(
+def test_a_search_killed_in_the_middle_and_run_again_makes_the_same_draws_and_stops(
     project: Path, tmp_path_factory: pytest.TempPathFactory, start: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
-    text = SEARCH.replace("samples: 5", "samples: 5\n  scheduler: none")
+    text = SEARCH.replace("samples: 5", "samples: 5\n  scheduler: {asha: {grace: 1, reduction: 2}}")
     calm = written(tmp_path_factory.mktemp("calm"), text)
-    done = run_sweep(calm, "hunt.yaml", "--threads", "1")
+    alone = ("--threads", "1", "--workers", "1")
+    done = run_sweep(calm, "hunt.yaml", *alone)
     assert done.returncode == 0, done.stderr
     written(project, text)
-    process = start("harness.sweep", "hunt.yaml", "--threads", "1")
-    until(lambda: len(trained(project)) > 2)
+    process = start("harness.sweep", "hunt.yaml", *alone)
+    until(lambda: len(trained(project)) + len(stops(project)) >= 4)
     kill_tree(process.pid)
     process.wait()
-    assert len(trained(project)) < 10
-    done = run_sweep(project, "hunt.yaml", "--threads", "1")
+    assert len(trained(project)) + len(stops(project)) < 10
+    done = run_sweep(project, "hunt.yaml", *alone)
     assert done.returncode == 0, done.stderr
+    assert journals(project, text) == journals(calm, text)
     assert tuned_file(project) == tuned_file(calm)
-    assert len(trained(project)) == 10
+    assert {path.name: path.read_text() for path in stops(project)} == {
+        path.name: path.read_text() for path in stops(calm)
+    }
+    assert stops(calm)
+    assert len(trained(project)) + len(stops(project)) == 10
     for rows in project.glob("runs/stages/train/*/*/attempt-*/metrics.jsonl"):
         assert "test" not in rows.read_text()
     assert not any("test@last" in path.read_text() for path in trained(project))
@@ -347,5 +529,5 @@ def test_settings_that_do_not_go_together_are_refused_before_they_count(tmp_path
     campaign = Campaign(sweep, store, make_studies(sweep, store, (planner := Planner(sweep, store, tmp_path))), planner)
     with pytest.raises(FileError, match=r"hunt.yaml:\d+: lr=.*, momentum=0.0, nesterov=True: .*needs a momentum"):
         campaign.next()
-    assert [tried.study.spent() for tried in campaign.tried] == [0, 0]
+    assert [tried.trials.spent() for tried in campaign.tried] == [0, 0]
     assert campaign.unfinished

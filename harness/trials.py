@@ -1,0 +1,233 @@
+"""Trials of a search as an Optuna study: drawn, stopped early by successive halving, and recorded in a journal file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.pruners import SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from harness.errors import UserError
+from harness.form import Search
+from harness.space import Dimension
+from harness.store import digest, publish, read_json
+from harness.study import DONE, OPEN, STOPPED, Standing, Study, Trial
+
+JOURNAL = "journal.log"
+REDRAWS = 50
+"""Draws in a row that were all tried before, after which a space counts as exhausted."""
+GRACE = 30
+"""Seconds in which a lock does not change hands, after which its holder counts as killed."""
+DRAW, CALL = "draw", "call"
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class JournalLock(JournalFileOpenLock):
+    """Optuna's lock of a journal. What a killed holder has half written is removed before the next line is written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), GRACE)
+        self.path = path
+
+    def acquire(self) -> bool:
+        """Wait for the lock, and make the journal end with a whole line."""
+        taken = super().acquire()
+        try:
+            with self.path.open("rb+") as file:
+                if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+        except BaseException:
+            self.release()
+            raise
+        return taken
+
+    def release(self) -> None:
+        """Remove the lock file, unless another process has: it took this one, frozen for so long, for killed."""
+        with contextlib.suppress(RuntimeError):
+            super().release()
+
+
+class Trials:
+    """The trials of one study, in a journal that calls on several machines share.
+
+    A trial is appended in one line, with the index of its draw. Where two calls have appended the same draw, the first
+    one counts. So a killed call leaves no half trial behind, and what is drawn depends on the journal alone.
+    """
+
+    def __init__(self, study: Study, form: Search) -> None:
+        """Read the journal. Raises UserError where it is damaged."""
+        self.study, self.form = study, form
+        self.path = study.folder / JOURNAL
+        self.space = {dimension.axis: _distribution(dimension) for dimension in study.space}
+        self.direction = StudyDirection.MAXIMIZE if form.best == "max" else StudyDirection.MINIMIZE
+        self.epochs = study.cell.protocol.epochs
+        asha = form.asha if form.asha and form.asha.grace < self.epochs else None
+        self.pruner = SuccessiveHalvingPruner(asha.grace, asha.reduction) if asha else None
+        self.begun: list[FrozenTrial] = []
+        """By draw."""
+        self.earlier = list(_earlier(study.folder))
+        self.storage: BaseStorage = InMemoryStorage()  # until there is something to write
+        self.optuna = optuna.create_study(storage=self.storage)
+        if self.earlier:
+            self._open()
+        self.look()
+
+    def __iter__(self) -> Iterator[Trial]:
+        """Iterate over the trials that were begun."""
+        return map(self._trial, range(len(self.begun)))
+
+    def _open(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        backend = JournalFileBackend(str(self.path), lock_obj=JournalLock(self.path))
+        try:
+            self.storage = JournalStorage(backend)
+            self.optuna = optuna.create_study(
+                storage=self.storage, study_name=self.study.identity, direction=self.direction, load_if_exists=True
+            )
+            self.look()
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"{self.path}: this journal of a search is damaged ({error}); remove it: random draws come again, and "
+                "what is trained is not trained twice"
+            ) from None
+        mine = [settings for identity, settings in self.earlier if identity == self.study.identity]
+        while len(self.begun) < len(mine):
+            self.begin(mine[len(self.begun)])
+
+    def look(self) -> None:
+        """Read the trials that other calls have begun, reported and ended."""
+        if isinstance(self.storage, InMemoryStorage) and self.path.exists():
+            self._open()
+        found: dict[int, FrozenTrial] = {}
+        for trial in self.optuna.get_trials(deepcopy=False):
+            found.setdefault(trial.user_attrs[DRAW], trial)
+        self.begun = [found[draw] for draw in range(len(found))]
+
+    def spent(self) -> int:
+        """Return how many trials this place has cost, those of other spaces and settings among them."""
+        names = optuna.get_all_study_names(self.storage)
+        studies = [optuna.load_study(study_name=name, storage=self.storage) for name in names]
+        draws = [len({trial.user_attrs[DRAW] for trial in each.get_trials(deepcopy=False)}) for each in studies]
+        return sum(draws) + sum(identity not in names for identity, _ in self.earlier)
+
+    def draw(self) -> dict[str, Any] | None:
+        """Return settings for the next trial; None where all were tried.
+
+        The sampler is seeded by the draw's index: random draws depend on nothing else, those of the tree-structured
+        Parzen estimator (Bergstra et al., 2011) on the trials so far. A repetition is replaced by a random draw.
+        """
+        self.look()
+        tried = [trial.settings for trial in self]
+        for again in range(REDRAWS):
+            seed = int(digest([self.form.seed, self.study.identity, len(tried), again])[:8], 16)
+            random = again or self.form.searcher == "random"
+            study = self._copy(RandomSampler(seed) if random else TPESampler(seed=seed))
+            params = study.ask(self.space).params
+            settings = {d.axis: d.tidy(_decoded(d, params[d.axis])) for d in self.study.space}
+            if settings not in tried:
+                return settings
+        return None
+
+    def begin(self, settings: Mapping[str, Any]) -> Trial | None:
+        """Append a trial; return None where another call was faster to append this draw."""
+        draw, call = len(self.begun), secrets.token_hex(8)
+        if isinstance(self.storage, InMemoryStorage):
+            self._open()
+        params = {d.axis: _encoded(d, settings[d.axis]) for d in self.study.space}
+        attributes = {DRAW: draw, CALL: call}
+        state = TrialState.RUNNING
+        self.optuna.add_trial(create_trial(state=state, params=params, distributions=self.space, user_attrs=attributes))
+        self.look()
+        return self._trial(draw) if self.begun[draw].user_attrs[CALL] == call else None
+
+    def report(self, trial: Trial, epoch: int, value: float) -> None:
+        """Record a trial's value after an epoch; where it is behind, create the file that stops it."""
+        with contextlib.suppress(UpdateFinishedTrialError):  # another call has told how it ended
+            self.storage.set_trial_intermediate_value(self._id(trial), epoch, value)
+            self.look()
+            if self.pruner is None or epoch >= self.epochs:
+                return
+            copy = self._copy()  # a pruner records a value as judged before it answers: a kill would lose the answer
+            if self.pruner.prune(copy, copy.trials[trial.number - 1]):
+                publish(trial.stop, f"{epoch}\n".encode())
+            self.pruner.prune(self.optuna, self.begun[trial.number - 1])
+
+    def record(self, trial: Trial, values: Iterable[tuple[int, float]], standing: Standing) -> None:
+        """Record what the store has of a trial: epochs that were not reported or judged, and how it ended.
+
+        A failure is not recorded: Optuna could not take it back when its stage is to be tried again.
+        """
+        self.look()
+        if self.begun[trial.number - 1].state.is_finished():
+            return
+        last = self.begun[trial.number - 1].last_step or 0
+        for epoch, value in values:
+            if epoch >= last:
+                self.report(trial, epoch, value)
+        with contextlib.suppress(UpdateFinishedTrialError):
+            number = self.begun[trial.number - 1].number
+            if standing.name == DONE:
+                self.optuna.tell(number, standing.value, skip_if_finished=True)
+            if standing.name == STOPPED:
+                self.optuna.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+
+    def standing(self, trial: Trial) -> Standing:
+        """Return how a trial ended as far as it is recorded; else it is open."""
+        found = self.begun[trial.number - 1]
+        if not found.state.is_finished():
+            return Standing(OPEN)
+        return Standing(DONE if found.state == TrialState.COMPLETE else STOPPED, found.value, found.last_step or 0)
+
+    def _trial(self, draw: int) -> Trial:
+        params = self.begun[draw].params
+        settings = {d.axis: _decoded(d, params[d.axis]) for d in self.study.space}
+        return Trial(draw + 1, settings, self.study.folder / f"{self.study.identity[:8]}-{draw + 1:05d}.stop")
+
+    def _id(self, trial: Trial) -> int:
+        study = self.storage.get_study_id_from_name(self.study.identity)
+        return self.storage.get_trial_id_from_study_id_trial_number(study, self.begun[trial.number - 1].number)
+
+    def _copy(self, sampler: BaseSampler | None = None) -> optuna.Study:
+        """Return the study in memory, its trials numbered by draw: what is changed there is recorded nowhere."""
+        copy = optuna.create_study(direction=self.direction, sampler=sampler)
+        copy.add_trials(self.begun)
+        return copy
+
+
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    if dimension.kind == "choice":
+        return CategoricalDistribution([json.dumps(value) for value in dimension.values])
+    if dimension.kind == "integer":
+        return IntDistribution(int(dimension.low), int(dimension.high))
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.kind == "loguniform")
+
+
+def _encoded(dimension: Dimension, setting: Any) -> Any:
+    return json.dumps(setting) if dimension.kind == "choice" else dimension.tidy(setting)
+
+
+def _decoded(dimension: Dimension, param: Any) -> Any:
+    return {json.dumps(value): value for value in dimension.values}[param] if dimension.kind == "choice" else param
+
+
+def _earlier(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield identity and settings of trials in the form that was used before Optuna's, a file each."""
+    for path in sorted(folder.glob("*.json")):
+        body = read_json(path) or {}
+        if isinstance(body.get("settings"), dict) and isinstance(body.get("identity"), str):
+            yield body["identity"], body["settings"]
