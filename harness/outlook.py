@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from harness.cell import Cell
-from harness.claims import Observer
 from harness.costs import Costs, Place
 from harness.forecast import Forecast, forecast, within
 from harness.frontier import Frontier, Survey
@@ -16,7 +15,7 @@ from harness.launch.local import Machine
 from harness.pilot import pilot, remember
 from harness.plan import Plan, Stage
 from harness.sealed import keep_note, read_note
-from harness.store import KINDS, Result, Store
+from harness.store import KINDS, Result
 from harness.words import count, given_span, size, span
 
 FORECAST = "forecast.json"
@@ -160,9 +159,3 @@ def data_stages(plan: Plan) -> Plan:
     """Return the plan of a plan's data sets alone, which a pilot needs."""
     stages = {key: stage for key, stage in plan.stages.items() if stage.kind == "data"}
     return Plan(plan.name, stages, [], plan.absent, plan.plugins, plan.imports, beside=list(stages))
-
-
-def look(plan: Plan, store: Store) -> tuple[Frontier, Survey]:
-    """Return a plan's frontier and what stands in the store."""
-    frontier = Frontier(plan, store, Observer())
-    return frontier, frontier.survey()

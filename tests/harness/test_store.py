@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.semantics import broken
+from harness.soundness import broken
 from harness.store import Artifact, Result, Store, _writers, digest, place, publish, remove_dead_drafts, write_whole
 
 
