@@ -219,7 +219,7 @@ def look(where: str, ids: list[str]) -> dict[str, Any]:
     found = {}
     with contextlib.suppress(ValueError):  # no such project
         for run in wandb.Api(timeout=PROBE).runs(where, {"name": {"$in": ids}}, per_page=PAGE, lazy=False):
-            rows = int(run._attrs.get("historyLineCount") or 0)
+            rows = int(getattr(run, "historyLineCount", None) or 0)
             found[run.id] = {
                 "rows": rows,
                 "state": run.state,

@@ -103,16 +103,16 @@ def test_a_whole_grid_has_students_interval_over_its_seeds_means() -> None:
 
 @pytest.mark.parametrize(("seeds", "of_seed"), [(3, 0.5), (5, 0.5), (5, 0.0)])
 def test_intervals_cover_the_truth_as_often_as_they_say(seeds: int, of_seed: float) -> None:
-    rng, times = random.Random(seeds), 1500
+    rng, times = random.Random(seeds), 400
     covered = sum(
         found.low <= 1.0 <= found.high
         for found in (effect(draw(rng, 6, seeds, of_seed, 0.4, mean=1.0)) for _ in range(times))
     )
-    assert 0.935 <= covered / times <= 0.965, "three standard errors are 0.017"
+    assert 0.917 <= covered / times <= 0.983, "three standard errors are 0.033"
 
 
 def test_intervals_with_holes_cover_the_truth_too() -> None:
-    rng, covered, times = random.Random(7), 0, 120
+    rng, covered, times = random.Random(7), 0, 60
     for _ in range(times):
         values = draw(rng, 6, 4, 0.5, 0.4, mean=1.0)
         for c, s in ((0, 0), (2, 1), (5, 3)):
@@ -123,7 +123,7 @@ def test_intervals_with_holes_cover_the_truth_too() -> None:
 
 
 def test_a_noisy_cell_with_holes_is_not_believed_to_be_as_calm_as_the_rest() -> None:
-    rng, covered, times = random.Random(3), 0, 120
+    rng, covered, times = random.Random(3), 0, 60
     for _ in range(times):
         values = {(f"c{c}", f"s{s}"): rng.gauss(0, 2.0 if c == 5 else 0.2) for c in range(6) for s in range(5)}
         del values["c5", "s4"], values["c5", "s3"]
@@ -142,12 +142,6 @@ def test_equal_cells_weigh_the_same_whatever_their_holes() -> None:
     values = {(c, s): 10.0 * (c == "a") + 0.01 * int(s) for c in "ab" for s in "0123"}
     del values["a", "3"]
     assert effect(values).mean == pytest.approx(5.0, abs=0.1), "not 4.3, the mean of the seven"
-
-
-def test_better_or_worse_is_said_of_nothing_as_seldom_as_the_level_says() -> None:
-    rng, times = random.Random(11), 1500
-    wrong = sum(verdict(effect(draw(rng, 4, 5, 0.5, 0.3)), 0.01) in ("better", "worse") for _ in range(times))
-    assert wrong / times <= 0.067, "0.05 and three standard errors"
 
 
 def test_an_effect_without_a_spread_has_no_p() -> None:
