@@ -169,6 +169,17 @@ class Observer:
         return claim in self._beating
 
 
+def beat(path: Path) -> bool:
+    """Append a heartbeat to a file; return False where somebody has removed it, and leave it away."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+    except FileNotFoundError:
+        return False
+    with open(descriptor, "ab") as file:
+        file.write(b".")
+    return True
+
+
 @dataclass(frozen=True)
 class Claim:
     """A generation of a stage that is ours, as long as no newer one exists."""
@@ -191,13 +202,7 @@ class Claim:
 
     def beat(self) -> bool:
         """Add one heartbeat; return False where a newer generation has taken over."""
-        try:
-            descriptor = os.open(self.folder.claim_path(self.generation), os.O_WRONLY | os.O_APPEND)
-        except FileNotFoundError:  # whoever took over has cleared it away
-            return False
-        with open(descriptor, "ab") as file:
-            file.write(b".")
-        return self.current()
+        return beat(self.folder.claim_path(self.generation)) and self.current()
 
     def current(self) -> bool:
         """Return whether this generation is the newest."""

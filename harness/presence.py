@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.claims import Owner
+from harness.claims import Owner, beat
 from harness.store import Store, write_whole
 
 
@@ -55,12 +54,7 @@ class Presence:
 
     def beat(self) -> None:
         """Add one heartbeat; a file that somebody removed stays away."""
-        try:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
-        except FileNotFoundError:
-            return
-        with open(descriptor, "ab") as file:
-            file.write(b".")
+        beat(self.path)
 
     def leave(self) -> None:
         """Sign out."""

@@ -222,7 +222,7 @@ class Candidate(Gated):
             self.lease.release()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(MOVES, max_size=40))
 def test_whatever_stops_between_two_file_operations_a_lease_has_one_holder(
     gated: None,
