@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from harness.check import load_sweep
 from harness.claims import Owner, take
+from harness.dropped import ask_about_dropped
+from harness.planner import make_plan
 from harness.presence import Presence
 from harness.store import Store
-from tests.conftest import claims, harness, hashes, results, run_sweep, write_project
+from tests.conftest import claims, harness, hashes, results, run_sweep, save_whole_plan, write_project
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -112,6 +115,23 @@ def test_gc_takes_nothing_that_another_sweep_or_a_worker_holds(small: Path, swee
     assert "3 stages" in again.stdout
     assert "1 more are being worked on and stay" in again.stdout
     assert orphan.exists()
+
+
+def test_workers_at_work_are_not_kept_from_cells_that_an_edited_file_has_no_longer(project: Path, sweep: Run) -> None:
+    save_whole_plan(project)
+    store, plan = Store(project / "runs"), project / "runs" / "sweeps" / "tiny" / "plan.json"
+    presence, before = Presence(store, "tiny", Owner.me()), plan.read_bytes()
+    edit(project, "recipe: [default, ls]", "recipe: default")
+    refused = sweep("tiny.yaml")
+    assert refused.returncode == 2
+    said = " ".join(refused.stderr.split())
+    assert "4 unfinished cells of the sweep as it was run before" in said
+    assert "would be started no more by 1 worker at work. If that is meant: --yes" in said
+    assert plan.read_bytes() == before
+    made = make_plan(load_sweep(project / "tiny.yaml"), store, project)
+    ask_about_dropped(made, store, project / "tiny.yaml", yes=True)
+    presence.leave()
+    ask_about_dropped(made, store, project / "tiny.yaml", yes=False)
 
 
 def merge(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

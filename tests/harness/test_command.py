@@ -172,6 +172,31 @@ def test_a_diverging_training_is_recorded_with_its_step(sweep: Run, project: Pat
     assert "[1 diverged]" in done.stdout
 
 
+SPOILT = """
+import torch
+import torch.distributed as dist
+
+
+class Spoilt(nn.Module):
+    def forward(self, x):
+        mine = self.training and torch.is_grad_enabled() and dist.is_initialized() and dist.get_rank() == 1
+        return x * float("nan") if mine else x
+"""
+
+
+@pytest.mark.slow
+def test_a_divergence_in_one_of_two_processes_is_that_of_the_training(sweep: Run, project: Path) -> None:
+    thin = (project / "thin.py").read_text()
+    (project / "thin.py").write_text(
+        thin.replace("def build", f"{SPOILT}\n\ndef build").replace("nn.Flatten()", "nn.Flatten(), Spoilt()")
+    )
+    text = (project / "tiny.yaml").read_text().replace("  seed: 0..1", "  seed: 0\n  world: 2")
+    (project / "tiny.yaml").write_text(text)
+    done = sweep("tiny.yaml", "--only", "mask=dense", "--threads", "1")
+    assert done.returncode == 1
+    assert "the loss is not finite at epoch 1, step 1" in done.stderr
+
+
 def test_editing_a_mask_of_ones_own_runs_exactly_its_cells_again(sweep: Run, project: Path) -> None:
     mine = project / "my_mask.py"
     mine.write_text(

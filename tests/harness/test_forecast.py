@@ -277,18 +277,3 @@ def test_a_pilot_tries_out_what_is_unknown_and_the_outcome_is_held_against_it(pr
     said = re.search(r"forecast: ([\d.]+) core-minutes \(([\d.]+) to ([\d.]+)\) in .*; it took ([\d.]+)", done.stderr)
     assert said, done.stderr
     assert "for " not in said[0], "all of it was run"
-
-
-@pytest.mark.long
-@pytest.mark.slow
-def test_a_pilot_tries_a_mask_of_ones_own_that_was_never_run(project: Path, sweep: Run) -> None:
-    assert sweep("tiny.yaml", "--only", "mask=dense,seed=0", "--workers", "1", "--threads", "1").returncode == 0
-    (project / "own.py").write_text(
-        "from tost import prunable\n\n\ndef score(model):\n"
-        "    return {name: weight.detach().abs() for name, weight in prunable(model).items()}\n"
-    )
-    text = (project / "tiny.yaml").read_text().replace("mask: [random, lth]", "mask: own")
-    (project / "tiny.yaml").write_text(text.replace("use: {", 'use: {own: "./own.py:score", '))
-    tried = sweep("tiny.yaml", "--plan", "--pilot", "--workers", "1", "--threads", "1")
-    assert tried.returncode == 0
-    assert "pilot: mask digits thin own 50% ticket seed 0: about" in tried.stderr

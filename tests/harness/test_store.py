@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.claims import Observer, Owner, take
 from harness.soundness import broken
+from harness.states import state_of
 from harness.store import Artifact, Result, Store, _writers, digest, place, publish, remove_dead_drafts, write_whole
 
 
@@ -116,6 +118,26 @@ def test_a_damaged_result_is_never_believed(tmp_path_factory: pytest.TempPathFac
     path.write_bytes(bytes(body[: data.draw(st.integers(0, len(body)))]) if data.draw(st.booleans()) else bytes(body))
     loaded = Result.load(path, 1)
     assert loaded is None or loaded == RESULT  # a flip in white space changes nothing
+
+
+ODD: list[Any] = [None, True, [], {}, "x", -1, 1e300, 2**70, ["x"], {"x": 1}]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+def test_an_end_or_a_claim_with_values_of_other_types_is_passed_over(odd: Any, tmp_path: Path) -> None:
+    folder = Store(tmp_path).folder("train", "ab" * 16)
+    claim = take(folder, 0, Owner.me())
+    assert claim is not None
+    claim.end("failed", cause="oom", message="m", resource="ram", memory=5, limit=1, needs=2, epoch=1, step=1)
+    for path in (claim.attempt / "end.json", folder.claim_path(1)):
+        whole = path.read_bytes()
+        said = json.loads(whole)
+        for changed in (odd, *({**said, name: odd} for name in said)):
+            path.write_text(json.dumps(changed) + "\n")
+            assert state_of(Store(tmp_path).folder("train", "ab" * 16), Observer()).name
+        path.write_bytes(whole)
+        if path.name == "end.json":
+            path.unlink()
 
 
 def test_the_newest_intact_result_counts(tmp_path: Path) -> None:

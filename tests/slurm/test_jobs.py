@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -111,47 +110,6 @@ def test_jobs_that_never_come_to_their_work_are_not_submitted_for_ever(cluster: 
     assert "this node is not fit" in done.stderr
 
 
-@pytest.mark.long
-@MAINLY
-def test_a_node_on_which_workers_end_at_their_start_is_excluded_and_the_rest_of_the_nodes_do_the_work(
-    cluster: Cluster, project: Path
-) -> None:
-    write_profile(project, more="""setup: ['test "$SLURMD_NODENAME" != n1 || { echo no such mount; exit 7; }']\n""")
-    done = cluster.sweep(project, "tiny.yaml", *DENSE, "--via", "dev.yaml")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("node n1 is excluded: 2 workers in a row ended there before they were ready") == 1
-    assert "no such mount; to use it again, remove " in done.stderr
-    logs = [path.read_text() for path in project.glob("runs/sweeps/tiny/slurm/*/*_log.out")]
-    assert sum("no such mount" in log for log in logs) == 2
-
-
-@pytest.mark.long
-@MAINLY
-def test_a_stage_that_does_not_fit_the_time_limit_is_tried_twice_and_again_with_a_longer_one(
-    cluster: Cluster, project: Path
-) -> None:
-    go = project / "go"
-    (project / "slow.py").write_text(
-        "import pathlib, threading\nfrom tost.masks import prunable\n\n\ndef score(model):\n"
-        f"    while not pathlib.Path({str(go)!r}).exists():\n        threading.Event().wait(0.5)\n"
-        "    return {name: weight.detach().abs() for name, weight in prunable(model).items()}\n"
-    )
-    text = (project / "tiny.yaml").read_text().replace("mask: [random, lth]", "mask: slow")
-    (project / "tiny.yaml").write_text(text.replace("use: {", 'use: {slow: "./slow.py:score", '))
-    profile = write_profile(project)
-    profile.write_text(profile.read_text().replace("time: 30", "time: 1"))
-    command = ("tiny.yaml", "--only", "mask=slow,seed=0,recipe=default", "--via", "dev.yaml")
-    done = cluster.sweep(project, *command)
-    assert done.returncode == 1, done.stderr
-    assert "2 attempts kept nothing within the time limit of 1 min; it needs more than 1 min" in done.stderr
-    assert "1 stage ran out of time: raise `time:` in the profile" in done.stderr
-    go.touch()
-    assert cluster.sweep(project, *command).returncode == 1, "the same limit is not tried again"
-    profile.write_text(profile.read_text().replace("time: 1\n", "time: 30\n"))
-    done = cluster.sweep(project, *command)
-    assert done.returncode == 0, done.stderr
-
-
 SLOW = """
 import time
 import numpy as np
@@ -185,21 +143,6 @@ def test_workers_that_left_since_a_data_set_takes_long_come_again_when_it_is_mad
     stages = len(read_plan(find_plan(Store(project / "runs"), "tiny")).plan.stages)
     until(lambda: len(results(project / "runs")) == stages, 120, every=0.5)
     assert submitted(project) == 4 + 3, "the worker that made it goes on with three others"
-
-
-@ONCE
-@pytest.mark.long
-def test_a_sweep_submits_no_workers_for_what_anothers_run(cluster: Cluster, project: Path) -> None:
-    text = (project / "tiny.yaml").read_text().replace("epochs: 2}", "epochs: 60}").replace("[random, lth]", "lth")
-    (project / "tiny.yaml").write_text(text)
-    (project / "twin.yaml").write_text(text.replace("name: tiny", "name: twin"))
-    profile = write_profile(project)
-    profile.write_text(profile.read_text().replace("idle: 15s", "idle: 2s"))
-    assert cluster.sweep(project, "tiny.yaml", "--via", "dev.yaml", "--detach").returncode == 0
-    until(lambda: list(project.glob("runs/stages/train/*/*/claim-*")), 120, every=0.1)
-    done = cluster.sweep(project, "twin.yaml", "--via", "dev.yaml")
-    assert done.returncode == 0, done.stderr
-    assert submitted(project, "tiny") + submitted(project, "twin") <= 2 + 2 + 4
 
 
 @ONCE
@@ -269,23 +212,3 @@ def test_ranks_over_two_nodes_find_one_another(cluster: Cluster, project: Path) 
     assert len(list(project.glob("own/n?/thin.py"))) == 2, "every node was given its copy"
     (trained,) = [r for (r,) in results(project / "runs").values() if "epochs" in r["metrics"]]
     assert trained["stamp"]["world"] == 4
-
-
-@pytest.mark.long
-def test_a_controller_that_falls_is_waited_for_and_results_are_shown_meanwhile(
-    cluster: Cluster, project: Path, following: Callable[..., subprocess.Popen[str]]
-) -> None:
-    text = (project / "tiny.yaml").read_text().replace("epochs: 2}", "epochs: 40}")
-    (project / "tiny.yaml").write_text(text)
-    write_profile(project, workers=1)
-    process = following(project, "tiny.yaml", "--only", "seed=0", "--via", "dev.yaml")
-    try:
-        until(lambda: results(project / "runs"), 120, every=0.2)
-        cluster.control("kill-controller")
-        until(lambda: "the scheduler does not answer (squeue: " in (project / "log").read_text(), 120, every=0.2)
-        shown = (project / "log").read_text().count(" stages done")
-        until(lambda: (project / "log").read_text().count(" stages done") > shown, 120, every=0.2)
-        assert process.poll() is None
-    finally:
-        cluster.control("start-controller")
-    assert process.wait(300) == 0, (project / "log").read_text()

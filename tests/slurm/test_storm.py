@@ -21,7 +21,7 @@ from tests.track.mirrored import WANDB, assert_mirrors, left_over, surroundings,
 from tests.track.server import Server
 from tests.track.test_storms import publisher_of
 
-pytestmark = [pytest.mark.slurm, pytest.mark.long]
+pytestmark = pytest.mark.slurm
 
 PROFILE = """
 partition: scavenge
