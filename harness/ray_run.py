@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from harness.failure_limit import check_limit, reached
 from harness.form import Launch
 from harness.frontier import Frontier
 from harness.plan import Plan
+from harness.ray_group import rank_resources
 from harness.ray_trial import TROUBLE, run_trial
 from harness.states import FAILED
 from harness.store import Store
@@ -44,10 +46,11 @@ class Share:
         gpus = launch.gpus if launch.gpus is not None else float(has_gpus)
         return cls(threads or launch.threads or 1, gpus, launch.address or "")
 
-    def wanted(self, world: int) -> dict[str, float]:
-        """Return what so many ranks are given together; only one that trains alone may have a fraction of a GPU."""
-        gpus = {"GPU": self.gpus if world == 1 else float(world)} if self.gpus else {}
-        return {"CPU": float(world * self.cpus), **gpus}
+    def rank(self, world: int) -> dict[str, float]:
+        """Return what every rank is given; only one that trains alone may have a fraction of a GPU."""
+        if world > 1:
+            return rank_resources(self.cpus, self.gpus > 0)
+        return {"CPU": float(self.cpus), **({"GPU": self.gpus} if self.gpus else {})}
 
 
 class Work(Protocol[Task]):
@@ -204,10 +207,10 @@ def _trial(config: Mapping[str, Any]) -> None:
 
 
 def _bundle(world: int, share: Share) -> Any:
-    """Ask for all ranks in one bundle: a trial that had several would see no GPU."""
+    """Return what a trial asks for: one that only supervises a group leaves the rest to the ranks."""
     from ray import tune
 
-    return tune.PlacementGroupFactory([share.wanted(world)])
+    return tune.PlacementGroupFactory([share.rank(1) if world == 1 else {"CPU": 0, "memory": 1}])
 
 
 def _searcher(work: Work[Task], share: Share, common: Mapping[str, Any]) -> Any:
@@ -223,6 +226,8 @@ def _searcher(work: Work[Task], share: Share, common: Mapping[str, Any]) -> Any:
         def __init__(self) -> None:
             super().__init__(metric=OUTCOME, mode="max")
             self.under_way: dict[str, Task] = {}
+            self.worlds: dict[str, int] = {}
+            self.held: tuple[Task, Mapping[str, Any]] | None = None
             self.outcomes: dict[str, str] = {}
             self.trouble = ""
             self.mistake: UserError | None = None
@@ -230,11 +235,16 @@ def _searcher(work: Work[Task], share: Share, common: Mapping[str, Any]) -> Any:
         def suggest(self, trial_id: str) -> dict[str, Any] | None:
             halted = self.trouble or self.mistake or cancelled.exists() or reached(work.store, work.plan.name)
             try:
-                found = None if halted else work.next(self.under_way.values())
+                found = None if halted else self.held or work.next(self.under_way.values())
             except UserError as error:  # raised again when Tune is left, which would print a traceback
                 found, halted, self.mistake = None, True, error
+            self.held = None
             if found is not None:
-                self.under_way[trial_id], order = found
+                task, order = found
+                if order["world"] > 1 and not _room([*self.worlds.values(), order["world"]], share):
+                    self.held = found  # until trials have ended: of what is next, nothing smaller goes first
+                    return None
+                self.under_way[trial_id], self.worlds[trial_id] = task, order["world"]
                 return {**common, **order}
             finished: Any = Searcher.FINISHED  # a word of its own, which its annotation forgets
             return finished if not self.under_way and (halted or work.over) else None
@@ -249,6 +259,7 @@ def _searcher(work: Work[Task], share: Share, common: Mapping[str, Any]) -> Any:
             outcome = self.outcomes.pop(trial_id, "died")
             if outcome.startswith(TROUBLE):
                 self.trouble = outcome
+            self.worlds.pop(trial_id)
             failed = work.ended(self.under_way.pop(trial_id), outcome)
             if failed and (found := check_limit(work.plan, work.store, work.observer)) is not None:
                 work.display.say(str(found))
@@ -266,17 +277,29 @@ def _searcher(work: Work[Task], share: Share, common: Mapping[str, Any]) -> Any:
     return Dispatcher()
 
 
-def fits(world: int, share: Share) -> None:
-    """Raise UserError where no node of the cluster can hold as many processes."""
+def _room(worlds: Collection[int], share: Share) -> bool:
+    """Return whether a cluster has what so many groups of ranks are given, all at once."""
     import ray
 
-    needed = share.wanted(world)
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    wanted: Counter[str] = Counter()
+    for world in worlds:
+        wanted.update({name: world * amount for name, amount in share.rank(world).items()})
+    return all(there.get(name, 0.0) >= amount for name, amount in wanted.items())
+
+
+def fits(world: int, share: Share) -> None:
+    """Raise UserError where the cluster cannot hold as many processes, each on one node."""
+    import ray
+
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     alive = [node["Resources"] for node in nodes if node["Alive"]]
-    if not any(all(node.get(name, 0) >= amount for name, amount in needed.items()) for node in alive):
-        most = ", ".join(f"{max((n.get(name, 0) for n in alive), default=0):g} {name}" for name in needed)
-        wanted = ", ".join(f"{amount:g} {name}" for name, amount in needed.items())
+    rank = share.rank(world)
+    held = sum(int(min(node.get(name, 0) // amount for name, amount in rank.items())) for node in alive)
+    if held < world:
+        each = ", ".join(f"{amount:g} {name}" for name, amount in rank.items())
         raise UserError(
-            f"world: {world} needs {wanted} on one node; the largest of {count(len(alive), 'node')} has {most}. "
-            "Training over several nodes is done with --via and a Slurm profile"
+            f"world: {world} needs {each} for each of its processes; {count(len(alive), 'node')} of Ray "
+            f"{'has' if len(alive) == 1 else 'have'} room for {held}; ask for fewer, or name a larger cluster under "
+            "launch.address"
         )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from harness.caches import point_caches
 from harness.claims import Observer, take
 from harness.events import in_words
 from harness.frontier import Frontier
-from harness.nodes import Lead, Shape
 from harness.planfile import read_plan
 from harness.presence import Presence
+from harness.ray_group import RayGroup
 from harness.rows import rows_of
 from harness.shift import about, presence_owner
 from harness.states import SEARCH
@@ -125,14 +125,14 @@ def _supervisor(order: Mapping[str, Any]) -> Supervisor:
         store, plan = Store(Path(order["store"])), read_plan(Path(order["plan"])).plan
         setup = Setup(**order["setup"], world=world)
         point_caches(setup.scratch)
-        lead = Lead(Shape(world), Path(), Trainer, threading.Event())
+        start: Callable[[str], Any] = partial(RayGroup, world=world, cpus=setup.threads) if world > 1 else Trainer
         presence = Presence(store, plan.name, presence_owner(setup), trial=True, **about(setup))
         _kept[name] = Supervisor(
             Frontier(plan, store, Observer(setup.lease)),
             setup,
             in_words,
             Path(order["cancelled"]).exists,
-            lead.team if world > 1 else Trainer,
+            start,
         )
         _kept[name].beside = presence.beat
     return _kept[name]

@@ -50,7 +50,7 @@ ALLOWED = {
 }
 PICKLING = {
     "submitit": {"harness/launch/slurm_request.py"},
-    "ray": {"harness/ray_run.py"},
+    "ray": {"harness/ray_group.py", "harness/ray_run.py"},
 }
 """Libraries that pickle by nature, and who may use them: what they are given is an argv, or plain values."""
 
