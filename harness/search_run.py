@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Iterator, Mapping
@@ -139,7 +140,10 @@ class Campaign:
             given = [pair for pair in self.values(tried, trial) if state is None or pair[0] <= state.epoch]
             if not given:
                 return Standing(FAILED, reason="its rows are gone from the store")
-            return Standing(STOPPED if state else DONE, given[-1][1], given[-1][0])
+            epoch, value = given[-1]
+            if state is None and math.isnan(value):
+                return Standing(FAILED, reason=f"its {self.form.metric} is no number")
+            return Standing(STOPPED if state else DONE, value, epoch)
         if cause := frontier.blocked(survey).get(key):
             return Standing(FAILED, reason=f"{survey.todo[cause].name}: {survey.todo[cause].detail}")
         return Standing(OPEN)

@@ -163,6 +163,13 @@ def test_what_is_drawn_depends_on_the_journal_alone(tmp_path: Path, searcher: st
     assert len({str(settings) for settings in calm}) == 14
 
 
+def test_every_draw_has_a_seed_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optuna_trials, "REDRAWS", 1)
+    found = trials(tmp_path)
+    assert len({drawn(found)["lr"] for _ in range(5)}) == 5
+    assert (trials(tmp_path / "other", seed=1).draw() or {})["lr"] != next(iter(found)).settings["lr"]
+
+
 def test_values_of_every_kind_come_back_from_the_journal(tmp_path: Path) -> None:
     space = [("milestones", [[30, 40], [30]]), ("nesterov", [True, False]), ("lr", "integer(1, 3)")]
     study = replace(studies(tmp_path)[1], space=tuple(read_dimension(*each) for each in space))
