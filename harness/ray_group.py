@@ -113,7 +113,9 @@ class RayGroup:
             if over:
                 return self._ended()
             return None if self.joined else {"at": "waiting"}
-        self.joined = True
+        if not self.joined:
+            self.joined = True
+            return {"at": "waiting"}  # until now
         if message["at"] == "end":
             self.end = message
             return None

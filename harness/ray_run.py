@@ -241,8 +241,8 @@ def _searcher(work: Work[Task], share: Share, common: Mapping[str, Any]) -> Any:
             self.held = None
             if found is not None:
                 task, order = found
-                if order["world"] > 1 and not _room([*self.worlds.values(), order["world"]], share):
-                    self.held = found  # until trials have ended: of what is next, nothing smaller goes first
+                if order["world"] > 1 and self.worlds and not _room([*self.worlds.values(), order["world"]], share):
+                    self.held = found  # until trials have ended: nothing smaller that comes after it goes first
                     return None
                 self.under_way[trial_id], self.worlds[trial_id] = task, order["world"]
                 return {**common, **order}

@@ -241,7 +241,9 @@ class Supervisor:
             before, message = now, self.trainer.hear(min(0.25, every))
             now = time.monotonic()
             watchdog.elapse(now - before)
-            if message is not None:
+            if message is not None and message["at"] == "waiting":  # for what it needs of a cluster: nothing has begun
+                watchdog = Watchdog(self.setup.stall, _first(stage))
+            elif message is not None:
                 watchdog.reset()
                 if message["at"] == "end":
                     return {**message, "peak_memory": sum(map(peak, self.trainer.pids))}
