@@ -147,7 +147,7 @@ class RayGroup:
             try:
                 said = ray.get(self.run) or said
             except ray.exceptions.RayError as error:
-                said = said or {"outcome": "died", "message": str(error).partition("\n")[0]}
+                said = said or {"outcome": "died", "message": _in_line(error)}
             ray.kill(self.line)
         self.run = None
         return {"outcome": "died", "message": "the ranks ended without a word", **(said or {}), "at": "end"}
@@ -175,12 +175,17 @@ def _drive(order: dict[str, Any], line: Any, world: int, cpus: int) -> dict[str,
         try:
             trainer.fit()
         except train.WorkerGroupError as error:
-            fallen = {rank: {"message": str(cause).partition("\n")[0]} for rank, cause in error.worker_failures.items()}
+            fallen = {rank: {"message": _in_line(cause)} for rank, cause in error.worker_failures.items()}
             return first_cause(Path(order["attempt"]), world, fallen) if world > 1 else None
         except train.ControllerError as error:
-            message = f"Ray Train could not run {world} ranks: {error.controller_failure}"
+            message = f"Ray Train could not run {world} ranks: {_in_line(error.controller_failure)}"
             return {"outcome": "trouble", "message": message}
     return None
+
+
+def _in_line(error: Exception) -> str:
+    """Return what Ray says of an error, in one line."""
+    return " ".join(str(error).split())[:400]
 
 
 def rank_resources(cpus: int, gpu: bool) -> dict[str, float]:
