@@ -145,7 +145,8 @@ class RayGroup:
         said, self.end = self.end, None
         if self.run is not None:
             try:
-                said = ray.get(self.run) or said
+                seen = ray.get(self.run)
+                said = said if said and said["outcome"] == "made" else seen or said  # made: all had met at its end
             except ray.exceptions.RayError as error:
                 said = said or {"outcome": "died", "message": _in_line(error)}
             ray.kill(self.line)
@@ -155,7 +156,6 @@ class RayGroup:
 
 def _drive(order: dict[str, Any], line: Any, world: int, cpus: int) -> dict[str, Any] | None:
     """Run an order by workers of Ray Train; return how it failed, None where its ranks agree how it ended."""
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
 
