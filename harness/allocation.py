@@ -30,6 +30,9 @@ LEAST_NOTICE, MOST_NOTICE = 10, 90
 KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
 """Those that say where the controller is and who asks: without them there is no answer."""
 
+CONTAINER = "HARNESS_CONTAINER"
+"""The variable that holds a profile's command which starts a container: ranks on other nodes run in it too."""
+
 NO_ANSWER = re.compile(
     r"unable to contact|connect(ion)? (failure|refused|reset|timed out)|timed out|zero bytes|munge|standby mode|"
     r"temporarily un|authentication|communication|message (send|receive) failure|no route to host|unreachable",

@@ -27,7 +27,6 @@ from harness.records import tell_loss
 from harness.states import LACKING, State
 from harness.store import Store
 from harness.supervisor import Setup, Supervisor
-from harness.team import Team
 from harness.time_left import TimeLeft
 from harness.trainer import Trainer
 from harness.words import span
@@ -274,7 +273,7 @@ def work(
     limits: Limits,
     stop: threading.Event,
     tell: Callable[..., None],
-    start: Callable[[str], Trainer | Team | Inline] = Trainer,
+    start: Callable[[str], Trainer | Inline] = Trainer,
     freed: Callable[[], None] | None = None,
 ) -> None:
     """Be one worker: sign in, take stage after stage, sign out.

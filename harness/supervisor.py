@@ -17,7 +17,7 @@ from harness.claims import BEATS_PER_LEASE, LEASE, Claim, Owner
 from harness.frontier import Frontier
 from harness.hosts import CRASHES, avoided_here, record_fault, soundness_note
 from harness.inline import Inline
-from harness.memory import forget_peak, oom_kills, peak
+from harness.memory import oom_kills
 from harness.orders import artifacts, order_for
 from harness.plan import Stage
 from harness.provenance import source_digest
@@ -25,7 +25,6 @@ from harness.publication import publish_made
 from harness.sealed import keep_note, read_note
 from harness.states import FAILED
 from harness.store import digest, file_sha256, read_json, write_whole
-from harness.team import Team
 from harness.trainer import STARTING, Trainer, serve
 from harness.watchdog import FIRST, LONGEST, STALL, WHOLE, Watchdog
 
@@ -86,7 +85,7 @@ class Supervisor:
         setup: Setup,
         tell: Tell,
         stopping: Callable[[], bool],
-        start: Callable[[str], Trainer | Team | Inline] = Trainer,
+        start: Callable[[str], Trainer | Inline] = Trainer,
     ) -> None:
         self.setup, self.tell, self.stopping, self.start = setup, tell, stopping, start
         self.use(frontier)
@@ -110,7 +109,7 @@ class Supervisor:
         if said := avoided_here(self.frontier.store):
             raise Trouble(said)
 
-    def _start(self) -> Trainer | Team | Inline:
+    def _start(self) -> Trainer | Inline:
         """Start a trainer; the first one on a machine's CPU tries out its torch."""
         device, threads = self.setup.device, self.setup.threads
         note = soundness_note(self.frontier.store, threads) if self.start is Trainer and device == "cpu" else None
@@ -126,7 +125,7 @@ class Supervisor:
             raise
         return trainer
 
-    def _await(self, trainer: Trainer | Team | Inline) -> bool:
+    def _await(self, trainer: Trainer | Inline) -> bool:
         """Return whether a trainer is ready, or this was asked to stop before. Raises Trouble where it is of no use."""
         deadline, checking = time.monotonic() + STARTING, False
         while time.monotonic() < deadline:
@@ -172,8 +171,6 @@ class Supervisor:
                 self.frontier.forget()
                 return "stopped"
             self._write_spec(stage, claim)
-            for pid in self.trainer.pids:
-                forget_peak(pid)
             killed = oom_kills()
             self.trainer.send(self._order(stage, claim, parents))
             end = self._follow(stage, claim)
@@ -202,6 +199,8 @@ class Supervisor:
         )
         if end["outcome"] == "trouble":
             raise Unwritable(str(end["message"]))
+        if end["outcome"] == "lost":
+            raise Trouble(str(end["message"]))
         self._heed()
         if outcome in ("failed", "fault") or not self.trainer.alive:
             self._restart()
@@ -246,7 +245,7 @@ class Supervisor:
             elif message is not None:
                 watchdog.reset()
                 if message["at"] == "end":
-                    return {**message, "peak_memory": sum(map(peak, self.trainer.pids))}
+                    return message
                 if message["at"] == "died":
                     return {"outcome": "died", "message": message["message"], "signal": message.get("signal", "")}
                 if message["at"] in ("step", "epoch"):

@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Mapping
+from functools import partial
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -15,6 +17,7 @@ from harness.claims import Process, start_time
 from harness.machine import machine
 from harness.trainer_signals import DUMP, HEEDED
 
+PRELOAD = "harness.train.preload"
 STARTING = 300.0
 """Seconds that loading torch may take, on a cold network file system."""
 DUMPING = 5.0
@@ -28,16 +31,34 @@ def serve(pipe: Connection, device: str, check: int = 0) -> None:
     run(pipe, device, check)
 
 
+def lead(pipe: Connection, device: str, world: int, nodes: int) -> None:
+    """Enter the process that launches ranks; the server that they are forked off loads torch while this one does."""
+    multiprocessing.set_forkserver_preload([PRELOAD])
+    forkserver.ensure_running()
+    from harness.train.ranks import lead as run
+
+    run(pipe, device, world, nodes)
+
+
 class Trainer:
-    """A forkserver child that has torch loaded: starting another after a fault takes milliseconds."""
+    """A forkserver child that has torch loaded: starting another after a fault takes milliseconds.
+
+    `leads`: one that starts processes itself, which a fork server's child does by a server of its own: it is spawned.
+    """
 
     def __init__(
-        self, device: str, serve: Callable[[Connection, str], None] = serve, preload: str = "harness.train.preload"
+        self,
+        device: str,
+        serve: Callable[[Connection, str], None] = serve,
+        preload: str = PRELOAD,
+        leads: bool = False,
     ) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([preload])
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, device), daemon=True)
+        multiprocessing.set_forkserver_preload([preload])
+        self.pipe, theirs = multiprocessing.Pipe()
+        context: Any = multiprocessing.get_context("spawn" if leads else "forkserver")
+        self.ranks: list[Process] = []
+        """The processes that it has launched here."""
+        self.process = context.Process(target=serve, args=(theirs, device), daemon=not leads)
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HEEDED)  # inherited: none may hit the server as it starts
         try:
             self.process.start()
@@ -81,7 +102,9 @@ class Trainer:
         try:
             if self.pipe.poll():
                 message: dict[str, Any] = json.loads(self.pipe.recv_bytes())
-                return message
+                if message["at"] != "ranks":
+                    return message
+                self.ranks = [Process(pid, start_time(pid) or 0) for pid in message["pids"]]
         except (EOFError, OSError):
             self.process.join(5)
         return {"at": "died", **self.last_words()} if self._gone() else None
@@ -107,8 +130,14 @@ class Trainer:
     def kill(self) -> None:
         """End the process at once, or when its stacks are written, and wait for it."""
         self.process.join(self.dumping)
-        if not self.life.gone():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+        for process in (self.life, *self.ranks):
+            if not process.gone():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
         self.process.join()
         self.pipe.close()
+
+
+def leader(device: str, world: int, nodes: int = 1) -> Trainer:
+    """Start a trainer that runs each training by several processes, on this node or spread evenly over several."""
+    return Trainer(device, partial(lead, world=world, nodes=nodes), leads=True)

@@ -6,15 +6,15 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
-from harness.allocation import job, job_id, nodes, refuse_salloc_shell, time_limit
+from harness.allocation import job_id, nodes, refuse_salloc_shell, time_limit
 from harness.caches import point_caches
 from harness.claims import LEASE, Observer
 from harness.completing import sweeps_here
@@ -23,15 +23,14 @@ from harness.events import Events, in_words
 from harness.launch.kept import kept
 from harness.launch.local import Workers, slots, this_machine
 from harness.launch.starts import SIGNED_IN
-from harness.nodes import Lead, NodeLost, Shape, be_agent
 from harness.options import refuse_graphs
-from harness.planfile import SavedPlan, find_plan, read_plan
+from harness.planfile import find_plan, read_plan
 from harness.rounds import round_in_turn
 from harness.shift import Limits, work
 from harness.store import Store
 from harness.supervisor import Setup, Trouble, Unwritable
 from harness.terminal import STORE, enter, examples, note
-from harness.trainer import Trainer
+from harness.trainer import Trainer, leader
 from harness.trainer_signals import HEEDED
 from harness.words import given_span
 
@@ -62,17 +61,6 @@ def _several(number: int, device: str | None, threads: int | None, argv: list[st
     return 3 if crew.trouble or 3 in crew.codes else 0
 
 
-def shape_of(world: int) -> Shape:
-    """Return how the processes of a worker lie on the nodes of the job step that it runs in.
-
-    Raises UserError where they cannot lie evenly.
-    """
-    number, node = nodes() if world > 1 else (1, 0)
-    if world % number:
-        raise UserError(f"--world {world}: the job has {number} tasks; it needs one a node, each with as many ranks")
-    return Shape(world, number, node)
-
-
 def _stopping() -> threading.Event:
     """Return what is set when a signal asks this worker to leave."""
     stop = threading.Event()
@@ -84,31 +72,6 @@ def _stopping() -> threading.Event:
         signal.signal(number, ask)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # held back since the job began, so that none was lost
     return stop
-
-
-def _run(
-    saved: SavedPlan,
-    place: Store,
-    setup: Setup,
-    limits: Limits,
-    stop: threading.Event,
-    tell: Callable[..., None],
-    freed: Callable[[], None] | None,
-) -> None:
-    """Be one worker, or the part of one that this node is to be."""
-    shape = shape_of(setup.world)
-    if setup.world == 1:
-        work(saved, place, setup, limits, stop, tell, freed=freed)
-        return
-    meeting = place.sweep(saved.plan.name) / "groups" / (job() or f"pid-{os.getpid()}")
-    if shape.node:
-        be_agent(shape, meeting, Trainer, stop)
-        return
-    lead = Lead(shape, meeting, Trainer, stop)
-    try:
-        work(saved, place, setup, limits, stop, tell, lead.team, freed)
-    finally:
-        lead.leave()
 
 
 @app.command(epilog=EXAMPLES)
@@ -157,9 +120,14 @@ def main(
         refuse_salloc_shell()
         if slots > 1 and world > 1:
             raise UserError("--slots and --world do not go together: start one worker for each group of processes")
+        number, node = nodes() if world > 1 else (1, 0)
+        if world % number:
+            raise UserError(f"--world {world}: the job has {number} tasks; it needs one a node, each for as many ranks")
     except UserError as error:
         note(str(error))
         raise typer.Exit(2) from None
+    if node:
+        return  # the worker on the first node launches the ranks on the others
     if slots > 1:
         given = {"--store": store, "--plan": plan, "--until": until, "--scratch": scratch, "--lease": lease}
         given |= {"--idle": idle, "--memory": memory / slots, "--gpu-memory": gpu_memory}
@@ -213,8 +181,9 @@ def main(
             except (UserError, subprocess.SubprocessError) as error:  # what is left to do here goes on without
                 tell(event="note", message=f"no workers were submitted: {error}")
 
-        _run(saved, place, setup, limits, stop, tell, freed if submits else None)
-        if submits and shape_of(world).node == 0:
+        start = partial(leader, world=world, nodes=number) if world > 1 else Trainer
+        work(saved, place, setup, limits, stop, tell, start, freed if submits else None)
+        if submits:
             submit()
     except UserError as error:
         note(str(error))
@@ -222,7 +191,7 @@ def main(
     except SchedulerUnavailable as error:
         note(str(error))
         raise typer.Exit(3) from None
-    except (Trouble, NodeLost, OSError) as error:
+    except (Trouble, OSError) as error:
         told = {"unwritable": isinstance(error, Unwritable | OSError)}
         tell(event="trouble", message=f"this worker takes no more stages: {error}", **told)
         raise typer.Exit(3) from None

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.allocation import notice, scheduler_environment
+from harness.allocation import CONTAINER, notice, scheduler_environment
 from harness.errors import SchedulerUnavailable, UserError
 from harness.launch.profiles import Profile
 from harness.launch.starts import OWN_NAME, shell_line
@@ -66,6 +66,7 @@ class JobRequest:
         """Return what submitit is told; `workers`: the jobs write down their nodes."""
         asked, here = self.profile, self.profile.on_node(self.world)
         cpus = asked.cpus * here
+        container = [f"export {CONTAINER}={shlex.quote(asked.container)}"] if asked.container else []
         found = {
             "job_name": self.name,
             "partition": asked.partition,
@@ -83,6 +84,7 @@ class JobRequest:
                 # srun takes a job's CPUs for its step from the first alone (Slurm 22.05 to 23.02); without the second,
                 # what the lines set stays from the worker where the job was given no environment (--export=NONE)
                 f"export SRUN_CPUS_PER_TASK={cpus} SRUN_EXPORT_ENV=ALL",
+                *(container if here < self.world else []),
                 *asked.lines,
             ],
             "srun_args": ["--kill-on-bad-exit=1"],

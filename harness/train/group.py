@@ -20,16 +20,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import TCPStore  # type: ignore[attr-defined] # public, though not in its __all__
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.errors import UserError
-from harness.links import LOOPBACK
 from harness.train.order import Order
 from harness.train.synced_norm import SyncedBatchNorm, SyncedBatchNormOnCuda, remember, statistics, synchronise
 from harness.watchdog import LONGEST, STALL
 
+LOOPBACK = "127.0.0.1"
+"""Where processes of one node meet: nothing outside it reaches them there."""
 JOINING = timedelta(minutes=10)
 """How long a rank waits for the others to join it."""
 PATIENCE = timedelta(seconds=LONGEST * STALL)
@@ -251,23 +251,13 @@ def _summing(group: Any) -> Callable[[Any, Any], Any]:
     )
 
 
-def _opened(host: str) -> TCPStore:
-    """Open the ranks' store at a free port: on the loopback interface alone for ranks of one node, else on all."""
-    port, listener = 0, None
-    if host == LOOPBACK:
-        with socket.create_server((host, 0)) as server:
-            port, listener = server.getsockname()[1], server.detach()
-    return TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=JOINING, master_listen_fd=listener)
-
-
 @contextlib.contextmanager
-def joined(order: Order, tell: Callable[..., None], agreed: tuple[type[Exception], ...] = ()) -> Iterator[Group]:
+def joined(order: Order, agreed: tuple[type[Exception], ...] = ()) -> Iterator[Group]:
     """Join the other ranks of an order, and leave them at its end, or at an exception that all ranks raise together.
 
-    A process group that is initialised already is used, and left to whoever initialised it. Else the ranks meet at
-    MASTER_ADDR and MASTER_PORT, or, where an order names a meeting point, there: rank 0 opens it at a free port and
-    tells where. At any other exception the group is left as it is, to die with the process: to take it down can wait
-    for ranks that wait for this one.
+    The ranks meet at MASTER_ADDR and MASTER_PORT. A process group that is initialised already is used, and left to
+    whoever initialised it. At any other exception the group is left as it is, to die with the process: to take it down
+    can wait for ranks that wait for this one.
     """
     if order.world == 1:
         yield ALONE
@@ -277,24 +267,17 @@ def joined(order: Order, tell: Callable[..., None], agreed: tuple[type[Exception
         torch.cuda.set_device(device)
     elif device.type != "cpu":
         raise UserError(f"world: {order.world} needs CUDA devices or CPUs; {order.device} trains with world: 1")
+    together = Together(order.rank, order.world, device)
     if dist.is_initialized():
-        yield Together(order.rank, order.world, device)
+        yield together
         return
-    if not order.meet:
-        store, *_ = next(rendezvous("env://", timeout=JOINING))
-    elif order.rank == 0:
-        store = _opened(order.meet)
-        tell(at="meet", address=f"{order.meet}:{store.port}")
-    else:
-        host, _, port = order.meet.rpartition(":")
-        store = TCPStore(host, int(port), is_master=False, timeout=JOINING)
-    meet = order.meet.partition(":")[0] or os.environ["MASTER_ADDR"]
-    if meet == LOOPBACK:  # gloo listens at the address of the host's name, or of the interface named here
+    if os.environ["MASTER_ADDR"] == LOOPBACK:  # gloo listens at the address of the host's name, or of this interface
         os.environ["GLOO_SOCKET_IFNAME"] = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    store, *_ = next(rendezvous("env://", timeout=JOINING))
     dist.init_process_group(backend, store=store, rank=order.rank, world_size=order.world, timeout=PATIENCE)
     try:
-        yield Together(order.rank, order.world, device)
+        yield together
     except agreed:
         dist.destroy_process_group()
         raise

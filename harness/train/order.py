@@ -47,8 +47,6 @@ class Order:
     rank: int = 0
     world: int = 1
     """How many processes run this order together, each with a rank of its own."""
-    meet: str = ""
-    """Of rank 0 the name by which the others reach it, of the others HOST:PORT where it waits."""
 
     def parent(self, role: str) -> Path:
         """Return the path of a parent's artifact, its checksum verified. Raises Corrupt."""

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 
 from harness import __version__
 from harness.errors import UserError
+from harness.memory import forget_peak, peak
 from harness.plugins import forget_frozen
 from harness.provenance import source_digest
 from harness.store import file_sha256, write_whole
@@ -93,18 +94,23 @@ def serve_here(message: Mapping[str, Any], desk: Desk) -> None:
     desk.tell(at="end", **_outcome(read_order(message), desk, shown=True))
 
 
+def attend(stop: threading.Event, listen: Callable[[], None]) -> None:
+    """Heed the signals of a scheduler, and listen, in a thread, to whom this process works for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the supervisor decides
+    for number in HEEDED:
+        signal.signal(number, lambda *_: stop.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)
+    faulthandler.register(DUMP, file=STDERR, all_threads=True, chain=True)  # chain: and then the process ends
+    threading.Thread(target=listen, daemon=True).start()
+
+
 def serve(pipe: Connection, device: str, check: int = 0) -> None:
     """Run a trainer: orders from the pipe, one after another, until the pipe closes.
 
     `check`: how many threads convolutions are tried with first, on a CPU whose torch nothing is known of.
     """
     control = Control(pipe)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the supervisor decides
-    for number in HEEDED:
-        signal.signal(number, lambda *_: control.stop.set())
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)
-    faulthandler.register(DUMP, file=STDERR, all_threads=True, chain=True)  # chain: and then the process ends
-    threading.Thread(target=control.listen, daemon=True).start()
+    attend(control.stop, control.listen)
     prepare_process()
     if said := unfit(device):
         control.tell(at="unfit", message=said)
@@ -118,8 +124,6 @@ def serve(pipe: Connection, device: str, check: int = 0) -> None:
     while True:
         order = control.orders.get()
         end = run_order(order, control)
-        if order.world > 1 and end["outcome"] not in ("made", "stopped"):
-            testify(order, end)
         control.stop.clear()
         control.tell(at="end", **end)
 
@@ -241,8 +245,10 @@ def _made(order: Order, control: Desk) -> dict[str, Any]:
     watch = Watch(order, control)
     if order.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
-    with joined(order, control.tell, (Stopped, Diverged)) as group:
+    forget_peak(os.getpid())
+    with joined(order, (Stopped, Diverged)) as group:
         outcome = run_stage(order, watch, group)
+        most = group.most(peak(os.getpid()))
     watch.checkpoints.settle()
     seconds, cpu_seconds = time.monotonic() - began, time.process_time() - worked
     if order.rank:
@@ -258,6 +264,7 @@ def _made(order: Order, control: Desk) -> dict[str, Any]:
         "resumed": watch.resumed,
         "first_step": watch.first_step,
         "writing": watch.writing,
+        "peak_memory": most * (int(os.environ.get("LOCAL_WORLD_SIZE", order.world)) if order.world > 1 else 1),
         "device_memory": torch.cuda.max_memory_allocated() if order.device.startswith("cuda") else 0,
         "seconds": seconds,
         "device_seconds": seconds if order.device != "cpu" else cpu_seconds,

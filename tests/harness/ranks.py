@@ -18,6 +18,7 @@ from safetensors.torch import save
 from harness.train.group import Group, joined
 from harness.train.loop import Watcher, train
 from harness.train.order import Order
+from harness.train.ranks import open_store
 from harness.train.run import Training
 from harness.train.training import prepare, resume, state_tensors
 
@@ -79,13 +80,8 @@ def main(steps: str, dtype: str, cut: str, out: str) -> None:
     """
     torch.set_num_threads(1)
     order = loaded(json.loads(sys.stdin.readline()))
-
-    def tell(**message: Any) -> None:
-        sys.stdout.write(json.dumps(message) + "\n")
-        sys.stdout.flush()
-
     run, ticket = prepared(order, dtype)
-    with joined(order, tell) as group:
+    with joined(order) as group:
         run.group = group
         group.prepare(run.model, run.batch_norm)
         if int(cut):
@@ -114,8 +110,8 @@ def trained(
 ) -> list[dict[str, Any]]:
     """Train an order by several processes; return what each of them has at the end.
 
-    `place`: what stands before a rank's command, such as srun; `meet`: the first one's host as the others call it;
-    `cut`: the step after which another training goes on.
+    `place`: what stands before a rank's command, such as srun; `meet`: this host as the ranks call it; `cut`: the step
+    after which another training goes on.
     """
     files = [folder / f"{world}-{dtype}-{cut}-{rank}.pt" for rank in range(world)]
 
@@ -124,31 +120,18 @@ def trained(
     def command(rank: int) -> list[str]:
         return [*place(rank), sys.executable, "-m", "tests.harness.ranks", *told, str(files[rank])]
 
-    message: dict[str, Any] = {**order.__dict__, "world": world, "meet": meet}
-    first = _start(command(0), message)
-    running = [first]
-    if world > 1:
-        assert first.stdout is not None
-        meet = json.loads(first.stdout.readline())["address"]
-        running += [_start(command(rank), {**message, "rank": rank, "meet": meet}) for rank in range(1, world)]
-    _ended(running)
+    store = open_store(meet)
+    meeting = {"MASTER_ADDR": meet, "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    running = []
+    for rank in range(world):
+        own = {**os.environ, **meeting, "RANK": str(rank), "WORLD_SIZE": str(world)}
+        process = subprocess.Popen(command(rank), stdin=subprocess.PIPE, env=own, text=True)
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({**order.__dict__, "world": world, "rank": rank}) + "\n")
+        process.stdin.close()
+        running.append(process)
+    assert [process.wait(120) for process in running] == [0] * world
     return [torch.load(file) for file in files]
-
-
-def _start(command: Sequence[str], message: dict[str, Any]) -> subprocess.Popen[str]:
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(message) + "\n")
-    process.stdin.close()
-    return process
-
-
-def _ended(running: Sequence[subprocess.Popen[str]]) -> None:
-    codes = [process.wait(120) for process in running]
-    for process in running:
-        assert process.stdout is not None
-        process.stdout.close()
-    assert codes == [0] * len(running)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +50,6 @@ from harness.rounds import Round, go_round, round_in_turn
 from harness.soundness import convolutions, look, shared
 from harness.states import state_of
 from harness.store import Folder, Store
-from harness.team import Team
 from tests.conftest import environment, save_whole_plan, until, write_project
 
 PROFILE = """
@@ -1208,72 +1205,6 @@ def test_a_job_started_anew_takes_over_at_once(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert state_of(Store(tmp_path).folder("train", "ab" * 16), observer).name == "lost"
-
-
-# Teams
-
-
-class Member:
-    """A trainer that says what it was given to say, through a door that it shares."""
-
-    def __init__(self, door: Connection, *said: dict[str, object]) -> None:
-        self.doors, self.said, self.host = [door], [{"at": "ready"}, *said], "h"
-        self.pids, self.alive, self.orders = [1], True, list[dict[str, object]]()
-
-    def send(self, message: dict[str, object]) -> None:
-        self.orders.append(message)
-
-    def hear(self, timeout: float) -> dict[str, object] | None:
-        return self.said.pop(0) if self.said and (self.said[0]["at"] == "ready" or self.orders) else None
-
-    def dump(self) -> None:
-        self.orders.append({"dump": True})
-
-    def kill(self) -> None:
-        self.alive = False
-
-
-def team(tmp_path: Path, *ends: dict[str, object]) -> Team:
-    """A team whose ranks end as told, given an order."""
-    door, _ = Pipe()
-    members = [Member(door, {"at": "end", **end}) for end in ends]
-    members[0].said.insert(1, {"at": "meet", "address": "h:1"})
-    found = Team(members, ["cpu"] * len(ends), "h")
-    assert found.hear(0.01) == {"at": "ready"}
-    assert found.hear(0.01) is None
-    found.send({"kind": "train", "attempt": str(tmp_path)})
-    return found
-
-
-def test_a_team_is_done_when_all_are(tmp_path: Path) -> None:
-    whole = team(tmp_path, {"outcome": "made", "draft": "d"}, {"outcome": "made"})
-    assert whole.hear(1) == {"at": "end", "outcome": "made", "draft": "d"}
-    assert whole.alive
-    assert [(o["rank"], o["world"], o["meet"]) for m in whole.members for o in m.orders] == [(0, 2, "h"), (1, 2, "h:1")]
-
-
-def test_the_first_cause_is_told_not_its_consequences(tmp_path: Path) -> None:
-    lost = {"outcome": "died", "peer": True, "message": "connection closed by peer"}
-    end = team(tmp_path, lost, lost, {"outcome": "failed", "cause": "oom", "message": "out of memory"}).hear(1)
-    assert (end["outcome"], end["cause"], end["message"]) == ("failed", "oom", "rank 2 of 3 on h: out of memory")
-
-
-def test_all_of_a_team_that_stalled_tell_where_they_are_and_the_rank_at_fault_is_named(tmp_path: Path) -> None:
-    lost = {"outcome": "died", "peer": True, "message": "connection closed by peer"}
-    whole = team(tmp_path, lost, {"outcome": "died", "signal": "SIGSEGV", "message": "crashed"})
-    end = whole.hear(1)
-    assert (end["rank"], end["signal"], end["message"]) == (1, "SIGSEGV", "rank 1 of 2 on h: crashed")
-    whole.dump()
-    assert all(member.orders[-1] == {"dump": True} for member in whole.members)
-
-
-def test_masks_are_the_work_of_one(tmp_path: Path) -> None:
-    whole = team(tmp_path, {"outcome": "made"}, {"outcome": "made"})
-    whole.members[0].orders.clear()
-    whole.members[1].said.clear()
-    whole.send({"kind": "mask", "attempt": str(tmp_path)})
-    assert whole.hear(1)["outcome"] == "made"
-    assert whole.members[1].orders == []
 
 
 # Shared stores

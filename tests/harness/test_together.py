@@ -1,4 +1,4 @@
-"""Trainings by several processes: killed and resumed, a rank that falls, a rank that fails, ranks on two nodes."""
+"""Trainings by several processes: killed and resumed, a rank that falls, a rank that fails, one that hangs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,10 @@ import pytest
 from tests.conftest import (
     THIN,
     descendants,
-    environment,
     hashes,
     kill_tree,
     results,
     run_sweep,
-    save_whole_plan,
     until,
     write_project,
 )
@@ -126,64 +123,3 @@ def test_the_rank_that_failed_is_told_of_not_those_that_miss_it(project: Path) -
     assert ends(project)[-1]["cause"] == "code"
     own = next(project.glob("runs/stages/train/*/*/attempt-0001/rank-1.json"))
     assert "ZeroDivisionError" in json.loads(own.read_text())["message"]
-
-
-@pytest.fixture
-def job(project: Path) -> Iterator[Callable[..., list[subprocess.Popen[str]]]]:
-    """Start the tasks of a job step, one a node, as srun would, all of them on this machine."""
-    started: list[subprocess.Popen[str]] = []
-
-    def run(number: str) -> list[subprocess.Popen[str]]:
-        command = [sys.executable, "-m", "harness.worker", "tiny", "--world", "2", "--threads", "1", "--device", "cpu"]
-        command += ["--checkpoint-every", "0.05"]
-        for node in range(2):
-            own = {"SLURM_JOB_ID": number, "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": str(node)}
-            own["SLURM_JOB_END_TIME"] = "99999999999"
-            started.append(
-                subprocess.Popen(
-                    command,
-                    cwd=project,
-                    env=environment() | own,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-            )
-        return started[-2:]
-
-    yield run
-    for process in started:
-        kill_tree(process.pid)
-        process.wait()
-        assert process.stdout
-        process.stdout.close()
-
-
-def test_ranks_on_two_nodes_make_the_same_weights(project: Path, job: Callable, calm: Path) -> None:
-    save_whole_plan(project, "dense")
-    assert [process.wait(240) for process in job("41")] == [0, 0]
-    assert hashes(project / "runs") == hashes(calm / "runs")
-
-
-def test_a_node_that_falls_ends_the_job_and_the_next_one_goes_on(project: Path, job: Callable, calm: Path) -> None:
-    save_whole_plan(project, "dense")
-    leader, agent = job("42")
-    until(lambda: len(checkpoints(project)) > 1)
-    kill_tree(agent.pid)
-    assert leader.wait(60) == 3
-    assert "is gone" in leader.stdout.read()
-    (lost,) = ends(project)
-    assert lost["outcome"] == "stopped"
-    assert "rank 1 of 2" in str(lost["message"])
-    assert [process.wait(240) for process in job("43")] == [0, 0]
-    assert hashes(project / "runs") == hashes(calm / "runs")
-
-
-@pytest.mark.long
-def test_an_agent_whose_leader_falls_leaves(project: Path, job: Callable) -> None:
-    save_whole_plan(project, "dense")
-    leader, agent = job("44")
-    until(lambda: checkpoints(project))
-    kill_tree(leader.pid)
-    assert agent.wait(60) == 3
-    assert "the first node of this job is gone" in agent.stdout.read()
