@@ -18,7 +18,7 @@ COLUMNS = ("difference", "margin", "verdict", "registered")
 def as_grid(judged: Sequence[Judged], before: Sequence[str] = ()) -> Grid:
     """Return the claims as a table; `before` tells of claims that were registered and are no more."""
     grid = Grid("claims", ("claim",), ("",))
-    for one in judged:
+    for name, one in zip(_names(judged), judged, strict=True):
         claim, record = one.claim.claim, one.claim.record
         effect = _entry(one)
         label = one.verdict + (" (exploratory)" if one.exploratory else "")
@@ -29,9 +29,16 @@ def as_grid(judged: Sequence[Judged], before: Sequence[str] = ()) -> Grid:
             words,
             Entry(words=f"{record['date'][:10]} {one.claim.hash}" if record else "no"),
         )
-        grid.entries.update({((claim.name,), (column,)): e for column, e in zip(COLUMNS, said, strict=True)})
+        grid.entries.update({((name,), (column,)): e for column, e in zip(COLUMNS, said, strict=True)})
     grid.caption = " ".join([*_sentences(judged), *before])
     return grid
+
+
+def _names(judged: Sequence[Judged]) -> list[str]:
+    """Return the names of claims, with the sweep's where claims of several sweeps have one name."""
+    found = [one.claim.claim.name for one in judged]
+    sweeps = [one.claim.folder.parents[1].name for one in judged]
+    return [name if found.count(name) == 1 else f"{name} ({its})" for name, its in zip(found, sweeps, strict=True)]
 
 
 def _entry(one: Judged) -> Entry:
@@ -51,12 +58,13 @@ def _sentences(judged: Sequence[Judged]) -> list[str]:
         "holes). Equivalent: the interval lies within the margin; better or worse: it lies on one side of 0 and is not "
         "equivalent; else undecided. The cells are those of the grid: nothing is said of others."
     ]
-    for one in judged:
+    names = _names(judged)
+    for name, one in zip(names, judged, strict=True):
         claim = one.claim.claim
         where = f" where {claim.where}" if claim.where else ""
-        head = f"{claim.name}: {one.first} against {one.second}, {claim.value}{where}; {len(one.asked)} pairs"
+        head = f"{name}: {one.first} against {one.second}, {claim.value}{where}; {len(one.asked)} pairs"
         said.append("; ".join([head, *one.remarks]) + ".")
-    effects = {one.claim.claim.name: one.found for one in judged if one.found is not None}
+    effects = {name: one.found for name, one in zip(names, judged, strict=True) if one.found is not None}
     if len(effects) > 1:
         ps = holm([effect_p(found) for found in effects.values()])
         shown = ", ".join(f"{name} {p:.2g}" for name, p in zip(effects, ps, strict=True))

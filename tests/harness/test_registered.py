@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,14 +36,19 @@ Row = Callable[[Mapping[str, str]], str]
 def store(folder: Path, row: Row, seeds: str = "0..3", margin: float = 1, planned: int = 4, more: str = "") -> Report:
     """Write what a sweep's store lacks, and report."""
     (folder / "x.yaml").write_text(SWEEP.format(seeds=seeds, margin=margin, planned=planned, more=more))
+    place, saved = write_store(folder, folder / "x.yaml", rows(row))
+    return make_report(place, [saved], rebuild=True)
+
+
+def rows(row: Row) -> Callable[[Mapping[str, str]], dict[str, str]]:
+    """Return what a store's rows are, by axis."""
 
     def row_of(place: Mapping[str, str]) -> dict[str, str]:
         said = row(place)
         done = said.replace(".", "").isdigit()
         return {"state": "done", "test": said, "dev": said, "cause": ""} if done else {"state": said, "cause": "why"}
 
-    place, saved = write_store(folder, folder / "x.yaml", row_of)
-    return make_report(place, [saved], rebuild=True)
+    return row_of
 
 
 def gain(by: float, until: int = 9, spread: float = 0.1) -> Row:
@@ -130,6 +136,22 @@ def test_an_analysis_stands_though_results_change_or_seeds_are_added(tmp_path: P
     changed = judged(store(tmp_path, gain(2.0, spread=3.0), seeds="0..5"))
     assert changed.verdict == "better"
     assert "its results have changed since its analysis, which stands" in " ".join(changed.remarks)
+
+
+def test_claims_of_one_name_in_two_sweeps_are_told_apart_and_adjusted_together(tmp_path: Path) -> None:
+    plans = []
+    for name, arch, by in (("claimed", "resnet20", 0.1), ("other", "resnet32", 2.0)):
+        text = SWEEP.format(seeds="0..3", margin=1, planned=4, more="").replace("claimed", name)
+        (tmp_path / "x.yaml").write_text(text.replace("resnet20", arch))
+        for until in (0, 9):
+            place, saved = write_store(tmp_path, tmp_path / "x.yaml", rows(gain(by, until=until)))
+        plans.append(saved)
+    grid = make_report(place, plans, rebuild=True).grids[0]
+    assert {row for row, _ in grid.entries} == {("helps (claimed)",), ("helps (other)",)}
+    assert grid.entry(("helps (other)",), ("verdict",)).text == "better"
+    ps = re.search(r"\(Holm\): helps \(claimed\) (\S+), helps \(other\) (\S+)\.", grid.caption)
+    assert ps is not None
+    assert float(ps[1]) > 0.05 > float(ps[2])
 
 
 def test_a_claim_of_an_earlier_version_is_the_same_and_interim_analyses_are_told(tmp_path: Path) -> None:
