@@ -221,6 +221,7 @@ class Step:
         os.close(line)
         os.close(descriptor)
         self.fallen: dict[int, dict[str, Any]] = {}
+        self.ending = False
         self.failed = 0.0
         """When rank 0 said that it has failed."""
         self._say(message)
@@ -247,8 +248,9 @@ class Step:
             waited = time.monotonic() - self.failed if self.failed else 0.0
             if waited > 3 * LAST_WORDS:
                 self.process.kill()
-            elif waited > LAST_WORDS:
-                self.process.terminate()
+            elif waited > LAST_WORDS and not self.ending:
+                self.ending = True
+                self.process.terminate()  # once: each is a line of its complaints
             return False
         self.said = self.complaints.read_text(errors="replace")
         self.complaints.unlink(missing_ok=True)
@@ -374,7 +376,8 @@ def _led(order: Order, control: Control, dump: threading.Event, world: int, node
         return end
     cause = first_cause(Path(order.attempt), world, ranks.fallen) or end
     if nodes > 1 and cause.get("peer", cause is end):  # nobody has a cause of its own
-        said = " ".join(ranks.said.split()) or cause["message"]
+        errors = [line.partition("error: ")[2] for line in ranks.said.splitlines() if "error: " in line]
+        said = "; ".join(dict.fromkeys(errors)) or cause["message"]
         return {"outcome": "lost", "message": f"a node of this training is gone: {said}"}
     return cause
 

@@ -65,7 +65,7 @@ def processes(rank: int, folder: Path) -> list[int]:
 def test_a_rank_and_a_node_that_fall_end_the_attempt_and_the_training_goes_on(
     cluster: Cluster, project: Path, following: Callable[..., subprocess.Popen[str]], what: str
 ) -> None:
-    write_wide(project, epochs=600)
+    write_wide(project, epochs=200)
     write_profile(project, more="requeue: null\n")
     driver = following(project, *DENSE, "--via", "dev.yaml", "--checkpoint-every", "0.5")
     until(lambda: checkpoints(project) and processes(1, project), 240, every=0.2)
@@ -76,7 +76,7 @@ def test_a_rank_and_a_node_that_fall_end_the_attempt_and_the_training_goes_on(
         nodes = cluster.ask("squeue", "--noheader", "--format", "%N").strip()
         assert nodes == "n[1-2]"
         cluster.control("kill-node", "n2")
-    until(lambda: ends(project), 120, every=0.2)
+    until(lambda: ends(project), 240, every=0.2)
     if what == "node":
         cluster.control("start-node", "n2")
     fallen = ends(project)[0]
