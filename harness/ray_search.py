@@ -23,7 +23,7 @@ class SearchTrials:
     def __init__(self, campaign: Campaign) -> None:
         self.campaign, self.store, self.observer = campaign, campaign.store, campaign.observer
         total = sum(tried.study.samples for tried in campaign.tried)
-        self.display = Display(sum(len(tried.ended) for tried in campaign.tried), total, 0, "trials")
+        self.display = Display(campaign.ended, total, 0, "trials")
         campaign.save()
 
     @property
@@ -56,7 +56,7 @@ class SearchTrials:
         if standing is None:
             self.display.say(f"trial {trial.number} of {tried.study.label} ended early, and is to go on")
             return False
-        self.display.stages(self.display.done + 1)
+        self.display.stages(self.campaign.ended)
         if standing.name == FAILED:
             self.display.say(f"{standing.name}: trial {trial.number} of {tried.study.label}: {standing.reason}")
         return standing.name == FAILED

@@ -77,6 +77,11 @@ class Campaign:
         return any(tried.waiting or tried.left for tried in self.tried)
 
     @property
+    def ended(self) -> int:
+        """Return how many trials have ended."""
+        return sum(len(tried.ended) for tried in self.tried)
+
+    @property
     def folder(self) -> Path:
         """Return the sweep's folder."""
         return self.store.sweep(self.sweep.name)
@@ -155,15 +160,23 @@ class Campaign:
     def next(self) -> tuple[Tried, Trial] | None:
         """Return a trial to run: one that was cut off, else a new one of the study that has begun the fewest.
 
-        Raises UserError where its settings do not go together.
+        Where none is left, those that other calls have begun meanwhile: theirs may be killed. Raises UserError where
+        a trial's settings do not go together.
         """
-        for tried in self.tried:
-            if tried.waiting:
-                return tried, tried.waiting.pop(0)
+        if found := self._waiting():
+            return found
         for tried in sorted(self.tried, key=lambda each: len(each.trials.begun)):
             if tried.left and (trial := self._begin(tried)):
                 return tried, trial
-        return None
+        for tried in self.tried:
+            tried.trials.look()
+            for trial in [trial for trial in tried.trials if trial.number not in tried.keys]:
+                self.add(tried, trial)
+                self._sort(tried, trial, self.standing(tried, trial))
+        return self._waiting()
+
+    def _waiting(self) -> tuple[Tried, Trial] | None:
+        return next(((tried, tried.waiting.pop(0)) for tried in self.tried if tried.waiting), None)
 
     def _begin(self, tried: Tried) -> Trial | None:
         tried.trials.look()  # another call may have begun some

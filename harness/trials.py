@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,49 +82,71 @@ class Trials:
         self.begun: list[FrozenTrial] = []
         """By draw."""
         self.earlier = list(_earlier(study.folder))
-        self.storage: BaseStorage = InMemoryStorage()  # until there is something to write
+        self.storage: BaseStorage = InMemoryStorage()  # until there is a journal
         self.optuna = optuna.create_study(storage=self.storage)
-        if self.earlier:
-            self._open()
+        self.kept = False
+        """Whether the journal has this study."""
         self.look()
 
     def __iter__(self) -> Iterator[Trial]:
         """Iterate over the trials that were begun."""
         return map(self._trial, range(len(self.begun)))
 
-    def _open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        backend = JournalFileBackend(str(self.path), lock_obj=JournalLock(self.path))
-        try:
-            self.storage = JournalStorage(backend)
-            self.optuna = optuna.create_study(
-                storage=self.storage, study_name=self.study.identity, direction=self.direction, load_if_exists=True
-            )
-            self.look()
-        except (ValueError, KeyError) as error:
-            raise UserError(
-                f"{self.path}: this journal of a search is damaged ({error}); remove it: random draws come again, and "
-                "what is trained is not trained twice"
-            ) from None
-        mine = [settings for identity, settings in self.earlier if identity == self.study.identity]
-        while len(self.begun) < len(mine):
-            self.begin(mine[len(self.begun)])
-
     def look(self) -> None:
-        """Read the trials that other calls have begun, reported and ended."""
-        if isinstance(self.storage, InMemoryStorage) and self.path.exists():
-            self._open()
-        found: dict[int, FrozenTrial] = {}
-        for trial in self.optuna.get_trials(deepcopy=False):
-            found.setdefault(trial.user_attrs[DRAW], trial)
-        self.begun = [found[draw] for draw in range(len(found))]
+        """Read the trials that other calls have begun, reported and ended; nothing is locked or written.
+
+        Raises UserError where the journal is damaged.
+        """
+        with self._reading():
+            if isinstance(self.storage, InMemoryStorage) and self.path.exists():
+                self.storage = self._journal()
+            if not self.kept and self.study.identity in optuna.get_all_study_names(self.storage):
+                self.optuna = optuna.load_study(study_name=self.study.identity, storage=self.storage)
+                self.kept = True
+            found: dict[int, FrozenTrial] = {}
+            for trial in self.optuna.get_trials(deepcopy=False):
+                found.setdefault(trial.user_attrs[DRAW], trial)
+            mine = [settings for identity, settings in self.earlier if identity == self.study.identity]
+            draws = range(max(len(found), len(mine)))
+            self.begun = [found[draw] if draw in found else self._made(draw, mine[draw]) for draw in draws]
+
+    def _keep(self) -> None:
+        """Create the study in the journal, with the trials of the earlier form, as far as they are not there."""
+        with self._reading():
+            if not self.kept:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.storage = self._journal()
+                self.optuna = optuna.create_study(
+                    storage=self.storage, study_name=self.study.identity, direction=self.direction, load_if_exists=True
+                )
+                self.kept = True
+        self.look()
+        for trial in [trial for trial in self.begun if trial.number < 0]:
+            self.optuna.add_trial(trial)
+        self.look()
+
+    def _journal(self) -> JournalStorage:
+        return JournalStorage(JournalFileBackend(str(self.path), lock_obj=JournalLock(self.path)))
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Raise UserError where Optuna cannot make sense of the journal, which it tells by any of these errors."""
+        try:
+            yield
+        except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+            raise UserError(
+                f"{self.path}: this journal of a search is damaged, or was written by a newer Optuna ({error}); install "
+                "that, or remove the file: random draws come again, and what is trained is not trained twice"
+            ) from None
 
     def spent(self) -> int:
         """Return how many trials this place has cost, those of other spaces and settings among them."""
-        names = optuna.get_all_study_names(self.storage)
-        studies = [optuna.load_study(study_name=name, storage=self.storage) for name in names]
-        draws = [len({trial.user_attrs[DRAW] for trial in each.get_trials(deepcopy=False)}) for each in studies]
-        return sum(draws) + sum(identity not in names for identity, _ in self.earlier)
+        spent = Counter(identity for identity, _ in self.earlier)
+        with self._reading():
+            for name in optuna.get_all_study_names(self.storage):
+                found = optuna.load_study(study_name=name, storage=self.storage).get_trials(deepcopy=False)
+                spent[name] = max(spent[name], len({trial.user_attrs[DRAW] for trial in found}))
+        return spent.total()
 
     def draw(self) -> dict[str, Any] | None:
         """Return settings for the next trial; None where all were tried.
@@ -145,15 +168,18 @@ class Trials:
 
     def begin(self, settings: Mapping[str, Any]) -> Trial | None:
         """Append a trial; return None where another call was faster to append this draw."""
-        draw, call = len(self.begun), secrets.token_hex(8)
-        if isinstance(self.storage, InMemoryStorage):
-            self._open()
-        params = {d.axis: _encoded(d, settings[d.axis]) for d in self.study.space}
-        attributes = {DRAW: draw, CALL: call}
-        state = TrialState.RUNNING
-        self.optuna.add_trial(create_trial(state=state, params=params, distributions=self.space, user_attrs=attributes))
+        trial = self._made(len(self.begun), settings)
+        self._keep()
+        self.optuna.add_trial(trial)
         self.look()
+        draw, call = trial.user_attrs[DRAW], trial.user_attrs[CALL]
         return self._trial(draw) if self.begun[draw].user_attrs[CALL] == call else None
+
+    def _made(self, draw: int, settings: Mapping[str, Any]) -> FrozenTrial:
+        params = {d.axis: _encoded(d, settings[d.axis]) for d in self.study.space}
+        attributes = {DRAW: draw, CALL: secrets.token_hex(8)}
+        state = TrialState.RUNNING
+        return create_trial(state=state, params=params, distributions=self.space, user_attrs=attributes)
 
     def report(self, trial: Trial, epoch: int, value: float) -> None:
         """Record a trial's value after an epoch; where it is behind, create the file that stops it."""
@@ -172,7 +198,7 @@ class Trials:
 
         A failure is not recorded: Optuna could not take it back when its stage is to be tried again.
         """
-        self.look()
+        self._keep()
         if self.begun[trial.number - 1].state.is_finished():
             return
         last = self.begun[trial.number - 1].last_step or 0
@@ -196,7 +222,8 @@ class Trials:
     def _trial(self, draw: int) -> Trial:
         params = self.begun[draw].params
         settings = {d.axis: _decoded(d, params[d.axis]) for d in self.study.space}
-        return Trial(draw + 1, settings, self.study.folder / f"{self.study.identity[:8]}-{draw + 1:05d}.stop")
+        mark = digest([self.study.identity, settings])[:8]  # a journal that was removed leaves its files behind
+        return Trial(draw + 1, settings, self.study.folder / f"{draw + 1:05d}-{mark}.stop")
 
     def _id(self, trial: Trial) -> int:
         study = self.storage.get_study_id_from_name(self.study.identity)

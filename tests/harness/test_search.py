@@ -268,9 +268,61 @@ def test_a_line_that_a_killed_call_has_half_written_is_removed(tmp_path: Path) -
         assert len(list(trials(tmp_path))) == 2
         found.path.write_bytes(whole)
         other = trials(tmp_path)
-    found.path.write_bytes(b"{}\n" + whole)
-    with pytest.raises(UserError, match=r"journal of a search is damaged .* remove it"):
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{}",
+        b"[]",
+        b"1",
+        b"\xff\xfe",
+        b'{"op_code":4,"wor',
+        b'{"op_code":77,"worker_id":"w"}',
+        b'{"op_code":8,"worker_id":"w","trial_id":0,"user_attr":{"draw":7}}',
+        b'{"op_code":4,"worker_id":"w","study_id":0,"datetime_start":null,"params":[]}',
+        b'{"op_code":4,"worker_id":"w","study_id":0,"datetime_start":null}',
+    ],
+)
+def test_a_journal_that_is_damaged_or_of_a_newer_optuna_is_named(tmp_path: Path, line: bytes) -> None:
+    found = trials(tmp_path)
+    for _ in range(2):
+        drawn(found)
+    with found.path.open("ab") as file:
+        file.write(line + b"\n" + found.path.read_bytes().splitlines()[-1] + b"\n")
+    with pytest.raises(UserError, match=r"journal.log: this journal of a search is damaged, .* remove the file"):
         trials(tmp_path)
+    with pytest.raises(UserError, match=r"is damaged"):
+        found.look()
+
+
+def test_looking_at_a_search_locks_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: JournalLock) -> bool:
+        raise AssertionError("locked")
+
+    found = trials(tmp_path)
+    drawn(found)
+    before = found.path.read_bytes()
+    monkeypatch.setattr(JournalLock, "acquire", refused)
+    again = trials(tmp_path)
+    assert (len(list(again)), again.spent()) == (1, 1)
+    other = trials(tmp_path, SEARCH.replace("epochs: 4", "epochs: 5"))
+    assert (len(list(other)), other.spent()) == (0, 1)
+    assert found.path.read_bytes() == before
+
+
+def test_a_stop_of_a_journal_that_was_removed_stops_no_other_settings(tmp_path: Path) -> None:
+    found = trials(tmp_path)
+    settings = drawn(found)
+    stop = next(iter(found)).stop
+    stop.touch()
+    found.path.unlink()
+    again = trials(tmp_path)
+    assert again.begin({"lr": 0.25}), "as another sampler or seed draws it"
+    assert not next(iter(again)).stop.exists()
+    again.path.unlink()
+    assert drawn(again := trials(tmp_path)) == settings
+    assert next(iter(again)).stop == stop
 
 
 def test_a_lock_whose_holder_was_killed_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,8 +366,17 @@ def test_trials_of_the_earlier_form_are_taken_over_once(tmp_path: Path) -> None:
         found = trials(tmp_path)
         assert [(trial.number, trial.settings["lr"]) for trial in found] == [(1, 0.1), (2, 0.3)]
         assert found.spent() == 3
+        assert not found.path.exists(), "nothing was begun yet"
     drawn(found)
+    assert [trial.number for trial in trials(tmp_path)] == [1, 2, 3]
     assert trials(tmp_path).spent() == 4
+    lines = found.path.read_bytes().splitlines(keepends=True)
+    found.path.write_bytes(b"".join(lines[:2]))  # killed while it took them over
+    found = trials(tmp_path)
+    assert [trial.settings["lr"] for trial in found] == [0.1, 0.3]
+    found.record(list(found)[1], [(4, 50.0)], Standing(DONE, 50.0, 4))
+    assert [trials(tmp_path).standing(trial).name for trial in found] == ["open", "done"]
+    assert trials(tmp_path).spent() == 3
 
 
 def test_what_a_trial_is_judged_by_is_what_its_table_will_report() -> None:
@@ -520,7 +581,7 @@ def test_two_calls_of_a_search_share_its_trials(project: Path, start: Callable[.
     written(project, SEARCH.replace("samples: 5", "samples: 8\n  baseline: none\n  scheduler: none"))
     both = [start("harness.sweep", "hunt.yaml", "--threads", "1", "--workers", "1") for _ in range(2)]
     said = [process.communicate(timeout=240)[0].decode() for process in both]
-    assert 0 in [process.returncode for process in both], said
+    assert [process.returncode for process in both] == [0, 0], said  # who ends first waits for the other's trials
     assert "trouble" not in "".join(said)
     assert len(trained(project)) == 8
     last = run_sweep(project, "hunt.yaml")
@@ -529,11 +590,30 @@ def test_two_calls_of_a_search_share_its_trials(project: Path, start: Callable[.
     assert not list(project.glob("runs/sweeps/hunt/search/plan-*"))
 
 
+def opened(folder: Path, text: str) -> Campaign:
+    """Open a search as a call of its own does."""
+    sweep = load_sweep(written(folder, text) / "hunt.yaml")
+    store = Store(folder / "runs")
+    return Campaign(sweep, store, make_studies(sweep, store, (planner := Planner(sweep, store, folder))), planner)
+
+
+def test_trials_that_another_call_has_begun_are_taken_up_when_nothing_else_is_left(tmp_path: Path) -> None:
+    text = SEARCH.replace("samples: 5", "samples: 2\n  baseline: none")
+    one, two = opened(tmp_path, text), opened(tmp_path, text)
+    mine, theirs = one.next(), two.next()
+    assert mine
+    assert theirs
+    assert [trial.number for _, trial in (mine, theirs)] == [1, 2]
+    found = one.next()
+    assert found
+    assert found[1].settings == theirs[1].settings
+    assert one.order(*found)["key"] == two.order(*theirs)["key"]
+    assert one.next() is None
+    assert one.ended == 0
+
+
 def test_settings_that_do_not_go_together_are_refused_before_they_count(tmp_path: Path) -> None:
-    text = SEARCH.replace("ls.alpha: uniform(0, 0.5)", "momentum: [0.0]\n    nesterov: [true]")
-    sweep = load_sweep(written(tmp_path, text) / "hunt.yaml")
-    store = Store(tmp_path / "runs")
-    campaign = Campaign(sweep, store, make_studies(sweep, store, (planner := Planner(sweep, store, tmp_path))), planner)
+    campaign = opened(tmp_path, SEARCH.replace("ls.alpha: uniform(0, 0.5)", "momentum: [0.0]\n    nesterov: [true]"))
     with pytest.raises(FileError, match=r"hunt.yaml:\d+: lr=.*, momentum=0.0, nesterov=True: .*needs a momentum"):
         campaign.next()
     assert [tried.trials.spent() for tried in campaign.tried] == [0, 0]
