@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -230,14 +231,23 @@ def _searcher(work: Work[Task], share: Share, common: Mapping[str, Any]) -> Any:
             self.held: tuple[Task, Mapping[str, Any]] | None = None
             self.outcomes: dict[str, str] = {}
             self.trouble = ""
-            self.mistake: UserError | None = None
+            self.mistake: UserError | OSError | None = None
+
+        @contextlib.contextmanager
+        def minding(self) -> Iterator[None]:
+            """Keep an error to be raised again when Tune is left, which would print a traceback and kill what runs."""
+            try:
+                yield
+            except (UserError, OSError) as error:
+                if self.mistake is None and self.under_way:
+                    work.display.say(f"{error}; no trial is begun any more, those at work go on to their end")
+                self.mistake = self.mistake or error
 
         def suggest(self, trial_id: str) -> dict[str, Any] | None:
             halted = self.trouble or self.mistake or cancelled.exists() or reached(work.store, work.plan.name)
-            try:
+            found = None
+            with self.minding():
                 found = None if halted else self.held or work.next(self.under_way.values())
-            except UserError as error:  # raised again when Tune is left, which would print a traceback
-                found, halted, self.mistake = None, True, error
             self.held = None
             if found is not None:
                 task, order = found
@@ -247,22 +257,24 @@ def _searcher(work: Work[Task], share: Share, common: Mapping[str, Any]) -> Any:
                 self.under_way[trial_id], self.worlds[trial_id] = task, order["world"]
                 return {**common, **order}
             finished: Any = Searcher.FINISHED  # a word of its own, which its annotation forgets
-            return finished if not self.under_way and (halted or work.over) else None
+            return finished if not self.under_way and (halted or self.mistake or work.over) else None
 
         def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
             if result[OUTCOME]:
                 self.outcomes[trial_id] = result[OUTCOME]
             else:
-                work.judge(self.under_way[trial_id], result["epoch"], result["value"])
+                with self.minding():
+                    work.judge(self.under_way[trial_id], result["epoch"], result["value"])
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             outcome = self.outcomes.pop(trial_id, "died")
             if outcome.startswith(TROUBLE):
                 self.trouble = outcome
             self.worlds.pop(trial_id)
-            failed = work.ended(self.under_way.pop(trial_id), outcome)
-            if failed and (found := check_limit(work.plan, work.store, work.observer)) is not None:
-                work.display.say(str(found))
+            task = self.under_way.pop(trial_id)
+            with self.minding():
+                if work.ended(task, outcome) and (found := check_limit(work.plan, work.store, work.observer)):
+                    work.display.say(str(found))
 
         def save(self, checkpoint_path: str) -> None:
             """Save nothing: what is done stands in the store."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.tune.search import Searcher
 
 from harness import trials as optuna_trials
 from harness.cell import expand
@@ -22,6 +23,8 @@ from harness.errors import FileError, UserError
 from harness.form import Search
 from harness.planfile import as_saved
 from harness.planner import Planner
+from harness.ray_run import Share, _searcher
+from harness.ray_search import SearchTrials
 from harness.report.assemble import make_report
 from harness.search_run import Campaign
 from harness.space import read_dimension
@@ -610,6 +613,21 @@ def test_trials_that_another_call_has_begun_are_taken_up_when_nothing_else_is_le
     assert one.order(*found)["key"] == two.order(*theirs)["key"]
     assert one.next() is None
     assert one.ended == 0
+
+
+def test_a_store_that_fails_in_the_middle_ends_a_search_with_its_trials_and_no_traceback(tmp_path: Path) -> None:
+    campaign = opened(tmp_path, SEARCH)
+    searcher = _searcher(SearchTrials(campaign), Share(), {"cancelled": str(tmp_path / "cancelled")})
+    assert searcher.suggest("one")
+    journal = campaign.tried[0].trials.path
+    journal.rename(journal.with_name("aside"))
+    journal.mkdir()
+    searcher.on_trial_result("one", {"outcome": "", "epoch": 1, "value": 50.0})
+    assert searcher.suggest("two") is None, "the first one goes on"
+    searcher.on_trial_result("one", {"outcome": "over"})
+    searcher.on_trial_complete("one")
+    assert searcher.suggest("two") == Searcher.FINISHED
+    assert isinstance(searcher.mistake, OSError)
 
 
 def test_settings_that_do_not_go_together_are_refused_before_they_count(tmp_path: Path) -> None:
