@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import threading
@@ -248,6 +249,8 @@ class Lease:
     length: float = LEASE
     observer: Observer = field(default_factory=Observer)
     """What is known of other holders' heartbeats, for all leases that are given the same observer."""
+    longest: float = math.inf
+    """Seconds after which it is renewed no more: who holds it for longer hangs, and is to lose it to the next."""
     claim: Claim | None = None
     _released: threading.Event = field(default_factory=threading.Event)
 
@@ -332,7 +335,7 @@ class Lease:
         return listed.claim_path(listed.generation)
 
     def _renew(self, claim: Claim, released: threading.Event) -> None:
-        while not released.wait(self.length / BEATS_PER_LEASE):
+        while not released.wait(self.length / BEATS_PER_LEASE) and time.monotonic() - claim.began < self.longest:
             with contextlib.suppress(OSError):  # a full or hanging file system: the next beat may come through
                 if not claim.beat():
                     return

@@ -26,6 +26,8 @@ ROUNDS = "rounds"
 """The folder of the lease that a round is held under."""
 LENGTH = 60.0
 """Seconds without a heartbeat after which a round on another host counts as broken off."""
+LONGEST = 300.0
+"""Seconds after which a round shows no heartbeat any more: sbatch, which nothing else bounds, hangs."""
 ANSWERED = "answered"
 """How the lease of a round ends for which the scheduler has said what is there."""
 CANCELLED = "cancelled"
@@ -110,7 +112,7 @@ def go_round(
 
 
 def _lease(store: Store, name: str, observer: Observer) -> Lease:
-    return Lease(store.sweep(name) / ROUNDS, LENGTH, observer)
+    return Lease(store.sweep(name) / ROUNDS, LENGTH, observer, LONGEST)
 
 
 def answered_round(go: Callable[[], Round], later: str, tell: Callable[[str], None]) -> Round:

@@ -48,12 +48,14 @@ def publisher(
     """
     folder = target.folder(store)
     lease = acquire(folder, waits, say)
-    end_left_over(folder)
-    delivery = Delivery(folder, target.entity, bool(target.host))
     try:
-        yield Publisher(store, wish, target, folder, lease, delivery, logged(folder, say))
+        end_left_over(folder)
+        delivery = Delivery(folder, target.entity, bool(target.host))
+        try:
+            yield Publisher(store, wish, target, folder, lease, delivery, logged(folder, say))
+        finally:
+            delivery.close()
     finally:
-        delivery.close()
         lease.release()
 
 

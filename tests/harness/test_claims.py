@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -274,6 +275,18 @@ def test_a_lost_hosts_lease_is_taken_once_its_heartbeat_has_stood_still(tmp_path
     assert said == [
         f"waiting for process {os.getpid()} on another-host to end or show a heartbeat, for 60 s ({tmp_path})"
     ]
+    lease.release()
+
+
+def test_a_holder_that_hangs_for_longer_than_it_may_shows_no_heartbeat_any_more(tmp_path: Path) -> None:
+    before = {*threading.enumerate()}
+    lease = Lease(tmp_path, 0.06, longest=0.0)
+    assert lease.acquire()
+    (renewing,) = {*threading.enumerate()} - before
+    renewing.join(30)
+    assert not renewing.is_alive()
+    assert (tmp_path / "claim-0001").read_bytes().endswith(b"\n"), "no beat"
+    assert lease.held
     lease.release()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import replace
@@ -15,15 +16,18 @@ from harness.claims import Lease, Observer, Owner, take
 from harness.errors import UserError
 from harness.facts import Facts
 from harness.index import stand
+from harness.machine import machine
 from harness.plan import Stage
 from harness.planfile import SavedPlan
 from harness.sealed import seal
-from harness.store import Folder, Store
+from harness.store import Folder, Store, write_whole
 from harness.track.about import About, about_stages, shortened
+from harness.track.desk import SIGNS
 from harness.track.ledger import Ledger, Shown, acquire
+from harness.track.opening import publisher
 from harness.track.page import Page, plain, run_id, without_turn
 from harness.track.publisher import contradicts
-from harness.track.target import MOST_RUNS, Shards, Target, plans_of, renewed, shards_of, wishes
+from harness.track.target import MOST_RUNS, Shards, Target, Wish, plans_of, renewed, shards_of, wishes
 from harness.track.writer import Writer
 from tests.harness.synthetic import write_fixture_store
 
@@ -230,6 +234,15 @@ def test_a_publisher_on_another_host_is_waited_for_until_its_lease_ends(tmp_path
     assert taken.generation == 2
     assert said == [f"wandb: process {os.getpid()} on another may be gone; waiting for its lease to end"]
     taken.release()
+
+
+def test_a_publisher_that_fails_at_its_start_gives_its_lease_back(tmp_path: Path) -> None:
+    store, target, wish = Store(tmp_path), Target("", "", "p"), Wish("p", None, None, "none", "offline", ())
+    target.folder(store).mkdir(parents=True)
+    write_whole(target.folder(store) / SIGNS, json.dumps({"boot": " ".join(machine()), "processes": [[1]]}).encode())
+    with pytest.raises(ValueError, match="unpack"), publisher(store, wish, target, print):
+        raise AssertionError
+    assert acquire(target.folder(store), lambda: False).generation == 2
 
 
 def test_what_sweeps_say_of_one_project_goes_together(tmp_path: Path) -> None:
