@@ -135,8 +135,8 @@ class Trials:
             yield
         except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
             raise UserError(
-                f"{self.path}: this journal of a search is damaged, or was written by a newer Optuna ({error}); install "
-                "that, or remove the file: random draws come again, and what is trained is not trained twice"
+                f"{self.path}: this journal of a search is damaged, or was written by a newer Optuna ({error}); "
+                "install that, or remove the file: random draws come again, and what is trained is not trained twice"
             ) from None
 
     def spent(self) -> int:

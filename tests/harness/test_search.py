@@ -324,7 +324,8 @@ def test_a_stop_of_a_journal_that_was_removed_stops_no_other_settings(tmp_path: 
     assert again.begin({"lr": 0.25}), "as another sampler or seed draws it"
     assert not next(iter(again)).stop.exists()
     again.path.unlink()
-    assert drawn(again := trials(tmp_path)) == settings
+    again = trials(tmp_path)
+    assert drawn(again) == settings
     assert next(iter(again)).stop == stop
 
 
