@@ -32,7 +32,7 @@ REDRAWS = 50
 """Draws in a row that were all tried before, after which a space counts as exhausted."""
 GRACE = 30
 """Seconds in which a lock does not change hands, after which its holder counts as killed."""
-DRAW, CALL = "draw", "call"
+DRAW, CALL, HALVING = "draw", "call", "halving"
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -79,6 +79,7 @@ class Trials:
         self.epochs = study.cell.protocol.epochs
         asha = form.asha if form.asha and form.asha.grace < self.epochs else None
         self.pruner = SuccessiveHalvingPruner(asha.grace, asha.reduction) if asha else None
+        self.halving = [asha.grace, asha.reduction] if asha else []
         self.begun: list[FrozenTrial] = []
         """By draw."""
         self.earlier = list(_earlier(study.folder))
@@ -159,7 +160,7 @@ class Trials:
         for again in range(REDRAWS):
             seed = int(digest([self.form.seed, self.study.identity, len(tried), again])[:8], 16)
             random = again or self.form.searcher == "random"
-            study = self._copy(RandomSampler(seed) if random else TPESampler(seed=seed))
+            study = self._copy(self.begun, RandomSampler(seed) if random else TPESampler(seed=seed))
             params = study.ask(self.space).params
             settings = {d.axis: d.tidy(_decoded(d, params[d.axis])) for d in self.study.space}
             if settings not in tried:
@@ -177,21 +178,28 @@ class Trials:
 
     def _made(self, draw: int, settings: Mapping[str, Any]) -> FrozenTrial:
         params = {d.axis: _encoded(d, settings[d.axis]) for d in self.study.space}
-        attributes = {DRAW: draw, CALL: secrets.token_hex(8)}
+        attributes = {DRAW: draw, CALL: secrets.token_hex(8), HALVING: self.halving}
         state = TrialState.RUNNING
         return create_trial(state=state, params=params, distributions=self.space, user_attrs=attributes)
 
     def report(self, trial: Trial, epoch: int, value: float) -> None:
-        """Record a trial's value after an epoch; where it is behind, create the file that stops it."""
+        """Record a trial's value after an epoch; where it is behind, create the file that stops it.
+
+        It is judged among the trials that were begun under the same scheduler: others' values are of other epochs.
+        """
         with contextlib.suppress(UpdateFinishedTrialError):  # another call has told how it ended
             self.storage.set_trial_intermediate_value(self._id(trial), epoch, value)
             self.look()
-            if self.pruner is None or epoch >= self.epochs:
+            alike = [each for each in self.begun if each.user_attrs[HALVING] == self.halving]
+            mine = self.begun[trial.number - 1]
+            if self.pruner is None or epoch >= self.epochs or mine not in alike:
                 return
-            copy = self._copy()  # a pruner records a value as judged before it answers: a kill would lose the answer
-            if self.pruner.prune(copy, copy.trials[trial.number - 1]):
+            copy = self._copy(
+                alike
+            )  # a pruner records a value as judged before it answers: a kill would lose the answer
+            if self.pruner.prune(copy, copy.trials[alike.index(mine)]):
                 publish(trial.stop, f"{epoch}\n".encode())
-            self.pruner.prune(self.optuna, self.begun[trial.number - 1])
+            self.pruner.prune(self.optuna, mine)
 
     def record(self, trial: Trial, values: Iterable[tuple[int, float]], standing: Standing) -> None:
         """Record what the store has of a trial: epochs that were not reported or judged, and how it ended.
@@ -229,10 +237,10 @@ class Trials:
         study = self.storage.get_study_id_from_name(self.study.identity)
         return self.storage.get_trial_id_from_study_id_trial_number(study, self.begun[trial.number - 1].number)
 
-    def _copy(self, sampler: BaseSampler | None = None) -> optuna.Study:
-        """Return the study in memory, its trials numbered by draw: what is changed there is recorded nowhere."""
+    def _copy(self, trials: Iterable[FrozenTrial], sampler: BaseSampler | None = None) -> optuna.Study:
+        """Return a study of trials in memory, numbered in their order: what is changed there is recorded nowhere."""
         copy = optuna.create_study(direction=self.direction, sampler=sampler)
-        copy.add_trials(self.begun)
+        copy.add_trials(trials)
         return copy
 
 

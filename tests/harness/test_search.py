@@ -228,6 +228,18 @@ def test_halving_stops_who_is_behind(tmp_path: Path) -> None:
     assert not any(behind(never, [(n, 1, -n) for n in (1, 2, 3)]))
 
 
+def test_a_trial_is_judged_among_those_that_the_same_scheduler_judges(tmp_path: Path) -> None:
+    first = trials(tmp_path, **ASHA)
+    for _ in range(2):
+        drawn(first)
+    behind(first, [(1, 1, 90.0), (2, 1, 95.0), (2, 2, 96.0)])
+    later = trials(tmp_path, scheduler={"asha": {"grace": 2, "reduction": 2}})
+    for _ in range(2):
+        drawn(later)
+    reports = [(3, 1, 10.0), (3, 2, 50.0), (4, 2, 40.0), (2, 3, 1.0)]
+    assert behind(later, reports) == [False, False, True, False], "others' first rung is another epoch's"
+
+
 class Killed(Exception):
     pass
 
