@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+LEVEL = 0.95
+"""The confidence of every interval."""
 EDGE = 1e-6
 """A variance between seeds, as a share of the residual one, below which it counts as none."""
 FLIPPED = (6, 20)
@@ -39,8 +41,8 @@ class Effect(Interval):
     """Standard deviation between seeds, cells averaged."""
 
 
-def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Return the mean of independent values with Student's t interval. Raises ValueError for no values."""
+def t_interval(values: Sequence[float]) -> Interval:
+    """Return the mean of independent values with Student's t interval at LEVEL. Raises ValueError for no values."""
     if not values:
         raise ValueError("no values")
     mean, n = statistics.fmean(values), len(values)
@@ -48,7 +50,7 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
         return Interval(mean, math.nan, math.nan, n)
     from scipy.stats import ttest_1samp  # takes 0.7 s to load
 
-    found = ttest_1samp(values, 0.0).confidence_interval(level)
+    found = ttest_1samp(values, 0.0).confidence_interval(LEVEL)
     return Interval(mean, float(found.low), float(found.high), n)
 
 
@@ -66,7 +68,7 @@ def paired_p(differences: Sequence[float]) -> float:
     return float(ttest_1samp(differences, 0.0).pvalue)
 
 
-def effect(values: Mapping[tuple[str, str], float], level: float = 0.95) -> Effect:
+def effect(values: Mapping[tuple[str, str], float]) -> Effect:
     """Return the mean over cells of differences by (cell, seed), with an interval in which seeds are the random unit.
 
     A seed draws the order of the images for every cell, so that its cells are not independent: where every cell has
@@ -80,7 +82,7 @@ def effect(values: Mapping[tuple[str, str], float], level: float = 0.95) -> Effe
     seeds = list(dict.fromkeys(seed for _, seed in values))
     if len(values) == len(cells) * len(seeds):
         means = [statistics.fmean(values[cell, seed] for cell in cells) for seed in seeds]
-        found = t_interval(means, level)
+        found = t_interval(means)
         spread = statistics.stdev(means) if len(means) > 1 else math.nan
         return Effect(found.mean, found.low, found.high, found.n, len(cells), spread)
     mean = _plain(values, cells)
@@ -93,7 +95,7 @@ def effect(values: Mapping[tuple[str, str], float], level: float = 0.95) -> Effe
         return Effect(mean, math.nan, math.nan, len(seeds), len(cells))
     from scipy.stats import t
 
-    low, high = t.interval(level, least - 1, loc=mean, scale=error)
+    low, high = t.interval(LEVEL, least - 1, loc=mean, scale=error)
     return Effect(mean, float(low), float(high), len(seeds), len(cells), error * math.sqrt(len(seeds)))
 
 

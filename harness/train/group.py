@@ -179,7 +179,7 @@ class Together(Group):
         except RuntimeError as error:
             if "ready only once" not in str(error):
                 raise
-            named = re.search(r"with name (\S+)", str(error))
+            named = re.search(r"with name \.?(\S+)", str(error))
             raise UserError(
                 f"the gradient of {named[1] if named else 'a parameter'} comes in several pieces, or from outside the "
                 "network's forward pass, which torch's DistributedDataParallel cannot sum over processes; call "
