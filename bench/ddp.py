@@ -20,10 +20,11 @@ import torch
 
 from bench.figures import ROOT, Given, Row, environment, spread
 from bench.training import BATCH, IMAGES, orders
-from harness.train.group import Group, joined
+from harness.train.group import LOOPBACK, Group, joined
 from harness.train.loop import Enough, Watcher, train
 from harness.train.order import Order
 from harness.train.process import prepare_process, read_order
+from harness.train.ranks import open_store, own_device
 from harness.train.run import Training
 from harness.train.training import prepare
 
@@ -42,7 +43,7 @@ def measure(given: Given) -> Iterator[Row]:
             alone = 0.0
             for processes, batch_norm in [(1, "synced"), *([(world, "synced"), (world, "local")] if world > 1 else [])]:
                 spec = {**order.spec, "protocol": {**order.spec["protocol"], "batch_norm": batch_norm}}
-                shared = replace(order, spec=spec, threads=1, world=processes, meet="127.0.0.1")
+                shared = replace(order, spec=spec, threads=1, world=processes)
                 said = together(shared, seconds, given.repeats, warm_up)
                 speed = spread([batch / step for step in said])
                 alone = alone or float(speed["median"])
@@ -57,17 +58,12 @@ def measure(given: Given) -> Iterator[Row]:
 
 def together(order: Order, seconds: float, windows: int, warm_up: int) -> list[float]:
     """Train with all ranks of an order; return the seconds of a step that the first one measured, by window."""
-    first = _start(order, seconds, windows, warm_up)
-    running = [first]
+    store = open_store(LOOPBACK)
+    meeting = {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    running = [_start(replace(order, rank=rank), meeting, seconds, windows, warm_up) for rank in range(order.world)]
     try:
-        assert first.stdout is not None  # it is a pipe # noqa: S101
-        if order.world > 1:
-            meet = json.loads(first.stdout.readline())["address"]
-            running += [
-                _start(replace(order, rank=rank, meet=meet), seconds, windows, warm_up)
-                for rank in range(1, order.world)
-            ]
-        found: list[float] = json.loads(first.stdout.readline())["steps"]
+        assert running[0].stdout is not None  # it is a pipe # noqa: S101
+        found: list[float] = json.loads(running[0].stdout.readline())
         for process in running:
             process.communicate()
     finally:
@@ -77,16 +73,16 @@ def together(order: Order, seconds: float, windows: int, warm_up: int) -> list[f
     return found
 
 
-def _start(order: Order, *told: float) -> subprocess.Popen[str]:
-    device = f"cuda:{order.rank}" if order.device.startswith("cuda") else order.device
+def _start(order: Order, meeting: Mapping[str, str], *told: float) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.ddp", *map(str, told)],
         cwd=ROOT,
-        env=environment(order.threads),
+        env={**environment(order.threads), **meeting, "RANK": str(order.rank), "WORLD_SIZE": str(order.world)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+    device = own_device(order.device, order.rank)
     print(json.dumps(asdict(replace(order, device=device))), file=process.stdin, flush=True)
     return process
 
@@ -125,20 +121,16 @@ class Clock(Watcher):
 
 def rank(message: Mapping[str, Any], clock: Clock) -> None:
     """Train as one rank until the clock has measured enough."""
-
-    def tell(**said: Any) -> None:
-        print(json.dumps(said), flush=True)
-
     order = read_order(message)
     prepare_process()
     torch.set_num_threads(order.threads)
     run = prepare(order)
     try:
-        with joined(order, tell, (Enough,)) as group:
+        with joined(order, (Enough,)) as group:
             _train(run, group, clock)
     except Enough:
         if order.rank == 0:
-            tell(steps=clock.steps)
+            print(json.dumps(clock.steps), flush=True)
 
 
 def _train(run: Training, group: Group, clock: Clock) -> None:
