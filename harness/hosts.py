@@ -46,9 +46,8 @@ def processor() -> str:
     return " ".join(re.findall(r"^(?:model name|flags|Features)\s*: (.*)$", told, re.M)[:2])
 
 
-def record_fault(store: Store, device: str, message: str, stage: str) -> None:
-    """Write down a fault of this host's device, and the key of the stage that met it."""
-    host, boot, _ = machine()
+def record_fault(store: Store, device: str, message: str, stage: str, host: str, boot: str) -> None:
+    """Write down a fault of a host's device since its boot, and the key of the stage that met it."""
     folder = _folder(store, host)
     folder.mkdir(parents=True, exist_ok=True)
     said = {"host": host, "boot": boot, "device": device, "message": message, "stage": stage, "when": time.time()}

@@ -17,6 +17,7 @@ from harness.claims import BEATS_PER_LEASE, LEASE, Claim, Owner
 from harness.frontier import Frontier
 from harness.hosts import CRASHES, avoided_here, record_fault, soundness_note
 from harness.inline import Inline
+from harness.machine import machine
 from harness.memory import oom_kills
 from harness.orders import artifacts, order_for
 from harness.plan import Stage
@@ -289,8 +290,9 @@ class Supervisor:
         details = {k: v for k, v in end.items() if k not in ("at", "outcome")}
         details |= self.because() if end["outcome"] == "stopped" else {}
         if outcome == "fault":
-            record_fault(self.frontier.store, self.setup.device, str(end["message"]), stage.key)
-            details["host"] = self.owner().host
+            host, boot = str(end.get("host", machine()[0])), str(end.get("boot", machine()[1]))
+            record_fault(self.frontier.store, self.setup.device, str(end["message"]), stage.key, host, boot)
+            details["host"] = host
         if details.get("cause") == "oom":
             details["memory"] = self.setup.gpu_memory if details["resource"] == "gpu" else self.setup.memory
         claim.end(outcome, **details)

@@ -87,7 +87,8 @@ class JobRequest:
                 *(container if here < self.world else []),
                 *asked.lines,
             ],
-            "srun_args": ["--kill-on-bad-exit=1"],
+            # the tasks on the other nodes leave at once, which a cluster with a WaitTime takes for the end of the step
+            "srun_args": ["--kill-on-bad-exit=1", "--wait=0"],
             "stderr_to_stdout": True,
             "additional_parameters": self._others(here),
         }

@@ -223,7 +223,7 @@ def _cudnn_starved(said: str) -> bool:
 def testify(order: Order, end: dict[str, Any]) -> None:
     """Write down how a rank failed: who leads it may be gone before it hears."""
     with contextlib.suppress(OSError):
-        text = json.dumps({"rank": order.rank, "host": platform.node(), "time": time.time(), **end}, indent=1)
+        text = json.dumps({"rank": order.rank, "time": time.time(), **end}, indent=1)
         write_whole(Path(order.attempt) / f"rank-{order.rank}.json", text.encode())
 
 

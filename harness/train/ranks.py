@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -74,8 +73,10 @@ def run_rank(message: Mapping[str, Any], desk: Desk) -> dict[str, Any]:
         device = own_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     order = read_order({**message, "rank": rank, "world": world, "device": device})
     end = run_order(order, desk)
-    if world > 1 and end["outcome"] not in AGREED:
-        testify(order, end)
+    if end["outcome"] not in AGREED:
+        end |= {"host": machine()[0], "boot": machine()[1]}
+        if world > 1:
+            testify(order, end)
     return end
 
 
@@ -150,6 +151,7 @@ class Forked:
             for rank in (first, *range(len(codes))):
                 if codes[rank]:
                     self.fallen[rank] = _fall(machine()[0], codes[rank])
+            self.line.close()  # to ranks that only seem to have ended, since the server that they are forked off has
             return True
 
     def ask(self, what: str) -> None:
@@ -206,20 +208,13 @@ class Step:
     said = ""
 
     def __init__(self, message: dict[str, Any], variables: Mapping[str, str], world: int, nodes: int) -> None:
-        command = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={world}", f"--ntasks-per-node={world // nodes}"]
-        command += [f"--cpus-per-task={message['threads']}", "--distribution=block", "--mpi=none"]
-        command += ["--kill-on-bad-exit=1", "--export=ALL", "--unbuffered"]
-        command += [*shlex.split(os.environ.get(CONTAINER, "")), sys.executable, "-c"]
-        command += [f"{HELD}from harness.train.ranks import be_task; be_task()"]
-        descriptor, name = tempfile.mkstemp()
-        own = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_CPU_BIND")}
-        self.complaints, given = Path(name), {**own, **variables}  # that of the worker's step binds to its CPUs alone
+        command = step_command(world, nodes, message["threads"], "be_task()")
+        self.complaints = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - until srun has ended
         line, stdin = os.pipe()
         self.pipe = os.fdopen(stdin, "w")
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=line, stdout=pipe, stderr=descriptor, env=given, text=True)
+        given: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": self.complaints, "errors": "replace"}
+        self.process = subprocess.Popen(command, stdin=line, env={**step_environment(), **variables}, **given)
         os.close(line)
-        os.close(descriptor)
         self.fallen: dict[int, dict[str, Any]] = {}
         self.ending = False
         self.failed = 0.0
@@ -252,8 +247,9 @@ class Step:
                 self.ending = True
                 self.process.terminate()  # once: each is a line of its complaints
             return False
-        self.said = self.complaints.read_text(errors="replace")
-        self.complaints.unlink(missing_ok=True)
+        self.complaints.seek(0)
+        with self.complaints:
+            self.said = self.complaints.read()
         with contextlib.suppress(OSError):
             self.pipe.close()
         for host, tasks, how in FELL.findall(self.said):
@@ -272,6 +268,28 @@ class Step:
     def ask(self, what: str) -> None:
         """Send all tasks a line."""
         self._say({what: True})
+
+
+def step_command(world: int, nodes: int, threads: int, call: str) -> list[str]:
+    """Return what starts a task a rank, spread evenly over a job's nodes, that calls something of this module.
+
+    However long after the first the last of them ends: a cluster may have another idea of that (`WaitTime`).
+    """
+    command = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={world}", f"--ntasks-per-node={world // nodes}"]
+    command += [f"--cpus-per-task={threads}", "--distribution=block", "--mpi=none"]
+    command += ["--kill-on-bad-exit=1", "--wait=0", "--export=ALL", "--unbuffered"]
+    command += [*shlex.split(os.environ.get(CONTAINER, "")), sys.executable, "-c"]
+    return [*command, f"{HELD}from harness.train.ranks import be_task, try_task; {call}"]
+
+
+def step_environment() -> dict[str, str]:
+    """Return the environment of such a step: that of the worker's own binds to its CPUs alone."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("SLURM_CPU_BIND")}
+
+
+def _errors(said: str) -> str:
+    """Return what srun, and what it started, complains of, in one line."""
+    return "; ".join(dict.fromkeys(line.partition("error: ")[2] for line in said.splitlines() if "error: " in line))
 
 
 def _numbers(ranges: str) -> Iterator[int]:
@@ -307,7 +325,7 @@ def lead(pipe: Connection, device: str, world: int, nodes: int) -> None:
     control, dump = Control(pipe), threading.Event()
     attend(control.stop, control.listen)
     signal.signal(DUMP, lambda *_: dump.set())
-    if said := _unfit(device, world // nodes):
+    if said := _unfit(device, world) if nodes == 1 else _unfit_nodes(device, world, nodes):
         control.tell(at="unfit", message=said)
         return
     control.tell(at="ready", source=source_digest())
@@ -339,11 +357,25 @@ def _try(rank: int, pipe: Connection, device: str) -> None:
         pipe.send(said)
 
 
+def _unfit_nodes(device: str, world: int, nodes: int) -> str:
+    """Return why ranks cannot be started on all nodes, or their devices not be used there, nothing where they can."""
+    command = step_command(world, nodes, 1, f"try_task({device!r})")
+    given: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "errors": "replace"}
+    try:
+        done = subprocess.run(command, env=step_environment(), **given)
+    except FileNotFoundError:
+        return "a training over several nodes needs srun on the PATH of its worker, in a container too"
+    return (_errors(done.stderr) or f"srun ended with code {done.returncode}") if done.returncode else ""
+
+
+def try_task(device: str) -> None:
+    """Be a task that only tries its device."""
+    if said := unfit(own_device(device, int(os.environ["SLURM_LOCALID"]))):
+        sys.exit(f"error: {machine()[0]}: {said}")
+
+
 def _led(order: Order, control: Control, dump: threading.Event, world: int, nodes: int) -> dict[str, Any]:
     """Launch an order's ranks, pass on what rank 0 says, and return how the order ended."""
-    if nodes > 1 and not shutil.which("srun"):
-        said = "a training over several nodes needs srun on the PATH of its worker, in a container too"
-        return {"outcome": "lost", "message": said}
     host = LOOPBACK if nodes == 1 else socket.gethostname()
     store = open_store(host)
     variables = {"MASTER_ADDR": host, "MASTER_PORT": str(store.port), "WORLD_SIZE": str(world)}
@@ -376,8 +408,7 @@ def _led(order: Order, control: Control, dump: threading.Event, world: int, node
         return end
     cause = first_cause(Path(order.attempt), world, ranks.fallen) or end
     if nodes > 1 and cause.get("peer", cause is end):  # nobody has a cause of its own
-        errors = [line.partition("error: ")[2] for line in ranks.said.splitlines() if "error: " in line]
-        said = "; ".join(dict.fromkeys(errors)) or cause["message"]
+        said = _errors(ranks.said) or cause["message"]
         return {"outcome": "lost", "message": f"a node of this training is gone: {said}"}
     return cause
 

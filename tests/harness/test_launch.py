@@ -101,6 +101,7 @@ def test_a_group_of_processes_asks_for_as_many_times_as_much(tmp_path: Path) -> 
         "--mail-type=END",
         "--requeue",
         "--kill-on-bad-exit=1",
+        "--wait=0",
     ):
         assert line in text
     larger = slurm(tmp_path).text(Size(1, 1), 1)

@@ -53,6 +53,7 @@ def test_where_no_rank_says_anything_there_is_no_cause(tmp_path: Path) -> None:
 
 SRUN = """#!/bin/sh
 echo "srun: error: Node failure on n3" >&2
+printf 'a library \\377\\n'
 {said}
 exit 1
 """
@@ -80,7 +81,7 @@ def test_what_srun_says_of_a_tasks_end_is_understood(
     found = {rank: (end["host"], end.get("signal"), end.get("outcome", "died")) for rank, end in step.fallen.items()}
     assert found == fallen
     assert said in step.said
-    assert not step.complaints.exists()
+    assert step.complaints.closed
 
 
 RANK = """
@@ -176,12 +177,48 @@ def test_a_leader_that_is_killed_takes_its_ranks_along(
         trainer.kill()
 
 
-def test_a_training_over_several_nodes_without_srun_says_so(
+def test_ranks_whose_fork_server_is_killed_end_and_so_does_the_attempt(
     orders: Callable[..., dict[str, Order]],  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    control = ranks.Control(None)  # type: ignore[arg-type] # nothing is said before there are ranks
-    end = ranks._led(orders("")["train"], control, None, 2, 2)  # type: ignore[arg-type]
-    assert end["outcome"] == "lost"
-    assert "needs srun on the PATH" in end["message"]
+    order = orders(", batch: 3")["train"]
+    trainer = leader("cpu", 2)
+    try:
+        heard(trainer, "ready")
+        trainer.send(vars(order))
+        heard(trainer, "step")
+        server = int(Path(f"/proc/{trainer.ranks[0].pid}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(server, signal.SIGKILL)
+        assert heard(trainer, "end")["outcome"] == "died"
+        assert all(rank.gone() for rank in trainer.ranks)
+        trainer.send({**vars(order), "kind": "data", "spec": {}})
+        assert heard(trainer, "end")["outcome"] == "failed", "a server of its own is started again"
+    finally:
+        trainer.kill()
+
+
+LOCAL = """#!/bin/sh
+while [ "$1" != {python} ]; do shift; done
+SLURM_LOCALID=0 exec "$@"
+"""
+
+
+@pytest.mark.parametrize(
+    ("srun", "device", "said"),
+    [
+        ("", "cpu", "needs srun on the PATH"),
+        ("echo 'srun: error: Unable to create step for job 7: Busy' >&2; exit 1", "cpu", "create step for job 7: Busy"),
+        ("exit 3", "cpu", "srun ended with code 3"),
+        (LOCAL.format(python=sys.executable), "nowhere", f"{socket.gethostname()}: "),
+        (LOCAL.format(python=sys.executable), "cpu", ""),
+    ],
+)
+def test_a_node_that_cannot_run_ranks_is_told_before_a_stage_is_taken(
+    srun: str, device: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if srun:
+        (tmp_path / "srun").write_text(srun if srun.startswith("#!") else f"#!/bin/sh\n{srun}\n")
+        (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}" if srun else str(tmp_path))
+    found = ranks._unfit_nodes(device, 2, 2)
+    assert said in found
+    assert bool(found) == bool(said)

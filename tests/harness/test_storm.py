@@ -21,6 +21,7 @@ import pytest
 from harness.claims import Observer
 from harness.clean import find_waste, remove
 from harness.frontier import Frontier
+from harness.hosts import avoided_here, faults
 from harness.index import stand
 from harness.plan import Plan
 from harness.presence import present
@@ -232,6 +233,15 @@ def test_a_host_where_two_stages_met_faults_takes_no_more_and_a_mended_one_does_
     shutil.rmtree(store.root / "faults")  # a person says that it is mended
     assert start("0", "2").wait(60) == 0
     assert_done_once(store, plan)
+
+
+def test_a_fault_of_a_rank_on_another_host_counts_there(tmp_path: Path, start: Start) -> None:
+    store, plan = Store(tmp_path), trivial_plan(7, chains=3)
+    save(plan, store)
+    assert start("fault of a rank on n7", "2").wait(60) == 0
+    assert {said["boot"] for said in faults(store)["n7"]} == {"of n7"}
+    assert list(faults(store)) == ["n7"]
+    assert not avoided_here(store)
 
 
 def test_out_of_memory_waits_for_a_worker_with_more(tmp_path: Path, start: Start) -> None:

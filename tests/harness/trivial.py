@@ -88,8 +88,9 @@ def outcome(order: dict[str, Any], how: str, pause: threading.Event) -> dict[str
     """Do a stage's work: wait a little and write its file; or fail as told."""
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    if how == "fault":
-        return {"at": "end", "outcome": "fault", "cause": "device", "message": "uncorrectable ECC error"}
+    if how.startswith("fault"):
+        where = {"host": "n7", "boot": "of n7"} if how == "fault of a rank on n7" else {}
+        return {"at": "end", "outcome": "fault", "cause": "device", "message": "uncorrectable ECC error", **where}
     if how == "oom":
         return {"at": "end", "outcome": "failed", "cause": "oom", "resource": "ram", "message": "out of memory"}
     pause.wait(float(how[1:]) if how.startswith("=") else random.random() * float(how))
