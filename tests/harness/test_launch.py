@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import itertools
 import json
@@ -30,12 +31,13 @@ from harness.allocation import (
     job,
     nodes,
     scheduler_environment,
+    shell,
     time_limit,
     worker_environment,
 )
-from harness.claims import LEASE, Observer, Owner, Process, take
+from harness.claims import LEASE, Observer, Owner, Process, end_attempt, take
 from harness.driver import Driver
-from harness.errors import FileError, UserError
+from harness.errors import FileError, SchedulerUnavailable, UserError
 from harness.launch import Job, Size
 from harness.launch.kept import kept
 from harness.launch.local import Machine, slots
@@ -802,6 +804,56 @@ def test_of_two_ticks_on_two_hosts_one_submits_and_a_lost_hosts_round_is_taken_o
     assert take(folder, folder.generation, replace(Owner.me(lease=0.3), host="lost"))
     assert tick().submitted == ["job 2"]
     assert said[1].startswith(f"waiting for process {os.getpid()} on lost")
+
+
+@pytest.mark.usefixtures("_commands")
+def test_a_refused_submission_is_none_whose_workers_failed(tmp_path: Path) -> None:
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: Invalid qos specification' >&2; exit 1\n")
+    launcher = slurm(tmp_path, "qos: nope\n")
+    for _ in range(IN_VAIN):
+        with pytest.raises(UserError, match=r"qos: nope: the scheduler refuses"):
+            launcher.submit_argv(Size(), 1, launcher.command(Size()))
+    assert not launcher.in_vain(Size())
+
+
+@pytest.mark.parametrize("answer", ["echo Submitted batch job 7", "echo 'Socket timed out' >&2; exit 1"])
+@pytest.mark.usefixtures("_commands")
+def test_a_submission_is_written_down_though_the_scheduler_falls_silent_then(tmp_path: Path, answer: str) -> None:
+    """A node is excluded, so that each request asks for those there are."""
+    launcher = slurm(tmp_path)
+    launcher.run = shell
+    starts = launcher.starts(Size())
+    starts.folder.mkdir(parents=True)
+    (starts.folder / "n1").write_text(json.dumps({"failed": ["one", "two"]}))
+    silent = "if [ -e fell ]; then echo 'Unable to contact slurm controller' >&2; exit 1; fi\n"
+    for name, does in {"sinfo": f"{silent}echo n1; echo n2", "sbatch": f"touch fell; {answer}"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\ncd {tmp_path}\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    with pytest.raises(SchedulerUnavailable, match="sbatch") if "exit 1" in answer else contextlib.nullcontext():
+        launcher.submit_argv(Size(), 1, ["harness.worker"])
+    (path,) = launcher.folder.glob(f"*/{OUTSTANDING}")
+    assert json.loads(path.read_text())["jobs"] == ([] if "exit 1" in answer else ["7"])
+
+
+def test_a_round_that_was_overtaken_while_it_asked_submits_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver(write_project(tmp_path) / "tiny.yaml", tmp_path / "runs", None, Options("p.yaml"))
+    driver.load()
+    launcher, submitted, overtaken = slurm(tmp_path, name="tiny"), list[str](), [True]
+
+    def look(command: Sequence[str]) -> str:
+        if command[0] == "squeue" and overtaken[0]:
+            folder = Folder.listed(driver.store.sweep("tiny") / "rounds")
+            assert take(folder, folder.generation, Owner.me())
+            end_attempt(folder, folder.generation + 1, {"outcome": "released"})
+        return ""
+
+    launcher.run = look
+    monkeypatch.setattr(Slurm, "submit", lambda self, size, number: submitted.append(str(size)) or ["job 1"])
+    for overtaken[0], jobs in ((True, []), (False, ["job 1"])):
+        seen = go_round(as_saved(driver.plan, driver.sweep), driver.store, launcher, Observer())
+        assert (seen.submitted, len(submitted)) == (jobs, len(jobs))
 
 
 def test_where_no_node_would_be_left_none_is_excluded(tmp_path: Path) -> None:

@@ -55,6 +55,12 @@ def leaf(tmp_path: Path, **settings: str) -> str:
     return plan(tmp_path, **settings).leaves[0]
 
 
+def test_what_a_cell_is_made_from_trains_with_as_many_processes(tmp_path: Path) -> None:
+    made = plan(tmp_path, mask="[snip, lth]", after="  world: [1, 2]\n")
+    assert {(stage.kind, stage.world) for stage in made.stages.values()} == {("data", 1), ("mask", 1), ("train", 2)}
+    assert {stage.world for stage in plan(tmp_path, mask="[snip, lth]").stages.values()} == {1}
+
+
 def test_cells_of_all_recipes_share_one_ticket(tmp_path: Path) -> None:
     made = plan(tmp_path, recipe="[default, gsw, ls, gsw+ls]")
     assert kinds(made) == {"data": 1, "mask": 1, "train": 4}

@@ -81,6 +81,8 @@ def test_the_same_content_is_a_result_of_its_own_only_where_it_is_of_another_par
     assert bench.publish(bench.child, again, "child", "a mask") == "published"
     assert (again.folder.end(again.generation) or {})["outcome"] == "restored"
     assert bench.publish(bench.mask, bench.claim(bench.mask), "another mask") == "published"
+    bench.frontier.forget()
+    assert bench.frontier.result(bench.child.key, with_artifact=True) is None, "it is to be made again"
     assert bench.publish(bench.child, bench.claim(bench.child), "child", "another mask") == "published"
     assert [result.parents[bench.mask.key] for result in bench.results(bench.child)] == [
         sha256("a mask"),
