@@ -814,6 +814,7 @@ def test_a_refused_submission_is_none_whose_workers_failed(tmp_path: Path) -> No
         with pytest.raises(UserError, match=r"qos: nope: the scheduler refuses"):
             launcher.submit_argv(Size(), 1, launcher.command(Size()))
     assert not launcher.in_vain(Size())
+    assert not list(launcher.folder.glob(f"*/{OUTSTANDING}")), "there is no job to wait for"
 
 
 @pytest.mark.parametrize("answer", ["echo Submitted batch job 7", "echo 'Socket timed out' >&2; exit 1"])
