@@ -6,13 +6,16 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.check import load_sweep
-from harness.claims import Owner, take
+from harness.claims import Observer, Owner, end_attempt, take
+from harness.clean import find_waste, remove
 from harness.dropped import ask_about_dropped
+from harness.plan import Plan
 from harness.planner import make_plan
 from harness.presence import Presence
 from harness.store import Store
@@ -115,6 +118,35 @@ def test_gc_takes_nothing_that_another_sweep_or_a_worker_holds(small: Path, swee
     assert "3 stages" in again.stdout
     assert "1 more are being worked on and stay" in again.stdout
     assert orphan.exists()
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_gc_leaves_a_stage_that_somebody_takes_after_it_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    store, rename = Store(tmp_path), Path.rename
+    old, taken = ("ab" * 16, "cd" * 16)
+    for key in (old, taken):
+        assert take(store.folder("mask", key), 0, replace(Owner.me(), host="another"))
+        end_attempt(store.folder("mask", key), 1, {"outcome": "stopped"})
+    waste = find_waste(store, Plan("other"), Observer())
+    assert {folder.path.name for folder in waste.stages} == {old, taken}
+
+    def come() -> None:
+        assert take(store.folder("mask", taken), 1, Owner.me())
+
+    def renamed(path: Path, target: Path) -> Path:
+        if path.name == taken:
+            come()
+        return rename(path, target)
+
+    if when == "before":
+        come()
+    else:
+        monkeypatch.setattr(Path, "rename", renamed)
+    remove(store, waste)
+    assert not store.path("mask", old).exists()
+    assert store.folder("mask", taken).generation == 2
 
 
 def test_workers_at_work_are_not_kept_from_cells_that_an_edited_file_has_no_longer(project: Path, sweep: Run) -> None:
