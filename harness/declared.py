@@ -72,6 +72,16 @@ class Table(Form):
     def _values(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(map(known_metric, names)))
 
+    @field_validator("baseline", mode="before")
+    @classmethod
+    def _baseline(cls, value: object) -> object:
+        for one in value.values() if isinstance(value, dict) else [value]:
+            if type(one) not in ((str, int, float) if isinstance(value, dict) else (str,)):
+                raise ValueError(
+                    f"{short(one)} is not allowed; write a recipe, or axes with one value each, as {{lr: 0.1}}"
+                )
+        return value
+
     @field_validator("mix")
     @classmethod
     def _mix(cls, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -116,18 +116,25 @@ class Search(Form):
     write: str | None = None
     """Where the best settings go, relative to the sweep file; else beside the sweep's plan in the store."""
 
-    @field_validator("samples")
+    @field_validator("samples", mode="before")
     @classmethod
-    def _samples(cls, value: int | dict[str, int]) -> int | dict[str, int]:
+    def _samples(cls, value: object) -> object:
         for number in value.values() if isinstance(value, dict) else [value]:
-            if not 1 <= number <= MOST_TRIALS:
-                raise ValueError(f"{number} is not allowed; write the number of trials, from 1 to {MOST_TRIALS:,}")
+            if type(number) is not int or not 1 <= number <= MOST_TRIALS:
+                raise ValueError(
+                    f"{short(number)} is not allowed; write the number of trials, from 1 to {MOST_TRIALS:,}, or "
+                    "one for each recipe, as {default: 20}"
+                )
         return value
 
     @field_validator("scheduler", mode="before")
     @classmethod
     def _named(cls, value: object) -> object:
-        return value["asha"] or {} if isinstance(value, dict) and list(value) == ["asha"] else value
+        if isinstance(value, dict):
+            return Asha.model_validate(value["asha"] or {} if list(value) == ["asha"] else value)
+        if value not in ("asha", "none") and not isinstance(value, Asha):
+            raise ValueError(f"{short(value)} is not allowed; write asha, none or {{asha: {{grace: 1, reduction: 4}}}}")
+        return value
 
     @model_validator(mode="after")
     def _right_way(self) -> Search:
@@ -194,6 +201,16 @@ class SweepFile(Form):
     def _shapes(cls, value: object) -> object:
         return named_tables(value)
 
+    @field_validator("tuned", mode="before")
+    @classmethod
+    def _paths(cls, value: object) -> object:
+        for path in value if isinstance(value, list) else [value]:
+            if not isinstance(path, str):
+                raise ValueError(
+                    f"{short(path)} is not allowed; write the path of a file of a search, or a list of them"
+                )
+        return value
+
     @field_validator("baselines", mode="before")
     @classmethod
     def _listed(cls, value: object) -> object:
@@ -252,6 +269,8 @@ def _model_at(location: Path_) -> type[BaseModel]:
         "claims": Claim,
         "search": Search,
     }
+    if location[:2] == ("search", "scheduler"):
+        return Asha
     return models.get(location[0], SweepFile) if location else SweepFile
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -25,6 +26,10 @@ def grid(after: str = "", head: str = "protocol: quick\n", name: str = "x", **ax
 
 def protocol(text: str) -> str:
     return grid(head=f"protocol: {text}\n")
+
+
+def search(text: str) -> str:
+    return grid(f"search: {{space: {{lr: [0.1, 0.2]}}, {text}}}\n")
 
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -205,6 +210,28 @@ BROKEN: dict[str, tuple[str, str]] = {
         "the file lists over 2,000,000 values; write a..b for seeds",
     ),
     "tuned by a name too long": (grid("tuned: " + "a" * 300 + "\n"), "is no usable path: File name too long"),
+    "tuned by a number": (grid("tuned: [3]\n"), "tuned: 3 is not allowed; write the path of a file of a search"),
+    "table against a number": (
+        grid("tables: [{shape: any-mask, baseline: 3}]\n"),
+        "tables.0.baseline: 3 is not allowed; write a recipe, or axes with one value each",
+    ),
+    "table against a list": (
+        grid("tables: [{shape: any-mask, baseline: {recipe: [ls]}}]\n"),
+        "tables.0.baseline: ['ls'] is not allowed; write a recipe, or axes with one value each",
+    ),
+    "samples in words": (search("samples: {default: many}"), "search.samples: 'many' is not allowed; write the number"),
+    "unknown scheduler": (
+        search("samples: 4, scheduler: hyperband"),
+        "search.scheduler: 'hyperband' is not allowed; write asha, none or {asha: {grace: 1, reduction: 4}}",
+    ),
+    "half of a trial": (
+        search("samples: 4, scheduler: {asha: {reduction: 2.5}}"),
+        "search.scheduler.reduction: 2.5 is not allowed; write a whole number",
+    ),
+    "unknown key of a scheduler": (
+        search("samples: 4, scheduler: {asha: {brackets: 2}}"),
+        "search.scheduler.brackets: unknown key; allowed are grace, reduction",
+    ),
     "numbers without an end": (grid("baselines: /dev/zero\n"), "baselines: /dev/zero: is no plain file"),
     "all excluded": (grid("exclude: [\"mask == 'snip'\"]\n"), "no cell is left after exclude"),
 }
@@ -227,6 +254,9 @@ def test_a_mistake_is_said_with_its_line_and_without_a_traceback(
     assert "Traceback" not in done.output
     assert len(done.output.splitlines()) <= 25
     assert not any(ord(c) < 32 and c != "\n" for c in done.output)
+    assert not re.search(r"\.(str|int|float|literal|list|dict|Asha)[\[.:]", done.output), (
+        "a type of pydantic's is named"
+    )
 
 
 @pytest.mark.parametrize(
