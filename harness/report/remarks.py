@@ -133,7 +133,7 @@ def devices(lines: Sequence[Line]) -> Iterator[str]:
 def _device(stamp: Mapping[str, Any]) -> str:
     world = stamp.get("world", 1)
     name = str(stamp.get("device_name", "")) if stamp.get("device") != "cpu" else ""
-    execution = stamp.get("execution", "eager")
+    execution = stamp.get("execution") or stamp.get("fast", "eager")  # `fast` said it in earlier versions' results
     shown = f"{stamp.get('device')}{f' {name}' if name else ''}" + (f" ×{world}" if world != 1 else "")
     return shown if execution == "eager" else f"{shown} {execution}"
 

@@ -393,6 +393,7 @@ TOLD: dict[str, Callable[[Line], Line]] = {
     "tuning": lambda one: replace(one, facts=replace(one.facts, trials=7, tuned_by="dev_loss")),
     "device": measured(stamp={"device": "cuda", "device_name": "NVIDIA X", "world": 2}),
     "execution": measured(stamp={"device": "cpu", "execution": "compiled"}),
+    "execution, as earlier versions said it": measured(stamp={"device": "cpu", "fast": "compiled"}),
     "code": measured(provenance={"source": "7" * 16}),
     "commit": measured(provenance={"git": "7" * 40, "git_diff": "x.diff"}),
     "note": lambda one: replace(one, note="test is the validation split"),
@@ -403,6 +404,12 @@ TOLD: dict[str, Callable[[Line], Line]] = {
 def test_a_caption_is_complete(name: str, frame: Frame) -> None:
     other = grid(Frame.of([TOLD[name](one) for one in frame.lines])).caption
     assert other != grid(frame).caption
+
+
+@pytest.mark.parametrize("stamp", [{}, {"fast": "eager"}, {"fast": True, "execution": "eager"}])
+def test_results_of_any_version_that_ran_eager_are_told_alike(stamp: dict[str, Any], frame: Frame) -> None:
+    other = Frame.of([measured(stamp={"device": "cpu", **stamp})(one) for one in frame.lines])
+    assert "Devices: cpu." in grid(other).caption
 
 
 @pytest.mark.parametrize(
