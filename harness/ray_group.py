@@ -17,6 +17,9 @@ from harness.watchdog import LONGEST, STALL
 STARTS = 100
 """Times that Ray Train may try to start the ranks, waiting a minute each for what they need of the cluster."""
 
+LEAVING = 10.0
+"""Seconds that Ray Train may take to end the ranks; the process that drives it is killed then."""
+
 
 class RankFailed(Exception):
     """A rank has ended otherwise than all ranks together: Ray Train is to end the others."""
@@ -85,15 +88,17 @@ class RayGroup:
     def send(self, message: Mapping[str, Any]) -> None:
         """Send an order, or {"stop": true}; ranks that are not there yet are not waited for then."""
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         if "stop" not in message:
             self.order, self.end, self.joined = message, None, False
-            self.line = ray.remote(num_cpus=0)(Line).remote()
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            self.line = ray.remote(num_cpus=0)(Line).options(scheduling_strategy=here).remote()  # else on any node
             # outside of the trial's placement group: who frees the ranks' own would end with that, and leave it taken
             drive = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy="DEFAULT")(_drive)
             self.run = drive.remote(dict(message), self.line, self.ranks, self.cpus)
         elif self.joined:
-            ray.get(self.line.ask_to_stop.remote())
+            self.line.ask_to_stop.remote()
         elif self.run is not None:
             self._cancel()
             self.end = {"outcome": "stopped", "message": "asked to stop before its ranks were started"}
@@ -108,7 +113,11 @@ class RayGroup:
         if self.run is None:
             return self._ended() if self.end is not None else None
         over = ray.wait([self.run], timeout=0)[0]
-        message: dict[str, Any] | None = ray.get(self.line.get.remote(timeout))
+        try:
+            message: dict[str, Any] | None = ray.get(self.line.get.remote(timeout))
+        except ray.exceptions.RayError as error:  # without it the ranks end too
+            self.kill()
+            return {"at": "died", "message": f"nothing is heard of the ranks any more: {_in_line(error)}"}
         if message is None:
             if over:
                 return self._ended()
@@ -134,7 +143,9 @@ class RayGroup:
         """End the task that drives Ray Train: its controller and the ranks end with it."""
         import ray
 
-        ray.cancel(self.run, force=True)
+        ray.cancel(self.run)  # an interrupt: Ray Train ends the ranks, and frees what they were given
+        if not ray.wait([self.run], timeout=LEAVING)[0]:
+            ray.cancel(self.run, force=True)
         ray.kill(self.line)
         self.run = None
 

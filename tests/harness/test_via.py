@@ -19,6 +19,9 @@ from harness.driver import Driver
 from harness.errors import FileError, UserError
 from harness.options import Options
 from harness.outlook import Outlook
+from harness.ray_group import RayGroup
+from harness.ray_run import Share, start_ray
+from harness.train.order import Order
 from tests.conftest import (
     THIN,
     environment,
@@ -30,6 +33,7 @@ from tests.conftest import (
     until,
     write_project,
 )
+from tests.harness.test_training import orders  # noqa: F401 - a fixture
 
 Start = Callable[..., subprocess.Popen[bytes]]
 FEW = ("tiny.yaml", "--only", "seed=0,mask=random")
@@ -230,3 +234,32 @@ def test_four_ranks_on_two_nodes_of_ray_train_as_one_does_though_a_rank_and_the_
     assert alone.keys() == together.keys()
     for name, value in alone.items():
         assert_close(together[name], value, rtol=1e-9, atol=1e-9, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_group_that_is_no_longer_heard_of_has_died_and_leaves_its_share_to_another(
+    orders: Callable[..., dict[str, Order]],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+    start_ray(Share())
+    import ray
+
+    def ends(group: RayGroup, order: Order, disturb: bool) -> str:
+        assert group.hear(1) == {"at": "ready"}
+        group.send(vars(order))
+        while True:
+            message = group.hear(0.5) or {"at": ""}
+            if disturb and message["at"] in ("step", "epoch"):
+                ray.kill(group.line)
+            if message["at"] in ("end", "died"):
+                return str(message.get("outcome", message["at"]))
+
+    try:
+        first, second = RayGroup("cpu", 2, 1), RayGroup("cpu", 2, 1)
+        assert ends(first, orders(", batch: 76")["train"], True) == "died"
+        assert not first.alive
+        assert ends(second, orders(", batch: 323")["train"], False) == "made"
+    finally:
+        ray.shutdown()
