@@ -135,6 +135,8 @@ class Supervisor:
                 if message.get("source", source_digest()) != source_digest():
                     raise Trouble("the code was edited since this worker started; start it anew")
                 return True
+            if self.stopping():  # who is stopped with it, in the middle of its start, says nothing of this machine
+                return False
             if message and message["at"] == "checking":
                 checking = True
             if message and (message["at"] == "unsound" or (checking and message.get("signal") in CRASHES)):
@@ -146,8 +148,6 @@ class Supervisor:
                 raise Trouble(f"device {self.setup.device!r} cannot be used here: {message['message']}")
             if message and message["at"] == "died":
                 raise Trouble(f"{message['message']} while loading torch; try: python -c 'import torch'")
-            if self.stopping():
-                return False
         raise Trouble(f"torch was not loaded in {STARTING:.0f} s; the file system that it lies on may hang")
 
     def beat(self) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -85,6 +86,17 @@ def test_the_first_worker_of_a_machine_tries_its_torch_and_leaves_where_it_is_wr
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
         supervisor()
         assert asked[3:] == [4, 3], "other threads and other kernels are tried anew"
+
+
+def test_a_trainer_that_a_stop_ends_while_it_starts_is_no_trouble(tmp_path: Path) -> None:
+    def start(device: str) -> Trainer:
+        return Trainer(device, trivial.fallen, "tests.harness.trivial")
+
+    frontier, stopped = Frontier(trivial.trivial_plan(1, 1), Store(tmp_path), Observer(10.0)), threading.Event()
+    stopped.set()
+    supervisor = Supervisor(frontier, Setup(), lambda **_: None, stopped.is_set, start)
+    assert not supervisor.ready
+    supervisor.close()
 
 
 def plan_only(project: Path) -> None:

@@ -84,6 +84,11 @@ def tried(pipe: Connection, device: str, how: str) -> None:
     pipe.recv_bytes()
 
 
+def fallen(pipe: Connection, device: str) -> None:
+    """Be a trainer that is killed as it starts."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def outcome(order: dict[str, Any], how: str, pause: threading.Event) -> dict[str, Any]:
     """Do a stage's work: wait a little and write its file; or fail as told."""
     if how == "kill":
