@@ -345,7 +345,7 @@ def _unfit(device: str, count: int) -> str:
     try:
         while not context.join(A_LOOK, grace_period=LAST_WORDS):
             pass
-        return str(pipe.recv())
+        return pipe.recv_bytes().decode()
     except EOFError:
         return ""
     except (ProcessExitedException, ProcessRaisedException) as error:
@@ -354,7 +354,7 @@ def _unfit(device: str, count: int) -> str:
 
 def _try(rank: int, pipe: Connection, device: str) -> None:
     if said := unfit(own_device(device, rank)):
-        pipe.send(said)
+        pipe.send_bytes(said.encode())
 
 
 def _unfit_nodes(device: str, world: int, nodes: int) -> str:

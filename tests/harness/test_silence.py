@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -182,6 +183,7 @@ def test_a_submission_that_ends_in_the_middle_is_none_whose_workers_failed(
     commands: Path, sweep: tuple[Driver, SavedPlan, Slurm]
 ) -> None:
     launcher = sweep[2]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a script ignores it
     sbatch = commands / "sbatch"
     sbatch.write_text(sbatch.read_text().replace("case", "kill -INT $PPID\ncase", 1))
     for number in range(IN_VAIN):
