@@ -61,16 +61,16 @@ def oom_kills() -> int:
     return counted
 
 
-def forget_peak(pid: int) -> None:
-    """Start the measurement of a process's peak memory anew."""
+def forget_peak() -> None:
+    """Start the measurement of this process's peak memory anew."""
     with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak(pid: int) -> int:
-    """Return the most bytes of memory a process has had since `forget_peak`, 0 where unknown."""
+def peak() -> int:
+    """Return the most bytes of memory this process has had since `forget_peak`, 0 where unknown."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, ValueError, StopIteration):
         return 0

@@ -301,7 +301,7 @@ def _room(worlds: Collection[int], share: Share) -> bool:
 
 
 def fits(world: int, share: Share) -> None:
-    """Raise UserError where the cluster cannot hold as many processes, each on one node."""
+    """Raise UserError where the cluster cannot hold a group of `world` ranks, over all its nodes."""
     import ray
 
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]

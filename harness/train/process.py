@@ -245,10 +245,10 @@ def _made(order: Order, control: Desk) -> dict[str, Any]:
     watch = Watch(order, control)
     if order.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
-    forget_peak(os.getpid())
+    forget_peak()
     with joined(order, (Stopped, Diverged)) as group:
         outcome = run_stage(order, watch, group)
-        most = group.most(peak(os.getpid()))
+        most = group.most(peak())
     watch.checkpoints.settle()
     seconds, cpu_seconds = time.monotonic() - began, time.process_time() - worked
     if order.rank:

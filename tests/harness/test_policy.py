@@ -236,14 +236,13 @@ def test_the_end_of_a_log_tells_what_died_and_where(tmp_path: Path) -> None:
 def test_the_kernels_kills_for_memory_are_counted_and_peaks_measured() -> None:
     assert memory.oom_kills() >= 0
     assert 2**28 < memory.machine_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    memory.forget_peak(os.getpid())
-    before = memory.peak(os.getpid())
+    memory.forget_peak()
+    before = memory.peak()
     block = bytearray(200 * 2**20)
-    assert memory.peak(os.getpid()) > before + 100 * 2**20
+    assert memory.peak() > before + 100 * 2**20
     del block
-    memory.forget_peak(os.getpid())
-    assert memory.peak(os.getpid()) < before + 150 * 2**20
-    assert memory.peak(2**30) == 0
+    memory.forget_peak()
+    assert memory.peak() < before + 150 * 2**20
 
 
 def test_workers_share_the_machines_memory() -> None:
