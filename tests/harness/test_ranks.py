@@ -189,7 +189,7 @@ def test_ranks_whose_fork_server_is_killed_end_and_so_does_the_attempt(
         server = int(Path(f"/proc/{trainer.ranks[0].pid}/stat").read_text().rpartition(")")[2].split()[1])
         os.kill(server, signal.SIGKILL)
         assert heard(trainer, "end")["outcome"] == "died"
-        assert all(rank.gone() for rank in trainer.ranks)
+        until(lambda: all(rank.gone() for rank in trainer.ranks))
         trainer.send({**vars(order), "kind": "data", "spec": {}})
         assert heard(trainer, "end")["outcome"] == "failed", "a server of its own is started again"
     finally:
