@@ -194,9 +194,8 @@ class Trials:
             mine = self.begun[trial.number - 1]
             if self.pruner is None or epoch >= self.epochs or mine not in alike:
                 return
-            copy = self._copy(
-                alike
-            )  # a pruner records a value as judged before it answers: a kill would lose the answer
+            # on a copy first: a pruner records a value as judged before it answers, and a kill would lose the answer
+            copy = self._copy(alike)
             if self.pruner.prune(copy, copy.trials[alike.index(mine)]):
                 publish(trial.stop, f"{epoch}\n".encode())
             self.pruner.prune(self.optuna, mine)

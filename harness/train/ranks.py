@@ -165,7 +165,11 @@ def _fall(host: str, code: int) -> dict[str, Any]:
     """Say how a process ended that left no testimony."""
     if code >= 0:
         return {"host": host, "message": f"the process ended by itself with code {code}"}
-    name = signal.Signals(-code).name
+    return _killed(host, signal.Signals(-code).name)
+
+
+def _killed(host: str, name: str) -> dict[str, Any]:
+    """Say that a process was ended by a signal."""
     return {"host": host, "message": f"the process was ended by {name}", "signal": name}
 
 
@@ -262,7 +266,7 @@ class Step:
             cause = {"outcome": "failed", "cause": "oom", "resource": "ram"}
             return {"host": host, "message": "the kernel ended the process: out of memory", **cause}
         if name := KILLED.get(how):
-            return {"host": host, "message": f"the process was ended by {name}", "signal": name}
+            return _killed(host, name)
         return {"host": host, "message": f"the process ended by itself: {how}; {self.said.strip()}"}
 
     def ask(self, what: str) -> None:

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,65 +135,62 @@ def heard(trainer: Trainer, *kinds: str) -> dict[str, Any]:
     return found[0]
 
 
-@pytest.mark.slow
-def test_a_leader_stops_all_its_ranks_and_has_them_tell_where_they_hang(
-    orders: Callable[..., dict[str, Order]],  # noqa: F811
-    tmp_path: Path,
-) -> None:
-    order = orders(", batch: 76")["train"]
+@pytest.fixture
+def pair() -> Iterator[Trainer]:
+    """A leader of two ranks on this machine, which is ready; at the test's end it is killed, and its ranks are gone."""
     trainer = leader("cpu", 2)
     try:
         heard(trainer, "ready")
-        trainer.send(vars(order))
-        heard(trainer, "step", "epoch")
-        trainer.send({"stop": True})
-        assert heard(trainer, "end")["outcome"] in ("stopped", "made")
-        trainer.send(vars(order))
-        heard(trainer, "step", "epoch")
-        stuck = trainer.ranks[1]
-        os.kill(stuck.pid, signal.SIGSTOP)
-        trainer.dump()
-        os.kill(stuck.pid, signal.SIGCONT)
-        until(lambda: trainer.ranks[0].gone() and stuck.gone())
-        for log in ("log", "log-1"):
-            assert "Thread 0x" in (Path(order.attempt) / log).read_text()
+        yield trainer
     finally:
         trainer.kill()
     assert all(rank.gone() for rank in trainer.ranks)
 
 
-def test_a_leader_that_is_killed_takes_its_ranks_along(
+@pytest.mark.slow
+def test_a_leader_stops_all_its_ranks_and_has_them_tell_where_they_hang(
     orders: Callable[..., dict[str, Order]],  # noqa: F811
+    pair: Trainer,
 ) -> None:
     order = orders(", batch: 76")["train"]
-    trainer = leader("cpu", 2)
-    try:
-        heard(trainer, "ready")
-        trainer.send(vars(order))
-        heard(trainer, "step", "epoch", "end")
-        os.kill(trainer.pid, signal.SIGKILL)
-        until(lambda: all(rank.gone() for rank in trainer.ranks))
-    finally:
-        trainer.kill()
+    pair.send(vars(order))
+    heard(pair, "step", "epoch")
+    pair.send({"stop": True})
+    assert heard(pair, "end")["outcome"] in ("stopped", "made")
+    pair.send(vars(order))
+    heard(pair, "step", "epoch")
+    stuck = pair.ranks[1]
+    os.kill(stuck.pid, signal.SIGSTOP)
+    pair.dump()
+    os.kill(stuck.pid, signal.SIGCONT)
+    until(lambda: pair.ranks[0].gone() and stuck.gone())
+    for log in ("log", "log-1"):
+        assert "Thread 0x" in (Path(order.attempt) / log).read_text()
+
+
+def test_a_leader_that_is_killed_takes_its_ranks_along(
+    orders: Callable[..., dict[str, Order]],  # noqa: F811
+    pair: Trainer,
+) -> None:
+    pair.send(vars(orders(", batch: 76")["train"]))
+    heard(pair, "step", "epoch", "end")
+    os.kill(pair.pid, signal.SIGKILL)
+    until(lambda: all(rank.gone() for rank in pair.ranks))
 
 
 def test_ranks_whose_fork_server_is_killed_end_and_so_does_the_attempt(
     orders: Callable[..., dict[str, Order]],  # noqa: F811
+    pair: Trainer,
 ) -> None:
     order = orders(", batch: 3")["train"]
-    trainer = leader("cpu", 2)
-    try:
-        heard(trainer, "ready")
-        trainer.send(vars(order))
-        heard(trainer, "step")
-        server = int(Path(f"/proc/{trainer.ranks[0].pid}/stat").read_text().rpartition(")")[2].split()[1])
-        os.kill(server, signal.SIGKILL)
-        assert heard(trainer, "end")["outcome"] == "died"
-        until(lambda: all(rank.gone() for rank in trainer.ranks))
-        trainer.send({**vars(order), "kind": "data", "spec": {}})
-        assert heard(trainer, "end")["outcome"] == "failed", "a server of its own is started again"
-    finally:
-        trainer.kill()
+    pair.send(vars(order))
+    heard(pair, "step")
+    server = int(Path(f"/proc/{pair.ranks[0].pid}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(server, signal.SIGKILL)
+    assert heard(pair, "end")["outcome"] == "died"
+    until(lambda: all(rank.gone() for rank in pair.ranks))
+    pair.send({**vars(order), "kind": "data", "spec": {}})
+    assert heard(pair, "end")["outcome"] == "failed", "a server of its own is started again"
 
 
 LOCAL = """#!/bin/sh

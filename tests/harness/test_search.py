@@ -370,6 +370,7 @@ def test_a_holder_that_was_frozen_for_long_does_not_fail_at_the_end(tmp_path: Pa
     lock.acquire()
     lock.release()
     lock.release()
+    assert list(tmp_path.iterdir()) == [lock.path], "the lock file is gone"
 
 
 def test_trials_of_the_earlier_form_are_taken_over_once(tmp_path: Path) -> None:
