@@ -9,7 +9,7 @@ import typer
 from harness import __version__, data, debug, doctor, masks, status, sweep, tick, worker
 from harness.report import command as report
 from harness.terminal import enter, examples, tell
-from harness.track import command as track
+from harness.tracking import command as tracking
 
 
 def _version(asked: bool) -> None:
@@ -50,7 +50,7 @@ app.command("debug", epilog=debug.EXAMPLES)(debug.main)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.main)
 app.add_typer(data.app, name="data")
 app.add_typer(masks.app, name="mask")
-app.add_typer(track.app, name="wandb")
+app.add_typer(tracking.app, name="wandb")
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ from harness.spec import MOST_CELLS, Sweep
 from harness.store import Store
 from harness.supervisor import Setup
 from harness.terminal import command, note
-from harness.track.beside import mirrored, say_how
+from harness.tracking.background import mirrored, say_how_to_mirror
 from harness.words import count, given_span
 from tost.catalog import nearest
 
@@ -324,7 +324,7 @@ class Driver:
         share, setup = self._trials(self.machine())
         setup, most = replace(setup, discard_weights=True), self.options.most
         data = data_folder(self.sweep, self.data)
-        with mirrored(self.sweep.file.wandb, self.store, self.sweep.name, live=True):
+        with mirrored(self.sweep.file.wandb, self.store, self.sweep.name, stays=True):
             return run_search(self.sweep, self.store, data, setup, share, most, self.options.stop_after)
 
     def _elsewhere(self, saved: Path) -> int:
@@ -337,7 +337,7 @@ class Driver:
             said = f"the workers go on; `{shown}` shows them, {follows}--cancel ends them"
             typer.echo(said, err=True)
             if left:
-                say_how(self.sweep.file.wandb, self.store, self.plan.name)
+                say_how_to_mirror(self.sweep.file.wandb, self.store, self.plan.name)
             return 130 if left else 0
         return self._close(interrupted=False, launcher=launcher if isinstance(launcher, Slurm) else None)
 

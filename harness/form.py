@@ -15,7 +15,7 @@ from tost.catalog import nearest
 MOST_TRIALS = 100_000
 MOST_WORKERS = 1024
 PROJECT = r"^[^/\\#?%:\s]([^/\\#?%:\n]{0,94}[^/\\#?%:\s])?$"
-"""What W&B takes as a project's name, short enough for a shard's ending."""
+"""What W&B takes as a project's name."""
 ENTITY = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 
 
@@ -64,21 +64,10 @@ class Wandb(Form, strict=True):
     """Where results are mirrored to on Weights & Biases."""
 
     project: str = Field(pattern=PROJECT)
-    """The project, or what its shards' names begin with."""
     entity: str | None = Field(None, pattern=ENTITY)
-    """A team or a user; else the default one of whoever publishes. A group names its team, so that all write one
-    mirror.
-    """
+    """A team or a user; else the default one of whoever's key is used. A group names its team."""
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """`auto`: online where there is a key and the server answers, else offline, and it says so. `online`: else an
-    error. Where sweeps of one project differ, `offline` goes before `online` before `auto`.
-    """
-    shard_by: list[Literal["dataset", "arch"]] | None = None
-    """Axes whose values have a project each; else as few as keep every project below 10,000 runs. Decided when the
-    first run is sent.
-    """
-    artifacts: Literal["reference", "upload", "none"] = "reference"
-    """Masks and tickets: `reference` their path in the store and their SHA-256, `upload` copies, or neither."""
+    """`auto`, `online`: sent while the sweep runs; `offline`: by `harness wandb sync` alone; `disabled`: never."""
 
 
 class Asha(Form, strict=True):

@@ -15,7 +15,7 @@ from harness.planfile import SavedPlan, find_plan, read_plan, save_plan
 from harness.planner import make_plan
 from harness.report.assemble import make_report, write_report
 from harness.store import Store
-from harness.track.target import Target
+from harness.tracking.settings import Project
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {
@@ -193,7 +193,7 @@ def test_no_name_of_a_sweep_file_leads_out_of_the_store(place: str, text: str, p
         files = write_report(make_report(store, [saved]), store.sweep(saved.plan.name) / "report")
         assert all(path.resolve().is_relative_to(store.root.resolve()) for path in files)
         entity, name = saved.wandb["entity"], saved.wandb["project"]
-        for target in (Target("", "", name), Target("http://127.0.0.1:1", entity, name)):
-            assert target.folder(store).resolve().parent == (store.root / "wandb").resolve()
+        folder = Project("http://127.0.0.1:1", entity, name).folder(store)
+        assert folder.resolve().parent == (store.root / "wandb").resolve()
     assert not said or "x.yaml:" in said
     assert outside(project) - before == {project / "x.yaml"}

@@ -42,7 +42,7 @@ when:
   - {if: "mask == 'snip' and sparsity > 0.6", set: {lr: 0.1}}
 exclude: ["arch == 'thin' and recipe in ['ls']"]
 baselines: numbers.csv
-wandb: {project: p, entity: e, mode: offline, shard_by: [dataset]}
+wandb: {project: p, entity: e, mode: offline}
 launch: {via: local, workers: 2, threads: 1, device: cpu}
 claims:
   - {name: helps, compare: {recipe: [tost, default]}, where: "mask != 'dense'", margin: 0.3, seeds: 3}

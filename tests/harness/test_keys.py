@@ -73,6 +73,7 @@ def fake_slurm(folder: Path) -> Path:
 def test_a_key_of_the_environment_is_written_nowhere(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, name in enumerate(KEYS):
         monkeypatch.setenv(name, f"{PLANTED}{number:032x}")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     (project / "failing.py").write_text(FAILING)
     (project / "kept.yaml").write_text(KEPT)
     done = run_sweep(project, "kept.yaml")
@@ -83,7 +84,7 @@ def test_a_key_of_the_environment_is_written_nowhere(project: Path, monkeypatch:
         run_sweep(project, "kept.yaml", "--plan", "--via", "a100", "--store", "other"),
     ]
     assert "#SBATCH" in said[-1].stdout
-    said += [harness(project, *words) for words in (("doctor",), ("status", "kept", "--json"), ("wandb", "publish"))]
+    said += [harness(project, *words) for words in (("doctor",), ("status", "kept", "--json"), ("wandb", "sync"))]
     monkeypatch.setenv("PATH", f"{fake_slurm(project / 'bin')}{os.pathsep}{os.environ['PATH']}")
     (project / "p.yaml").write_text("partition: gpu\ncpus: 1\nmemory: 1G\ntime: 30\n")
     profile, document = load_profile(project / "p.yaml")
@@ -93,6 +94,6 @@ def test_a_key_of_the_environment_is_written_nowhere(project: Path, monkeypatch:
     written = [path for path in project.rglob("*") if path.is_file() and not path.is_symlink()]
     kinds = {"log", "spec.json", "result-0001.json", "report.html", "cells.parquet", "end.json", "launch.json"}
     assert kinds <= {path.name for path in written}
-    assert {".sh", ".pkl", ".wandb"} <= {path.suffix for path in written}
+    assert {".sh", ".pkl"} <= {path.suffix for path in written}
     assert [path for path in written if PLANTED.encode() in contents(path)] == []
     assert [run.args for run in said if PLANTED in run.stdout + run.stderr] == []

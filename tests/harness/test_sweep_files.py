@@ -199,7 +199,10 @@ BROKEN: dict[str, tuple[str, str]] = {
     "odd wandb mode": (grid("wandb: {project: p, mode: on}\n"), "wandb.mode: 'on' is not allowed"),
     "odd wandb project": (grid("wandb: {project: a/b}\n"), "wandb.project: 'a/b' is not allowed; a project's name has"),
     "odd wandb entity": (grid("wandb: {project: p, entity: my lab}\n"), "an entity, a user or a team, is letters"),
-    "odd wandb shard": (grid("wandb: {project: p, shard_by: [recipe]}\n"), "wandb.shard_by.0: 'recipe' is not allowed"),
+    "odd wandb key": (
+        grid("wandb: {project: p, shard_by: [arch]}\n"),
+        "wandb.shard_by: unknown key; allowed are project,",
+    ),
     "empty further block": (grid("also: [{}]\n"), "an empty block repeats the grid"),
     "range of spaces": (
         grid(head="protocol: quick\nsearch: {samples: 4, space: {lr: 'uniform(" + " " * 5000 + "'}}\n"),

@@ -274,9 +274,8 @@ ENDS: list[tuple[str, int, tuple[str, ...]]] = [
     ("mask export", 0, ("a.pt", "c.safetensors")),
     ("mask export", 2, ("a.pt", "b.safetensors")),
     ("mask export", 3, ("a.pt", "loop/c.pt")),
-    ("wandb publish", 2, ()),
     ("wandb sync", 2, ()),
-    ("wandb reconcile", 2, ()),
+    ("wandb status", 2, ()),
     ("wandb report", 2, ("none",)),
     ("wandb report", 3, ("looped",)),
 ]

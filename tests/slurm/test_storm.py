@@ -17,9 +17,9 @@ from harness.presence import present
 from harness.store import Store
 from tests.conftest import environment, hashes, kill_tree, results, until, write_project
 from tests.slurm.conftest import Cluster
-from tests.track.mirrored import WANDB, assert_mirrors, left_over, surroundings, wandb
-from tests.track.server import Server
-from tests.track.test_storms import publisher_of
+from tests.tracking.mirrored import WANDB, assert_mirrors, processes_of, surroundings, wandb
+from tests.tracking.server import Server
+from tests.tracking.test_command import child_of
 
 pytestmark = pytest.mark.slurm
 
@@ -122,7 +122,7 @@ def test_a_sweep_goes_through_a_storm_and_ends_with_the_numbers_of_a_calm_day(st
     cluster.ask("scontrol", "requeuehold", held)
     until(lambda: "held" in storm.state(held).lower(), 120, every=0.5)
     storm.flag.touch()
-    os.kill(until(lambda: publisher_of(first), 120), signal.SIGKILL)
+    os.kill(until(lambda: child_of(first), 120), signal.SIGKILL)
     cluster.ask("scontrol", "release", held)
 
     _, node = until(lambda: storm.at_work(8, "n1", "n3"), 300, every=0.5)
@@ -156,6 +156,6 @@ def test_a_sweep_goes_through_a_storm_and_ends_with_the_numbers_of_a_calm_day(st
     log = (storm.folder / "tiny.log").read_text() + (storm.folder / "second.log").read_text()
     assert "Traceback" not in log
     assert "failed: " not in log
-    until(lambda: not left_over(storm.folder), 300, every=0.2)
-    assert wandb(storm.folder, storm.server.url, "publish", "tiny").returncode == 0
+    until(lambda: not processes_of(storm.folder), 300, every=0.2)
+    assert wandb(storm.folder, storm.server.url, "sync", "tiny").returncode == 0
     assert_mirrors(storm.server, storm.store)

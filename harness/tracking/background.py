@@ -1,0 +1,107 @@
+"""The mirror beside a sweep command: a thread that no training waits for, and that ends with the command."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+
+from harness.errors import UserError
+from harness.form import Wandb
+from harness.store import Store
+from harness.terminal import command, cron_line, note
+from harness.tracking.settings import DISABLED, OFFLINE, Settings, settings_of, switched_off
+from harness.tracking.sync import Mirror, back_off, connected, leased
+from harness.tracking.wandb_process import WandbUnavailable
+
+QUIET = 20.0
+"""Seconds without an answer to a run after which the command waits for its mirror no longer."""
+PATIENCE = 8
+"""Failed passes in a row after which the mirror gives up once the command ends."""
+
+
+class BackgroundMirror:
+    """The thread; the server may fail, hang or be away, and it tries again."""
+
+    def __init__(self, store: Store, sweep: str) -> None:
+        self.store, self.sweep = store, sweep
+        self.stopped = threading.Event()
+        self.mirror: Mirror | None = None
+        self.later = f"`{command('wandb', 'sync', sweep, store=store.root)}` sends it later"
+        self.thread = threading.Thread(target=self._run, name="wandb mirror", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        """Mirror until the command ends and all has come. A mistake in here ends the mirror and nothing else."""
+        failures, told = 0, ""
+        try:
+            while not failures or not self.stopped.wait(back_off(failures)):
+                try:
+                    return self._mirror()
+                except (WandbUnavailable, OSError) as error:
+                    failures, was, told = failures + 1, told, str(error)
+                    if told != was:
+                        note(f"wandb: nothing is mirrored: {error}; {self.later}")
+        except UserError as error:
+            note(f"wandb: nothing is mirrored: {error}; {self.later}")
+        except Exception as error:
+            note(f"wandb: the mirror ended by a mistake of its own ({error!r}); {self.later}")
+            note(traceback.format_exc())
+
+    def _mirror(self) -> None:
+        while (settings := self._settings()) is None:  # a search writes its plan with its first trial
+            if self.stopped.wait(1.0):
+                return
+        with connected(self.store, settings, note) as mirror, leased(mirror, self.stopped) as lease:
+            self.mirror, mirror.live = mirror, True
+            mirror.say(f"wandb: mirrored to {mirror.project}")
+            mirror.say(mirror.follow(lease, self.stopped, PATIENCE).summary(self.later))
+
+    def _settings(self) -> Settings | None:
+        try:
+            return settings_of(self.store, [self.sweep])[0]
+        except UserError:
+            return None
+
+    def close(self) -> None:
+        """Send what is left, for as long as the server takes it."""
+        self.stopped.set()
+        began = time.monotonic()
+        while self.thread.is_alive():
+            self.thread.join(0.2)
+            active = max(began, self.mirror.active if self.mirror else 0.0)
+            if self.thread.is_alive() and time.monotonic() - active > QUIET:
+                note(f"wandb: the server has not answered for {QUIET:.0f} s; what is missing: {self.later}")
+                return
+
+
+@contextlib.contextmanager
+def mirrored(block: Wandb | None, store: Store, sweep: str, stays: bool) -> Iterator[None]:
+    """Mirror a sweep while the block runs, where its file says so; say how it is done where no command stays."""
+    if block is None or block.mode == DISABLED:
+        yield
+        return
+    why = "as its file asks for" if block.mode == OFFLINE else switched_off()
+    if why or not stays:
+        say_how_to_mirror(block, store, sweep, why)
+        yield
+        return
+    mirror = BackgroundMirror(store, sweep)
+    try:
+        yield
+    finally:
+        mirror.close()
+
+
+def say_how_to_mirror(block: Wandb | None, store: Store, sweep: str, why_not: str = "") -> None:
+    """Say which command mirrors a sweep that is not mirrored by the sweep command."""
+    if block is None or block.mode == DISABLED:
+        return
+    if why_not:
+        note(f"wandb: nothing is sent, {why_not}; `{command('wandb', 'sync', sweep, store=store.root)}` sends it later")
+        return
+    follows = command("wandb", "sync", sweep, "--follow", store=store.root)
+    by_cron = cron_line("wandb", "sync", sweep, store=store.root)
+    note(f"wandb: `{follows}` mirrors it, or this line of a crontab:\n{by_cron}")

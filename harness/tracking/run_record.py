@@ -1,0 +1,318 @@
+"""What one W&B run says of a stage: config, history, summary, tags; made from the store alone, and always the same."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from typing import Any
+
+from harness.attempts import AttemptChain, attempt_chains, settled_rows
+from harness.facts import Facts
+from harness.plan import Stage
+from harness.planfile import SavedPlan
+from harness.report.frame import Line
+from harness.report.rerun import COMMANDS, only
+from harness.states import EARLY, FAILED, State
+from harness.store import Folder, Result, Store, digest
+
+DIGEST = "digest"
+"""The key of a run's config and summary that holds its record's digest. They reach the server by different requests:
+once it is in both, all that was sent before has come.
+"""
+SUPERSEDED = "superseded"
+LONGEST_TAG, LONGEST_NAME = 64, 128
+"""Characters that W&B accepts of a tag, and of a run's or a group's name."""
+GRID_AXES = ("dataset", "arch", "mask", "sparsity", "recipe")
+SHARED_AXES = ("dataset", "arch", "mask", "ticket_seed")
+"""Axes that a shared stage has in common with the cells that use it."""
+SEEDS = ("seed", "ticket_seed", "world")
+SEED = re.compile(r" (ticket )?seed \d+$")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """All that is sent of one run. The step of a row of `rows` is its place, from 0."""
+
+    id: str
+    name: str
+    group: str
+    job_type: str
+    tags: Sequence[str]
+    notes: str
+    config: Mapping[str, Any]
+    rows: Sequence[Mapping[str, float]]
+    summary: Mapping[str, Any]
+    state: str
+    """running, stopped, finished or failed."""
+    final: bool
+    """Whether nothing more comes: it ended, or another run took its place."""
+
+    @property
+    def _fields(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    @cached_property
+    def digest(self) -> str:
+        """Return a hash of all of it but the notes, which change with the tool and the machine."""
+        return digest({**self._fields, "notes": ""})[:16]
+
+    def prefix(self, rows: int) -> str:
+        """Return a hash of its first rows."""
+        return digest(self.rows[:rows])[:16]
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """Return its fields as they are sent; of one that is final, its digest in config and summary."""
+        mark = {DIGEST: self.digest} if self.final else {}
+        return {**self._fields, "config": {**self.config, **mark}, "summary": {**self.summary, **mark}}
+
+
+@cache
+def metric_name(name: str) -> str:
+    """Return a metric's name in letters that W&B can filter and sort by: `test@last` becomes `test_last`."""
+    return re.sub(r"\W", "_", name)
+
+
+def rerun_id(run: str, rerun: int) -> str:
+    """Return the id of a run's rerun: rows on the server that are others than the store's cannot be taken back."""
+    return f"{run}-{rerun}" if rerun else run
+
+
+def run_key(run: str) -> str:
+    """Return the key of the stage that a run is of."""
+    return run.partition("-")[0]
+
+
+def split_run_id(run: str) -> tuple[str, int]:
+    """Return a run's id as it was first, and which rerun of that it is."""
+    first, _, rerun = run.rpartition("-")
+    return (first, int(rerun)) if "-" in first and rerun.isdecimal() else (run, 0)
+
+
+@dataclass(frozen=True)
+class StageInfo:
+    """A stage as the sweeps that want it describe it."""
+
+    stage: Stage
+    role: str
+    """cell, dense, training (a lottery round, or weights that others start from), mask or rescale."""
+    name: str
+    group: str
+    labels: Mapping[str, str]
+    facts: Facts
+    commands: tuple[str, ...]
+    sweeps: tuple[str, ...] = ()
+    parents: Mapping[str, str] = field(default_factory=dict)
+    """Role -> key of those parents that have a run of their own."""
+
+    @property
+    def tags(self) -> list[str]:
+        """Return the sweeps and the axes, by which a project is filtered."""
+        axes = [self.labels[axis] for axis in GRID_AXES if axis in self.labels]
+        return sorted({shortened(tag, LONGEST_TAG) for tag in (*self.sweeps, self.role, *axes) if tag})
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Return the axes and everything that the stage's key is made of."""
+        protocol = dict(self.facts.protocol or self.stage.spec.get("protocol", {}))
+        return {
+            **self.labels,
+            **{axis: int(label) for axis, label in self.labels.items() if axis in SEEDS},
+            **({"sparsity_share": self.facts.share} if "sparsity" in self.labels else {}),
+            **({"parts": list(self.facts.parts)} if "recipe" in self.labels else {}),
+            "role": self.role,
+            "kind": self.stage.kind,
+            "key": self.stage.key,
+            "protocol": protocol,
+            "spec": {name: value for name, value in self.stage.spec.items() if name != "protocol"},
+            "sweeps": list(self.sweeps),
+        }
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text of at most `most` characters: a longer one loses its middle to a digest of the whole."""
+    if len(text) <= most:
+        return text
+    mark = f"…{digest(text)[:6]}…"
+    head = (most - len(mark)) // 2
+    return f"{text[:head]}{mark}{text[len(text) - (most - len(mark) - head) :]}"
+
+
+def stage_infos(plans: Sequence[SavedPlan]) -> dict[str, StageInfo]:
+    """Return every stage of some plans that has a run of its own, parents first; the first plan's words win."""
+    found: dict[str, StageInfo] = {}
+    for saved in plans:
+        for key, info in _infos_of_plan(saved).items():
+            had = found.get(key, info)
+            first = info if had.role == "training" and info.role in ("cell", "dense") else had
+            sweeps = tuple(dict.fromkeys([*had.sweeps, saved.plan.name]))
+            found[key] = replace(first, sweeps=sweeps)
+    return found
+
+
+def _infos_of_plan(saved: SavedPlan) -> dict[str, StageInfo]:
+    plan, file = saved.plan, saved.declared.file or f"{saved.plan.name}.yaml"
+    cells: dict[str, Line] = {}
+    users: dict[str, Line] = {}
+    for cell in saved.cells:
+        cells.setdefault(cell.key, Line(dict(zip(saved.axes, cell.labels, strict=True)), cell.facts, cell.key))
+    for key, line in cells.items():
+        for above in _ancestors(saved, key, users):
+            users[above] = line
+    found = {}
+    for key, stage in plan.stages.items():
+        if stage.kind == "data":
+            continue
+        words = {"sweep": plan.name, "file": file, "key": key, "store": ""}
+        info = _cell_info(stage, cells[key], words) if key in cells else _shared_info(stage, users.get(key), words)
+        parents = {role: parent for role, parent in stage.parents.items() if plan.stages[parent].kind != "data"}
+        found[key] = replace(info, parents=parents)
+    return found
+
+
+def _ancestors(saved: SavedPlan, key: str, seen: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a stage and what it is made from, as far as it is not seen yet."""
+    waiting, here = [key], set()
+    while waiting:
+        at = waiting.pop()
+        if at not in seen and at not in here:
+            here.add(at)
+            yield at
+            waiting.extend(saved.plan.stages[at].parents.values())
+
+
+def _cell_info(stage: Stage, line: Line, words: Mapping[str, str]) -> StageInfo:
+    labels = {axis: label for axis, label in line.labels.items() if axis != "sparsity" or not line.dense}
+    plain = {axis: label for axis, label in labels.items() if axis not in SEEDS}
+    shown = [label for axis, label in plain.items() if axis in GRID_AXES]
+    shown += [f"{axis}={label}" for axis, label in plain.items() if axis not in GRID_AXES and label]
+    same = digest({"axes": plain, "protocol": dict(line.facts.protocol), "dev": line.facts.dev})
+    commands = tuple(command.format(only=only(line), **words) for command in COMMANDS)
+    name = shortened(f"{' '.join(shown)} seed {line.axis('seed')}", LONGEST_NAME)
+    role = "dense" if line.dense else "cell"
+    return StageInfo(stage, role, name, _group(" ".join(shown), same), labels, line.facts, commands)
+
+
+def _shared_info(stage: Stage, user: Line | None, words: Mapping[str, str]) -> StageInfo:
+    labels = {axis: user.axis(axis) for axis in SHARED_AXES} if user else {}
+    same = digest({name: value for name, value in stage.spec.items() if name not in ("seed", "ticket_seed")})
+    role = "training" if stage.kind == "train" else stage.kind
+    group = _group(SEED.sub("", stage.label), same)
+    commands = (COMMANDS[-1].format(**words),)
+    return StageInfo(stage, role, shortened(stage.label, LONGEST_NAME), group, labels, Facts(), commands)
+
+
+def _group(words: str, same: str) -> str:
+    """Return a group's name: readable, and its own for whatever differs in anything but the seeds."""
+    return f"{shortened(words, LONGEST_NAME - 8)} #{same[:6]}"
+
+
+@dataclass
+class RecordBuilder:
+    """Makes the records of stages."""
+
+    store: Store
+    reports_page: str
+    """The address of the project's reports."""
+    newest: Callable[[str], str] = lambda run: run
+    """A run's id as it was first -> the id of its newest rerun."""
+
+    def records(self, info: StageInfo, state: State | None) -> list[RunRecord]:
+        """Return the records of a stage that is in a state, or done where that is None."""
+        folder = self.store.folder(info.stage.kind, info.stage.key)
+        chains = attempt_chains(folder)
+        return [self._record(info, folder, chain, state) for chain in chains if _is_shown(info, chain, state)]
+
+    def _record(self, info: StageInfo, folder: Folder, chain: AttemptChain, state: State | None) -> RunRecord:
+        ended, tags = _state(chain, state), list(info.tags)
+        summary = _summary(info, chain.result) if chain.result else {}
+        notes = [*info.commands, f"tables and curves: {self.reports_page}"]
+        if not chain.current:
+            tags.append(SUPERSEDED)
+        elif state is not None and state.name == EARLY:
+            tags.append(EARLY)
+        if ended == "failed":
+            failure = _failure(chain, state if chain.current else None)
+            log = folder.attempt(chain.last) / "log"
+            notes += [f"failed ({failure['cause']}): {failure['message']}", *([f"log: {log}"] if log.exists() else [])]
+            summary = {**summary, "failure": failure}
+        config = {
+            **info.config,
+            "status": "current" if chain.current else SUPERSEDED,
+            "attempt": chain.first,
+            "uses": _parents(info, chain.result),
+            "environment": dict(chain.result.stamp) if chain.result else {},
+        }
+        return RunRecord(
+            self.newest(f"{info.stage.key}-{chain.first}"),
+            info.name + ("" if chain.first == 1 and chain.current else f" (from attempt {chain.first})"),
+            info.group,
+            info.stage.kind,
+            sorted(tags),
+            "\n".join(notes),
+            _plain_json(config),
+            [_row(row) for row in settled_rows(folder, chain)] if info.stage.kind == "train" else [],
+            _plain_json(summary),
+            ended,
+            ended in ("finished", "failed") or not chain.current,
+        )
+
+
+def _parents(info: StageInfo, result: Result | None) -> dict[str, Any]:
+    """Return the stages that this one is made from: role -> key and, once it was read, the artifact's SHA-256."""
+    read = result.parents if result else {}
+    return {role: {"key": key, "sha256": read.get(key)} for role, key in info.parents.items()}
+
+
+def _is_shown(info: StageInfo, chain: AttemptChain, state: State | None) -> bool:
+    """Return whether a chain has a run: it ended in a result or a failure, or is a training that goes on."""
+    return bool(chain.result or chain.end or (chain.current and info.stage.kind == "train" and state is not None))
+
+
+def _state(chain: AttemptChain, state: State | None) -> str:
+    if chain.result:
+        return "finished"
+    if not chain.current:
+        return "failed" if chain.end else "stopped"
+    if state is None or state.name == EARLY:
+        return "finished"
+    if state.name in FAILED or (chain.end or {}).get("outcome") in FAILED:
+        return "failed"
+    return "running" if state.name == "running" else "stopped"
+
+
+def _failure(chain: AttemptChain, state: State | None) -> dict[str, str]:
+    end = chain.end or {}
+    cause = (state.cause if state else "") or str(end.get("cause", end.get("outcome", "unknown")))
+    return {"cause": cause, "message": (state.detail if state else "") or str(end.get("message", ""))}
+
+
+def _summary(info: StageInfo, result: Result) -> dict[str, Any]:
+    """Return all numbers of a result that a table can show, and what made it."""
+    numbers = {metric_name(name): value for name, value in result.metrics.items() if not isinstance(value, dict)}
+    reported = result.metrics.get(info.facts.protocol.get("report", "test@last"))
+    return {
+        **{name: len(value) if isinstance(value, list) else value for name, value in numbers.items()},
+        **({"accuracy": reported} if reported is not None else {}),
+        "edition": result.edition,
+        "artifact": result.artifact.sha256,
+        "provenance": dict(result.provenance),
+    }
+
+
+def _row(row: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {name: value * 1 for name, value in row.items() if isinstance(value, int | float)}
+    return {metric_name(name): value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def _plain_json(value: Any) -> Any:
+    """Return a value that JSON has, and that wandb keeps: without NaN and infinity, and without what is empty."""
+    if isinstance(value, Mapping):
+        inner = {str(name): _plain_json(part) for name, part in value.items()}
+        return {name: part for name, part in inner.items() if part is not None and part != {}}
+    if isinstance(value, list | tuple):
+        return [_plain_json(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
