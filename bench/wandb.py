@@ -22,10 +22,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from bench.figures import ROOT, Given, Row, spread
 from harness.track.desk import processes
-from tests.harness.synthetic import write_store
 from tests.track.server import FAULTS, KEY, Remote
+
+from bench.figures import ROOT, Given, Row, spread
+from tests.harness.synthetic import write_store
 
 SWEEP = """
 name: many

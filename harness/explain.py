@@ -27,6 +27,7 @@ from harness.spec import Sweep
 from harness.specs import Specs
 from harness.store import Store
 from harness.terminal import command
+from harness.tracking.settings import size_warning
 from harness.words import count, listed
 
 FOUND = {
@@ -141,6 +142,9 @@ def _runs(sweep: Sweep, saved: SavedPlan, lines: Sequence[Line], beyond: Sequenc
     yield f"{said}; if every cell made its own, there would be {saved.plan.unshared_trainings():,}."
     if united := saved.plan.united:
         yield f"{count(united, 'point')} of the file repeat others, and are trained once."
+    runs = sum(stage.kind != "data" for stage in saved.plan.stages.values())
+    if saved.wandb and (warning := size_warning(saved.wandb["project"], runs)):
+        yield warning
 
 
 def _labels(cells: Sequence[Cell], axis: str) -> list[str]:

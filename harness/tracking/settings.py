@@ -17,7 +17,7 @@ from tost.catalog import nearest
 
 MOST_RUNS = 10_000
 """Runs of a project beyond which W&B's pages become slow (its own documentation)."""
-NEAR = 8_000
+MANY_RUNS = 8_000
 """Runs of a plan from which the user is told of that."""
 DISABLED, OFFLINE = "disabled", "offline"
 
@@ -106,13 +106,11 @@ def switched_off() -> str:
 
 
 def size_warning(project: str, runs: int) -> str:
-    """Return what to tell the user of a plan whose runs would crowd a project; empty for a smaller one."""
-    if runs < NEAR:
+    """Return what to tell the user of runs that would crowd a project; empty where they do not."""
+    if runs < MANY_RUNS:
         return ""
-    return (
-        f"wandb: {runs:,} runs in project {project}; W&B's pages are slow beyond {MOST_RUNS:,}: "
-        "split the file into two sweeps with a project each"
-    )
+    slow = f"W&B's pages become slow beyond {MOST_RUNS:,}"
+    return f"{runs:,} runs in the W&B project {project}; {slow}: split the file into two, with a project each."
 
 
 def _plans(store: Store, name: str, log: Callable[[str], None] = lambda message: None) -> Iterator[SavedPlan]:

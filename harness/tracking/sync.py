@@ -27,7 +27,7 @@ from harness.tracking.run_record import (
     split_run_id,
     stage_infos,
 )
-from harness.tracking.settings import Project, Settings
+from harness.tracking.settings import Project, Settings, size_warning
 from harness.tracking.wandb_process import RUNS_PER_CHILD, WandbProcess, WandbUnavailable
 from harness.words import count
 
@@ -184,6 +184,8 @@ class Mirror:
         """Yield the stages that the server may lack something of, parents first: key, signature, records to send."""
         plans = self.settings.plans(self.store, self.say_once)
         infos = stage_infos(plans)
+        if warning := size_warning(self.project.name, len(infos)):
+            self.say_once(f"wandb: {warning}")
         done: dict[str, Done] = {}
         states: dict[str, State] = {}
         for saved in plans:

@@ -148,24 +148,6 @@ class RemoteRun:
 
 
 @dataclass
-class RemoteArtifact:
-    """One version of an artifact; `entries` is its manifest's contents by path, empty until it is committed."""
-
-    entity: str
-    project: str
-    type: str
-    name: str
-    id: str
-    digest: str
-    metadata: Node
-    state: str = "PENDING"
-    aliases: list[str] = field(default_factory=list)
-    entries: dict[str, Node] = field(default_factory=dict)
-    logged_by: list[Key] = field(default_factory=list)
-    created_at: str = field(default_factory=now)
-
-
-@dataclass
 class RemoteView:
     """A report; `spec` is its JSON text, `writes` how often it was saved."""
 
@@ -190,14 +172,14 @@ class Account:
         self.projects: dict[tuple[str, str], int] = {}
         self.numbers = itertools.count(1000)
         self.unknown: list[str] = []
+        self.refused_runs: set[str] = set()
+        """Ids that no run may have, as the real server refuses those of runs that were deleted."""
         self.forget()
 
     def forget(self) -> None:
-        """Lose every run, artifact and view, as in a restart without the disk; projects stay."""
+        """Lose every run and view, as in a restart without the disk; projects stay."""
         self.runs: dict[Key, RemoteRun] = {}
-        self.artifacts: list[RemoteArtifact] = []
         self.views: dict[str, RemoteView] = {}
-        self.blobs: dict[str, bytes] = {}
 
     def answer(self, operation: str, given: Node) -> Node:
         """Return the data that answers an operation; raises Refused."""
@@ -212,8 +194,6 @@ class Account:
                 return {"project": self.page_of_runs(given)}
             case "ProjectInternalId":
                 return {"project": self.project(given["entityName"], given["projectName"])}
-            case "ArtifactType":
-                return {"project": None}
             case "GetProjects":
                 return {"models": connection(self.project(*key) for key in self.projects if key[0] == given["entity"])}
             case "CreateProject":
@@ -225,22 +205,6 @@ class Account:
                 key = given["entity"], given["project"], given["run"]
                 files = [{"name": name, **self.upload("run", *key, name)} for name in given["files"]]
                 return {"createRunFiles": {"runID": self.found(self.runs, key).storage_id, "files": files}}
-            case "CreateArtifact":
-                return {"createArtifact": {"artifact": self.create_artifact(given["input"])}}
-            case "CreateArtifactManifest":
-                id = given["artifactID"]
-                return {"createArtifactManifest": {"artifactManifest": {"id": id, "file": self.upload("manifest", id)}}}
-            case "CreateArtifactFiles":
-                specs = given["input"]["artifactFiles"]
-                files = [self.upload("artifact", spec["artifactID"], spec["name"]) for spec in specs]
-                return {"createArtifactFiles": {"files": connection(files)}}
-            case "CommitArtifact":
-                artifact = self.version(given["artifactID"])
-                artifact.entries = json.loads(self.found(self.blobs, f"manifest/{artifact.id}"))["contents"]
-                artifact.state = "COMMITTED"
-                return {"commitArtifact": {"artifact": camel(artifact)}}
-            case "ArtifactByID":
-                return {"artifact": self.artifact(self.version(given["id"]))}
             case "upsertView":
                 return {"upsertView": {"view": self.upsert_view(given), "inserted": not given.get("id")}}
             case "SpecificReport":
@@ -309,6 +273,8 @@ class Account:
             made = key not in self.runs
         else:
             key = (*reversed(base64.b64decode(given["id"]).decode().split(":")[2:]),)
+        if key[2] in self.refused_runs:
+            raise Refused(f"run {key[2]} was previously created and deleted; try a new run id")
         run = self.runs.setdefault(key, RemoteRun(*key, display_name=key[2])) if made else self.found(self.runs, key)
         for name, mine in FIELDS.items():
             if (value := given.get(name)) is not None:
@@ -318,41 +284,8 @@ class Account:
 
     def upload(self, *path: str) -> Node:
         """Return a file that can be put to the server."""
-        name, artifact = "/".join(path), {"id": path[1]}
-        return {"id": name, "storagePath": name, "uploadUrl": f"{self.url}/storage/{name}", "artifact": artifact}
-
-    def version(self, id: str) -> RemoteArtifact:
-        return self.found({artifact.id: artifact for artifact in self.artifacts}, id)
-
-    def create_artifact(self, given: Node) -> Node:
-        """Make a version of an artifact, or find the one that has this content."""
-        place, name = self.opened(given["entityName"], given["projectName"]), given["artifactCollectionName"]
-        id, metadata = opaque("Artifact", next(self.numbers)), json.loads(given.get("metadata") or "{}")
-        made = RemoteArtifact(*place, given["artifactTypeName"], name, id, given["digest"], metadata)
-        versions = [v for v in self.artifacts if (v.entity, v.project, v.name) == (*place, name)]
-        same = [v for v in versions if v.digest == made.digest and v.state == "COMMITTED"]
-        self.artifacts += [] if same else [made]
-        artifact = same[0] if same else made
-        if (run := (*place, given["runName"])) not in artifact.logged_by:
-            artifact.logged_by.append(run)
-        aliases = [item["alias"] for item in given["aliases"] or []]
-        for other in versions:
-            other.aliases = [alias for alias in other.aliases if alias not in aliases]
-        artifact.aliases += aliases
-        return camel(artifact) | {"artifactSequence": {"latestArtifact": None}}
-
-    def artifact(self, artifact: RemoteArtifact) -> Node:
-        project, metadata = self.project(artifact.entity, artifact.project), json.dumps(artifact.metadata)
-        sequence = {"__typename": "ArtifactSequence", "name": artifact.name, "project": project}
-        alias = {"__typename": "ArtifactAlias", "artifactCollection": sequence}
-        aliases = [alias | {"id": name, "alias": name} for name in artifact.aliases]
-        key = artifact.entity, artifact.project, artifact.name
-        number = [v.id for v in self.artifacts if (v.entity, v.project, v.name) == key].index(artifact.id)
-        names = {"__typename": "Artifact", "artifactSequence": sequence, "artifactType": {"name": artifact.type}}
-        counts = {"versionIndex": number, "fileCount": len(artifact.entries), "size": 0, "ttlDurationSeconds": -2}
-        rest = {"metadata": metadata, "aliases": aliases, "tags": [], "ttlIsInherited": True}
-        nothing = dict.fromkeys(("description", "historyStep", "commitHash", "updatedAt"))
-        return camel(artifact) | names | counts | rest | nothing
+        name = "/".join(path)
+        return {"id": name, "storagePath": name, "uploadUrl": f"{self.url}/storage/{name}"}
 
     def view(self, view: RemoteView) -> Node:
         return camel(view) | {"project": self.project(view.entity, view.project)}
@@ -516,7 +449,7 @@ class Server(Account):
             return 401, {"errors": [{"message": "user is not logged in"}]}
         with self.lock:
             try:
-                answer = self.take(kind, name, path, request, http.command, body)
+                answer = self.take(kind, name, path, request, http.command)
             except Refused as refusal:
                 answer = 200 if kind == "graphql" else 404, {"data": None, "errors": [{"message": str(refusal)}]}
             self.lock.notify_all()
@@ -524,15 +457,13 @@ class Server(Account):
             raise ConnectionError
         return answer
 
-    def take(self, kind: str, name: str, path: str, request: Node, method: str, body: bytes) -> tuple[int, Any]:
+    def take(self, kind: str, name: str, path: str, request: Node, method: str) -> tuple[int, Any]:
         """Do what a request asks, and return the answer; raises Refused."""
         if kind == "graphql":
             return 200, {"data": self.answer(name, request.get("variables") or {})}
         if kind == "file_stream":
             self.found(self.runs, tuple(path.split("/")[2:5])).stream(request)
-        elif method == "PUT" and path.startswith("/storage/"):
-            self.blobs[path.removeprefix("/storage/")] = body
-        elif (method, path) != ("GET", "/"):
+        elif method != "PUT" and (method, path) != ("GET", "/"):  # put are summary and config once more, as files
             self.unknown.append(f"{method} {path}")
             raise Refused("not found")
         return 200, {}
