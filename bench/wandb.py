@@ -1,164 +1,125 @@
-"""How fast finished runs are published to a W&B server on the loopback, in how much memory; and what trainings lose.
+"""How fast finished stages reach an empty W&B server on the loopback, and what the mirror costs trainings beside it.
 
-1,000 made-up trainings of 180 epochs (tests/harness/synthetic.py), the server a fake in a process of its own
-(tests/track/server.py), so that network and W&B itself cost nothing. Then a real training beside a
-server that fails in each way, against the same one without a mirror.
+The server is a fake in a process of its own (tests/tracking/server.py), so that network and W&B itself cost nothing.
+Beside it stands what wandb's client alone needs for the same rows, one run after another in one process.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
-from harness.track.desk import processes
-from tests.track.server import FAULTS, KEY, Remote
+from bench.figures import Given, Row, spread
+from tests.conftest import descendants
+from tests.tracking.mirrored import small_store, surroundings
+from tests.tracking.server import Remote
 
-from bench.figures import ROOT, Given, Row, spread
-from tests.harness.synthetic import write_store
-
+ALONE = """
+import json, sys, time
+import wandb
+runs, epochs = int(sys.argv[1]), int(sys.argv[2])
+settings = wandb.Settings(console="off", silent=True, x_disable_stats=True, x_disable_meta=True)
+began = time.perf_counter()
+for number in range(runs + 1):
+    if number == 1:
+        began = time.perf_counter()
+    run = wandb.init(project="alone", id=f"r{number}", reinit="create_new", settings=settings)
+    for epoch in range(epochs):
+        run.log({"epoch": epoch + 1, "lr": 0.1, "train_loss": 1 / (epoch + 1), "train_accuracy": 90.0,
+                 "dev_accuracy": 90.0, "best": 0}, step=epoch)
+    run.finish()
+print(json.dumps((time.perf_counter() - began) / runs))
+"""
 SWEEP = """
-name: many
-protocol: {{preset: tost, epochs: {epochs}}}
-grid:
-  dataset: digits
-  arch: [resnet20, resnet32]
-  mask: {mask}
-  sparsity: [90%, 95%]
-  recipe: [default, gsw, gsk, ls, tost]
-  seed: 0..{seeds}
-wandb: {{project: bench}}
-"""
-
-
-def row_of(place: Mapping[str, str]) -> dict[str, str]:
-    """Return a made-up row."""
-    value = 90 + int(place["seed"]) / 10
-    return {"state": "done", "test": f"{value}", "dev": f"{value}", "cause": ""}
-
-
-@dataclass
-class Usage:
-    """What a process and all below it use: clerks come and go, so processor time is kept by process."""
-
-    pid: int
-    together: int = 0
-    bytes: dict[str, int] = field(default_factory=dict)
-    """Kind of process -> the most resident bytes of its kind at once."""
-    seconds: dict[tuple[int, str], float] = field(default_factory=dict)
-
-    def look(self) -> None:
-        """Look at all of them once."""
-        now: dict[str, int] = {}
-        for pid, _ in processes(self.pid):
-            with contextlib.suppress(OSError):  # ended meanwhile
-                command = Path(f"/proc/{pid}/cmdline").read_bytes()
-                kind = next((word for word in ("wandb-core", "clerk") if word.encode() in command), "publisher")
-                pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-                ticks = sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
-                now[kind] = now.get(kind, 0) + pages * os.sysconf("SC_PAGE_SIZE")
-                self.seconds[pid, kind] = ticks / os.sysconf("SC_CLK_TCK")
-        self.together = max(self.together, sum(now.values()))
-        self.bytes |= {kind: max(size, self.bytes.get(kind, 0)) for kind, size in now.items()}
-
-    def worked(self) -> dict[str, float]:
-        """Return the seconds of processor time by kind of process."""
-        return {kind: round(sum(t for (_, mine), t in self.seconds.items() if mine == kind), 1) for kind in self.bytes}
-
-
-ONE = """
-name: one
+name: beside
 protocol: {{preset: quick, epochs: {epochs}}}
-grid: {{dataset: digits, arch: resnet20, mask: dense, sparsity: 90%, recipe: default, seed: 0}}
-launch: {{workers: 1, threads: 1}}
+grid: {{dataset: digits, arch: resnet20, mask: [random, magnitude], sparsity: 90%, recipe: [default, ls], seed: 0..1}}
+launch: {{workers: 2, threads: 1}}
 """
 
 
-def trained(folder: Path, epochs: int, url: str, once_shown: Callable[[], object] = lambda: None) -> float:
-    """Train one network, mirrored to a server where there is one; return the seconds of its loop."""
-    shutil.rmtree(folder / "runs", ignore_errors=True)
-    (folder / "one.yaml").write_text(ONE.format(epochs=epochs) + ("wandb: {project: bench}\n" if url else ""))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(folder), "WANDB_API_KEY": KEY}
-    command = [sys.executable, "-m", "harness.sweep", "one.yaml", "--checkpoint-every", "2"]
-    environment |= {"WANDB_BASE_URL": url} if url else {}
-    nowhere = subprocess.DEVNULL
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=nowhere, stderr=nowhere)
-    pause, shown = threading.Event(), False
-    while not (found := list((folder / "runs").glob("stages/train/*/*/result-*.json"))):
-        if not shown and list((folder / "runs").glob("stages/train/*/*/attempt-0001/checkpoint-*")):
-            shown = True
-            once_shown()
-        pause.wait(0.2)
-    for pid, _ in processes(process.pid):  # the training is over: how long a publisher tries on is not asked here
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
-    return float(json.loads(found[0].read_text())["result"]["provenance"]["seconds"])
+class PeakMemory:
+    """The most resident memory, in bytes, of a process and all below it, looked at twice a second."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.peak = 0
+        pause = threading.Event()
+        while process.poll() is None:
+            self.peak = max(self.peak, sum(map(self._resident, descendants(process.pid))))
+            pause.wait(0.5)
+
+    @staticmethod
+    def _resident(pid: int) -> int:
+        try:
+            return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except OSError:  # ended meanwhile
+            return 0
 
 
-def faults(epochs: int, rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of a training without a mirror, with one, and with one whose server fails in each way."""
-    with tempfile.TemporaryDirectory() as name:
-        folder, took = Path(name), dict[str, list[float]]()
-        for _ in range(rounds):
-            took.setdefault("no mirror", []).append(trained(folder, epochs, ""))
-            for fault in (None, *FAULTS):
-                with Remote() as server:
-                    seconds = trained(folder, epochs, server.url, partial(server.fail, fault))
-                    took.setdefault(fault or "mirrored", []).append(seconds)
-        return took
-
-
-def published(plain: bool, epochs: int, seeds: int) -> dict[str, object]:
-    """Write a store of made-up trainings, publish it, and return what that took."""
-    mask = "dense" if plain else "[random, snip, grasp, synflow, magnitude]"
-    seeds = seeds * 10 if plain else seeds  # every sparsity and all five masks become one
+def sent(seeds: int, epochs: int) -> Row:
+    """Send a store of made-up stages, six to a seed, and return what that took."""
     with tempfile.TemporaryDirectory() as name, Remote() as server:
         folder = Path(name)
-        (folder / "many.yaml").write_text(SWEEP.format(epochs=epochs, seeds=seeds - 1, mask=mask))
-        _, saved = write_store(folder, folder / "many.yaml", row_of)
-        paths = {"PYTHONPATH": str(ROOT), "HOME": name}
-        environment = {**os.environ, **paths, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
-        command = [sys.executable, "-m", "harness.cli", "wandb", "publish", "many"]
-        began, pause = time.monotonic(), threading.Event()
-        process = subprocess.Popen(command, cwd=folder, env=environment)
-        used, fake = Usage(process.pid), Usage(server.process.pid)
-        while process.poll() is None:
-            used.look()
-            pause.wait(0.5)
-        seconds = time.monotonic() - began
-        fake.look()
-        runs = sum(stage.kind != "data" for stage in saved.plan.stages.values())
+        small_store(folder, seeds=seeds, epochs=epochs)
+        began = time.monotonic()
+        command = [sys.executable, "-m", "harness.cli", "wandb", "sync"]
+        process = subprocess.Popen(command, cwd=folder, env=surroundings(folder, server.url))
+        memory, seconds = PeakMemory(process), time.monotonic() - began
+        alone = subprocess.run(
+            [sys.executable, "-c", ALONE, "20", str(epochs)],
+            cwd=folder,
+            env=surroundings(folder, server.url, WANDB_ERROR_REPORTING="false"),
+            capture_output=True,
+            check=True,
+        )
         return {
-            "trainings": len(saved.cells),
-            "rows": len(saved.cells) * epochs,
-            "runs, masks among them": runs,
+            "runs": 6 * seeds,
+            "rows": 4 * seeds * epochs,
             "code": process.returncode,
             "seconds": round(seconds, 1),
-            "runs a second": round(runs / seconds, 1),
-            "trainings a second": round(len(saved.cells) / seconds, 1),
-            "processor seconds": {**used.worked(), "fake server": sum(fake.worked().values())},
-            "processors": os.cpu_count(),
-            "peak memory in MB": {kind: round(size / 1e6) for kind, size in used.bytes.items()},
-            "together": round(used.together / 1e6),
+            "runs a second": round(6 * seeds / seconds, 1),
+            "peak memory in MB": round(memory.peak / 1e6),
+            "client alone, seconds a run": round(float(json.loads(alone.stdout)), 3),
         }
 
 
+def swept(epochs: int, mirrored: bool) -> tuple[float, float]:
+    """Run a sweep of eight trainings; return the seconds of all trainings together, and of the command."""
+    with tempfile.TemporaryDirectory() as name, Remote() as server:
+        folder = Path(name)
+        (folder / "beside.yaml").write_text(
+            SWEEP.format(epochs=epochs) + ("wandb: {project: bench}\n" if mirrored else "")
+        )
+        command = [sys.executable, "-m", "harness.sweep", "beside.yaml"]
+        began = time.monotonic()
+        subprocess.run(command, cwd=folder, env=surroundings(folder, server.url), stderr=subprocess.DEVNULL, check=True)
+        whole = time.monotonic() - began
+        results = [json.loads(path.read_text()) for path in folder.glob("runs/stages/train/*/*/result-*.json")]
+        if len(results) != 8 or (mirrored and len(server.state().runs) <= 8):
+            raise SystemExit("the sweep was not trained, or not mirrored, whole")
+        return sum(result["result"]["provenance"]["seconds"] for result in results), whole
+
+
 def measure(given: Given) -> Iterator[Row]:
-    """Yield what publishing takes, with masks and without, and what a failing server takes from a training."""
-    seeds, epochs = (1, 20) if given.small else (10, 180)
-    for plain in (False, True):
-        yield published(plain, epochs, seeds)
-    for name, seconds in faults(2 if given.small else 8, given.repeats).items():
-        yield {"server": name, "training, seconds": spread(seconds)}
+    """Yield what sending takes, and a sweep with and without the mirror, in turn."""
+    yield sent(*((2, 20) if given.small else (84, 180)))
+    epochs = 2 if given.small else 10
+    trainings: tuple[list[float], list[float]] = ([], [])
+    commands: tuple[list[float], list[float]] = ([], [])
+    for _ in range(1 if given.small else max(given.repeats, 5)):
+        for mirrored in (False, True):
+            seconds, whole = swept(epochs, mirrored)
+            trainings[mirrored].append(seconds)
+            commands[mirrored].append(whole)
+    for words, of_trainings, of_commands in zip(("without the mirror", "with it"), trainings, commands, strict=True):
+        yield {"sweep": words, "trainings, seconds": spread(of_trainings), "command": spread(of_commands)}
+    ratio = statistics.median(trainings[True]) / statistics.median(trainings[False])
+    yield {"sweep": "with, as a share of without", "trainings": round(ratio, 4)}

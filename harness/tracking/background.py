@@ -12,7 +12,7 @@ from harness.errors import UserError
 from harness.form import Wandb
 from harness.store import Store
 from harness.terminal import command, cron_line, note
-from harness.tracking.settings import DISABLED, OFFLINE, Settings, settings_of, switched_off
+from harness.tracking.settings import DISABLED, OFFLINE, read_settings, settings_of, switched_off
 from harness.tracking.sync import Mirror, back_off, connected, leased
 from harness.tracking.wandb_process import WandbUnavailable
 
@@ -51,19 +51,14 @@ class BackgroundMirror:
             note(traceback.format_exc())
 
     def _mirror(self) -> None:
-        while (settings := self._settings()) is None:  # a search writes its plan with its first trial
+        while not read_settings(self.store, self.sweep):  # a search writes its plan with its first trial
             if self.stopped.wait(1.0):
                 return
+        (settings,) = settings_of(self.store, [self.sweep])
         with connected(self.store, settings, note) as mirror, leased(mirror, self.stopped) as lease:
             self.mirror, mirror.live = mirror, True
             mirror.say(f"wandb: mirrored to {mirror.project}")
             mirror.say(mirror.follow(lease, self.stopped, PATIENCE).summary(self.later))
-
-    def _settings(self) -> Settings | None:
-        try:
-            return settings_of(self.store, [self.sweep])[0]
-        except UserError:
-            return None
 
     def close(self) -> None:
         """Send what is left, for as long as the server takes it."""
@@ -79,29 +74,21 @@ class BackgroundMirror:
 
 @contextlib.contextmanager
 def mirrored(block: Wandb | None, store: Store, sweep: str, stays: bool) -> Iterator[None]:
-    """Mirror a sweep while the block runs, where its file says so; say how it is done where no command stays."""
-    if block is None or block.mode == DISABLED:
+    """Mirror a sweep while the block runs, where its file says so; say how it is done where no command `stays`."""
+    now = stays and block is not None and block.mode not in (DISABLED, OFFLINE) and not switched_off()
+    if not now:
+        say_how_to_mirror(block, store, sweep)
+    with contextlib.closing(BackgroundMirror(store, sweep)) if now else contextlib.nullcontext():
         yield
-        return
-    why = "as its file asks for" if block.mode == OFFLINE else switched_off()
-    if why or not stays:
-        say_how_to_mirror(block, store, sweep, why)
-        yield
-        return
-    mirror = BackgroundMirror(store, sweep)
-    try:
-        yield
-    finally:
-        mirror.close()
 
 
-def say_how_to_mirror(block: Wandb | None, store: Store, sweep: str, why_not: str = "") -> None:
+def say_how_to_mirror(block: Wandb | None, store: Store, sweep: str) -> None:
     """Say which command mirrors a sweep that is not mirrored by the sweep command."""
     if block is None or block.mode == DISABLED:
         return
-    if why_not:
-        note(f"wandb: nothing is sent, {why_not}; `{command('wandb', 'sync', sweep, store=store.root)}` sends it later")
-        return
-    follows = command("wandb", "sync", sweep, "--follow", store=store.root)
-    by_cron = cron_line("wandb", "sync", sweep, store=store.root)
-    note(f"wandb: `{follows}` mirrors it, or this line of a crontab:\n{by_cron}")
+    sync = command("wandb", "sync", sweep, store=store.root)
+    if why := "as its file asks for" if block.mode == OFFLINE else switched_off():
+        note(f"wandb: nothing is sent, {why}; `{sync}` sends it later")
+    else:
+        note(f"wandb: `{sync} --follow` mirrors it, or this line of a crontab:")
+        note(cron_line("wandb", "sync", sweep, store=store.root))

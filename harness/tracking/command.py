@@ -93,7 +93,7 @@ def status(
         place = Store(store)
         for settings in settings_of(place, sweeps):
             with _reachable(place, settings) as mirror:
-                found, last = mirror.compare(), mirror.last_message()
+                found, last = mirror.compare(), _last_line(mirror.log_file)
             complete = complete and found.complete
             said[settings.project] = {
                 "sent": found.sent,
@@ -106,6 +106,11 @@ def status(
         if as_json:
             tell_json(said)
     raise typer.Exit(not complete)
+
+
+def _last_line(path: Path) -> str:
+    """Return the last line of a file, empty where it has none."""
+    return (path.read_text(errors="replace").splitlines() or [""])[-1] if path.exists() else ""
 
 
 def _lines(project: str, found: Progress, last: str) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
@@ -160,8 +160,8 @@ def _infos_of_plan(saved: SavedPlan) -> dict[str, StageInfo]:
     for cell in saved.cells:
         cells.setdefault(cell.key, Line(dict(zip(saved.axes, cell.labels, strict=True)), cell.facts, cell.key))
     for key, line in cells.items():
-        for above in _ancestors(saved, key, users):
-            users[above] = line
+        for above in plan.ancestors(key):
+            users.setdefault(above, line)
     found = {}
     for key, stage in plan.stages.items():
         if stage.kind == "data":
@@ -171,17 +171,6 @@ def _infos_of_plan(saved: SavedPlan) -> dict[str, StageInfo]:
         parents = {role: parent for role, parent in stage.parents.items() if plan.stages[parent].kind != "data"}
         found[key] = replace(info, parents=parents)
     return found
-
-
-def _ancestors(saved: SavedPlan, key: str, seen: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a stage and what it is made from, as far as it is not seen yet."""
-    waiting, here = [key], set()
-    while waiting:
-        at = waiting.pop()
-        if at not in seen and at not in here:
-            here.add(at)
-            yield at
-            waiting.extend(saved.plan.stages[at].parents.values())
 
 
 def _cell_info(stage: Stage, line: Line, words: Mapping[str, str]) -> StageInfo:
@@ -210,55 +199,54 @@ def _group(words: str, same: str) -> str:
     return f"{shortened(words, LONGEST_NAME - 8)} #{same[:6]}"
 
 
-@dataclass
-class RecordBuilder:
-    """Makes the records of stages."""
+def run_records(
+    store: Store, info: StageInfo, state: State | None, reports_page: str, newest: Callable[[str], str]
+) -> list[RunRecord]:
+    """Return the records of a stage that is in a state, or done where that is None.
 
-    store: Store
-    reports_page: str
-    """The address of the project's reports."""
-    newest: Callable[[str], str] = lambda run: run
-    """A run's id as it was first -> the id of its newest rerun."""
+    Args:
+        reports_page: the address of the project's reports.
+        newest: gives the id of a run's newest rerun.
+    """
+    folder = store.folder(info.stage.kind, info.stage.key)
+    chains = [chain for chain in attempt_chains(folder) if _is_shown(info, chain, state)]
+    made = (_record(info, folder, chain, state, reports_page) for chain in chains)
+    return [replace(record, id=newest(record.id)) for record in made]
 
-    def records(self, info: StageInfo, state: State | None) -> list[RunRecord]:
-        """Return the records of a stage that is in a state, or done where that is None."""
-        folder = self.store.folder(info.stage.kind, info.stage.key)
-        chains = attempt_chains(folder)
-        return [self._record(info, folder, chain, state) for chain in chains if _is_shown(info, chain, state)]
 
-    def _record(self, info: StageInfo, folder: Folder, chain: AttemptChain, state: State | None) -> RunRecord:
-        ended, tags = _state(chain, state), list(info.tags)
-        summary = _summary(info, chain.result) if chain.result else {}
-        notes = [*info.commands, f"tables and curves: {self.reports_page}"]
-        if not chain.current:
-            tags.append(SUPERSEDED)
-        elif state is not None and state.name == EARLY:
-            tags.append(EARLY)
-        if ended == "failed":
-            failure = _failure(chain, state if chain.current else None)
-            log = folder.attempt(chain.last) / "log"
-            notes += [f"failed ({failure['cause']}): {failure['message']}", *([f"log: {log}"] if log.exists() else [])]
-            summary = {**summary, "failure": failure}
-        config = {
-            **info.config,
-            "status": "current" if chain.current else SUPERSEDED,
-            "attempt": chain.first,
-            "uses": _parents(info, chain.result),
-            "environment": dict(chain.result.stamp) if chain.result else {},
-        }
-        return RunRecord(
-            self.newest(f"{info.stage.key}-{chain.first}"),
-            info.name + ("" if chain.first == 1 and chain.current else f" (from attempt {chain.first})"),
-            info.group,
-            info.stage.kind,
-            sorted(tags),
-            "\n".join(notes),
-            _plain_json(config),
-            [_row(row) for row in settled_rows(folder, chain)] if info.stage.kind == "train" else [],
-            _plain_json(summary),
-            ended,
-            ended in ("finished", "failed") or not chain.current,
-        )
+def _record(info: StageInfo, folder: Folder, chain: AttemptChain, state: State | None, reports_page: str) -> RunRecord:
+    ended, tags = _state(chain, state), list(info.tags)
+    summary = _summary(info, chain.result) if chain.result else {}
+    notes = [*info.commands, f"tables and curves: {reports_page}"]
+    if not chain.current:
+        tags.append(SUPERSEDED)
+    elif state is not None and state.name == EARLY:
+        tags.append(EARLY)
+    if ended == "failed":
+        failure = _failure(chain, state if chain.current else None)
+        log = folder.attempt(chain.last) / "log"
+        notes += [f"failed ({failure['cause']}): {failure['message']}", *([f"log: {log}"] if log.exists() else [])]
+        summary = {**summary, "failure": failure}
+    config = {
+        **info.config,
+        "status": "current" if chain.current else SUPERSEDED,
+        "attempt": chain.first,
+        "uses": _parents(info, chain.result),
+        "environment": dict(chain.result.stamp) if chain.result else {},
+    }
+    return RunRecord(
+        f"{info.stage.key}-{chain.first}",
+        info.name + ("" if chain.first == 1 and chain.current else f" (from attempt {chain.first})"),
+        info.group,
+        info.stage.kind,
+        sorted(tags),
+        "\n".join(notes),
+        _without_empty(config),
+        [_row(row) for row in settled_rows(folder, chain)] if info.stage.kind == "train" else [],
+        _without_empty(summary),
+        ended,
+        ended in ("finished", "failed") or not chain.current,
+    )
 
 
 def _parents(info: StageInfo, result: Result | None) -> dict[str, Any]:
@@ -308,11 +296,9 @@ def _row(row: Mapping[str, Any]) -> dict[str, float]:
     return {metric_name(name): value for name, value in numbers.items() if math.isfinite(value)}
 
 
-def _plain_json(value: Any) -> Any:
-    """Return a value that JSON has, and that wandb keeps: without NaN and infinity, and without what is empty."""
-    if isinstance(value, Mapping):
-        inner = {str(name): _plain_json(part) for name, part in value.items()}
-        return {name: part for name, part in inner.items() if part is not None and part != {}}
-    if isinstance(value, list | tuple):
-        return [_plain_json(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _without_empty(value: Any) -> Any:
+    """Return a value without what wandb drops: None, and mappings without anything."""
+    if not isinstance(value, Mapping):
+        return value
+    inner = {name: _without_empty(part) for name, part in value.items()}
+    return {name: part for name, part in inner.items() if part is not None and part != {}}

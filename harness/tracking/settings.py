@@ -42,13 +42,8 @@ class Project:
         return store.root / "wandb" / re.sub(r"[^A-Za-z0-9._-]", "_", name)
 
     def __str__(self) -> str:
-        return page_url(self.base_url, self.entity, self.name)
-
-
-def page_url(base_url: str, entity: str, project: str, rest: str = "") -> str:
-    """Return the address of a page of a project."""
-    site = base_url.replace("//api.wandb.ai", "//wandb.ai").rstrip("/")
-    return f"{site}/{quote(entity)}/{quote(project)}{rest}"
+        site = self.base_url.replace("//api.wandb.ai", "//wandb.ai").rstrip("/")
+        return f"{site}/{quote(self.entity)}/{quote(self.name)}"
 
 
 @dataclass(frozen=True)

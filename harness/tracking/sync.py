@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from harness.attempts import checkpoint_names
 from harness.claims import Lease, Observer
@@ -20,10 +20,10 @@ from harness.store import Store, digest
 from harness.tracking.run_record import (
     DIGEST,
     SUPERSEDED,
-    RecordBuilder,
     RunRecord,
     rerun_id,
     run_key,
+    run_records,
     split_run_id,
     stage_infos,
 )
@@ -70,6 +70,14 @@ class Progress:
         return f"wandb: {self.sent} of {count(self.runs, 'run')} sent{rest}"
 
 
+class Failure(NamedTuple):
+    """Why a run could not be sent, how often in a row, and when it is tried again, on the monotonic clock."""
+
+    reason: str
+    times: int
+    retry_at: float
+
+
 @dataclass
 class Mirror:
     """One project, and what its server is known to have."""
@@ -101,6 +109,7 @@ class Mirror:
     """Run -> how many rows the server was given of it, and their hash."""
     _open: set[str] = field(default_factory=set)
     """Runs that the process holds open, which are shown live."""
+    _failed: dict[str, Failure] = field(default_factory=dict)
     _logged: set[str] = field(default_factory=set)
 
     def follow(self, lease: Lease, stopped: threading.Event, patience: int) -> Progress:
@@ -117,7 +126,8 @@ class Mirror:
             if not lease.held or (nothing_else and (progress.complete or failures >= patience)):
                 return progress
             regular = max(SHORTEST_PAUSE, min(LONGEST_PAUSE, (time.monotonic() - began) / SHARE))
-            (threading.Event() if last else stopped).wait(back_off(failures) or regular)
+            pause = back_off(failures) if nothing_else or progress.fault else regular
+            (threading.Event() if last else stopped).wait(pause)
 
     def run_pass(self, lease: Lease, ask_again: bool = False) -> Progress:
         """Send all that is new; `ask_again`: not believing that the server still has what it had.
@@ -137,10 +147,10 @@ class Mirror:
         except (WandbUnavailable, OSError) as error:  # the server's fault, or that of the store's file system
             self._close()
             self._listed, progress.fault = False, str(error)
-            self.say_once(f"wandb: {self.project}: {error}; trainings go on, what is missing is sent later")
+            self.say(f"wandb: {self.project}: {error}; trainings go on, what is missing is sent later")
         for why in dict.fromkeys(progress.missing.values()):
             runs = [run for run, reason in progress.missing.items() if reason == why]
-            self.say_once(f"wandb: {count(len(runs), 'run')} left for later: {why} ({runs[0]})")
+            self.say(f"wandb: {count(len(runs), 'run')} left for later: {why} ({runs[0]})")
         return progress
 
     def compare(self) -> Progress:
@@ -154,27 +164,17 @@ class Mirror:
         return progress
 
     @property
-    def _log(self) -> Path:
+    def log_file(self) -> Path:
+        """Return the file in the store that keeps what was said."""
         return self.project.folder(self.store) / "log"
 
     def say(self, message: str) -> None:
-        """Log a message, also in the project's folder in the store."""
-        line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {message}\n"
-        with contextlib.suppress(OSError), self._log.open("a") as file:
-            file.write(line)
-        self.log(printable(message))
-
-    def last_message(self) -> str:
-        """Return what was logged last in the store, empty where nothing was."""
-        with contextlib.suppress(OSError):
-            return next(iter(self._log.read_text(errors="replace").splitlines()[-1:]), "")
-        return ""
-
-    def say_once(self, message: str) -> None:
-        """Log a message that was not logged yet."""
+        """Log a message, here and in the store, unless it was logged before."""
         if message not in self._logged:
             self._logged.add(message)
-            self.say(message)
+            with contextlib.suppress(OSError), self.log_file.open("a") as file:
+                file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {message}\n")
+            self.log(printable(message))
 
     def newest(self, run: str) -> str:
         """Return the id of a run's newest rerun."""
@@ -182,10 +182,10 @@ class Mirror:
 
     def _changed(self, progress: Progress) -> Iterator[tuple[str, str, list[RunRecord]]]:
         """Yield the stages that the server may lack something of, parents first: key, signature, records to send."""
-        plans = self.settings.plans(self.store, self.say_once)
+        plans = self.settings.plans(self.store, self.say)
         infos = stage_infos(plans)
         if warning := size_warning(self.project.name, len(infos)):
-            self.say_once(f"wandb: {warning}")
+            self.say(f"wandb: {warning}")
         done: dict[str, Done] = {}
         states: dict[str, State] = {}
         for saved in plans:
@@ -194,7 +194,6 @@ class Mirror:
             going = {key for key, state in standing.states.items() if key in infos and not state.over}
             progress.unfinished += len(going - standing.blocked(saved.plan).keys())
         opened: set[str] = set()
-        builder = RecordBuilder(self.store, f"{self.project}/reportlist", self.newest)
         for key, info in infos.items():
             state = None if key in done else states.get(key, State("todo", 0))
             if state is None:
@@ -207,7 +206,7 @@ class Mirror:
             if (settled := self._settled.get(key)) and settled[0] == signature:
                 progress.runs, progress.sent = progress.runs + settled[1], progress.sent + settled[1]
                 continue
-            records = builder.records(info, state)
+            records = run_records(self.store, info, state, f"{self.project}/reportlist", self.newest)
             self._records[key] = {record.id for record in records}
             if self.live and len(self._open | opened) < LIVE_RUNS:
                 opened |= {record.id for record in records if record.state == "running"}
@@ -240,10 +239,14 @@ class Mirror:
         """Send the records of some stages, look whether they have come, and remember those that have."""
         batch = [(key, signature, list(map(self._without_conflict, some))) for key, signature, some in batch]
         records = [record for _, _, some in batch for record in some]
-        new = [record for record in records if not self._has(record)]
-        errors = self._write(new)
-        written = [record for record in new if record.final and not errors[record.id]]
-        missing = {run: error for run, error in errors.items() if error} | self._confirm(written)
+        new, now = [record for record in records if not self._has(record)], time.monotonic()
+        failed = {r.id: self._failed[r.id] for r in new if r.id in self._failed and self._failed[r.id].retry_at > now}
+        errors = self._write([record for record in new if record.id not in failed])
+        lacking = self._confirm([record for record in new if record.final and errors.get(record.id) == ""])
+        for run, reason in ({run: error for run, error in errors.items() if error} | lacking).items():
+            times = self._failed[run].times + 1 if run in self._failed else 1
+            self._failed[run] = failed[run] = Failure(reason, times, time.monotonic() + back_off(times))
+        missing = {run: failure.reason for run, failure in failed.items()}
         progress.missing |= missing
         progress.sent += len(records) - len(missing)
         for key, signature, some in batch:
@@ -362,11 +365,11 @@ def leased(mirror: Mirror, stopped: threading.Event) -> Iterator[Lease]:
     while not lease.acquire():
         holder, does = lease.holder, "mirrors this store to this project"
         if not (lease.beating or (holder and holder.is_here)):
-            mirror.say_once(f"wandb: {lease.holder_name} may be gone; waiting for its lease to end")
+            mirror.say(f"wandb: {lease.holder_name} may be gone; waiting for its lease to end")
         elif stopped.is_set():
             raise UserError(f"wandb: {lease.holder_name} {does} already; one at a time, try again later")
         else:
-            mirror.say_once(f"wandb: {lease.holder_name} {does}, and takes this sweep along")
+            mirror.say(f"wandb: {lease.holder_name} {does}, and takes this sweep along")
         threading.Event().wait(0.5)
     try:
         yield lease

@@ -36,6 +36,9 @@ RUN_TIMEOUT = 30.0
 """Seconds that a run's start, and its end, may take."""
 PAGE = 100
 """Runs of one request."""
+SWITCHED_ON = ("silent", "finish_timeout_raises", "disable_git", "disable_code", "x_disable_stats", "x_disable_meta")
+SWITCHED_ON += ("x_disable_machine_info", "x_skip_transaction_log")
+"""Settings of runs. No transaction log, since the store has it all: a full disk can drop nothing."""
 
 
 class WandbUnavailable(Exception):
@@ -129,17 +132,14 @@ class RunWriter:
             yield futures[future], _first_line(error) if (error := future.exception()) else ""
 
     def _write(self, entity: str, project: str, record: Mapping[str, Any]) -> None:
-        run = self.open.pop(record["id"], None)
-        resumed = run is not None
-        if run is None:
-            run = _init_run(entity, project, record)
-            resumed = run.resumed
+        open_run = self.open.pop(record["id"], None)
+        run = open_run or _init_run(entity, project, record)
         for step in range(run.step, len(record["rows"])):
             run.log(record["rows"][step], step=step, commit=True)
         if record["state"] == "running":
             self.open[record["id"]] = run
             return
-        if resumed:  # what the server has goes before what was given to init
+        if open_run or run.resumed:  # what the server has goes before what was given to init
             run.name, run.notes, run.tags = record["name"], record["notes"], tuple(record["tags"])
             run.config.update(record["config"], allow_val_change=True)
         run.summary.update(record["summary"])
@@ -151,18 +151,11 @@ class RunWriter:
 def _init_run(entity: str, project: str, record: Mapping[str, Any]) -> Any:
     settings = load_wandb().Settings(
         console="off",
-        disable_git=True,
-        disable_code=True,
-        save_code=False,
-        silent=True,
         init_timeout=RUN_TIMEOUT,
         finish_timeout=RUN_TIMEOUT,
-        finish_timeout_raises=True,
-        x_disable_stats=True,
-        x_disable_meta=True,
-        x_disable_machine_info=True,
+        save_code=False,
         x_save_requirements=False,
-        x_skip_transaction_log=True,  # the store has it all; a full disk can drop nothing
+        **dict.fromkeys(SWITCHED_ON, True),
     )
     run = load_wandb().init(
         mode="online",

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -60,7 +61,7 @@ def report_content(report: Report, link: RunLink, project: str) -> dict[str, Any
         f"{escaped(report.summary)}.\n\nEvery number is the store's, as `harness report {name}` prints it; "
         f"`harness wandb report {name}` writes this report anew. Numbers lead to their [runs]({project}/table)."
     )
-    blocks: list[tuple[str, Any]] = [("text", opening), ("contents", "")]
+    blocks: list[tuple[str, Any]] = [("text", opening)]
     for grid in report.grids:
         blocks += [("heading", grid.name), ("text", _table(grid, link))]
     by_place: dict[tuple[str, str], list[Line]] = defaultdict(list)
@@ -120,34 +121,22 @@ def escaped(text: str) -> str:
 
 
 def _charts(lines: Sequence[Line], place: Mapping[str, str], sweep: str) -> Iterator[dict[str, Any]]:
-    """Yield accuracy against sparsity, accuracy by recipe, and learning curves of one network on one data set."""
+    """Yield accuracy against sparsity and learning curves of one network on one data set."""
     where = {**place, "role": "cell", "status": "current"}
     top = max(lines, key=lambda line: line.facts.share).axis("sparsity")
     recipes = list(dict.fromkeys(line.axis("recipe") for line in lines))
     points = {recipe: {**where, "recipe": recipe} for recipe in recipes}
-    shared = {"sweep": sweep, "group": []}
-    title = "Accuracy against sparsity"
-    yield {**shared, "kind": "points", "title": title, "runs": points, "group": ["mask", "sparsity_share"]}
-    yield {**shared, "kind": "bars", "title": "Accuracy by recipe", "runs": {"all masks and sparsities": where}}
     curves = {f"{top} sparse": {**where, "sparsity": top}}
-    yield {**shared, "kind": "curves", "title": f"Learning curves by recipe at {top}", "runs": curves}
+    yield {"title": "Accuracy against sparsity", "sweep": sweep, "runs": points}
+    yield {"title": f"Learning curves by recipe at {top}", "sweep": sweep, "runs": curves, "x": "epoch"}
 
 
 def write_report(content: Mapping[str, Any], entity: str, project: str, known: str) -> str:
     """Save a report's content, over the report at a known address where that is still there; return its address."""
     import wandb_workspaces.reports.v2 as wr
 
-    blocks: list[Any] = []
-    for kind, value in content["blocks"]:
-        match kind:
-            case "heading":
-                blocks.append(wr.H2(value))
-            case "text":
-                blocks.append(wr.MarkdownBlock(value))
-            case "contents":
-                blocks.append(wr.TableOfContents())
-            case "chart":
-                blocks.append(_panel_grid(value, entity, project))
+    make = {"heading": wr.H2, "text": wr.MarkdownBlock, "chart": partial(_panel_grid, entity, project)}
+    blocks: list[Any] = [wr.TableOfContents(), *(make[kind](value) for kind, value in content["blocks"])]
     report: Any = None
     with contextlib.suppress(TypeError, ValueError):  # what it makes of a report that is no more
         report = wr.Report.from_url(known) if known else None
@@ -158,25 +147,20 @@ def write_report(content: Mapping[str, Any], entity: str, project: str, known: s
     return str(report.url)
 
 
-def _panel_grid(chart: Mapping[str, Any], entity: str, project: str) -> Any:
+def _panel_grid(entity: str, project: str, chart: Mapping[str, Any]) -> Any:
     import wandb_workspaces.expr as expr
     import wandb_workspaces.reports.v2 as wr
 
-    groups = [f"config.{axis}" for axis in chart["group"]]
+    whole: Any = {"title": chart["title"], "layout": wr.Layout(x=0, y=0, w=24, h=10)}
+    if "x" in chart:
+        mean = {"groupby": wr.Config("recipe"), "groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
+        panel, groups = wr.LinePlot(x=chart["x"], y=["dev_accuracy"], **mean, **whole), []
+    else:
+        accuracy, share = wr.SummaryMetric("accuracy"), wr.Config("sparsity_share")
+        panel, groups = wr.ScatterPlot(x=share, y=accuracy, **whole), ["config.mask", "config.sparsity_share"]
     runsets = []
     for name, where in chart["runs"].items():
         filters: list[Any] = [expr.Config(axis) == value for axis, value in where.items()]
         filters.append(expr.Tags().isin([chart["sweep"]]))
         runsets.append(wr.Runset(entity=entity, project=project, name=name, filters=filters, groupby=groups))
-    layout = wr.Layout(x=0, y=0, w=24, h=10)
-    by_recipe: Any = {"groupby": wr.Config("recipe"), "groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
-    accuracy, panel = wr.SummaryMetric("accuracy"), None
-    match chart["kind"]:
-        case "points":
-            share = wr.Config("sparsity_share")
-            panel = wr.ScatterPlot(title=chart["title"], x=share, y=accuracy, layout=layout)
-        case "bars":
-            panel = wr.BarPlot(title=chart["title"], metrics=[accuracy], layout=layout, **by_recipe)
-        case "curves":
-            panel = wr.LinePlot(title=chart["title"], x="epoch", y=["dev_accuracy"], layout=layout, **by_recipe)
     return wr.PanelGrid(runsets=runsets, panels=[panel], hide_run_sets=len(runsets) == 1)

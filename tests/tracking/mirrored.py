@@ -14,7 +14,7 @@ from harness.claims import Observer
 from harness.index import stand
 from harness.planfile import SavedPlan
 from harness.store import Store
-from harness.tracking.run_record import SUPERSEDED, RecordBuilder, RunRecord, rerun_id, split_run_id, stage_infos
+from harness.tracking.run_record import SUPERSEDED, RunRecord, rerun_id, run_records, split_run_id, stage_infos
 from harness.tracking.settings import settings_of
 from tests.harness.synthetic import write_store
 from tests.tracking.server import KEY, RemoteRun, Server
@@ -81,10 +81,12 @@ def records_of(store: Store, remote: Sequence[str]) -> dict[str, RunRecord]:
         reruns[first] = max(rerun, reruns.get(first, 0))
     (settings,) = settings_of(store, [])
     plans = settings.plans(store, print)
-    builder = RecordBuilder(store, "", lambda run: rerun_id(run, reruns.get(run, 0)))
     states = {key: state for saved in plans for key, state in stand(saved.plan, store, Observer()).states.items()}
-    made = [record for key, info in stage_infos(plans).items() for record in builder.records(info, states.get(key))]
-    return {record.id: record for record in made if record.final}
+    made = (
+        run_records(store, info, states.get(key), "", lambda run: rerun_id(run, reruns.get(run, 0)))
+        for key, info in stage_infos(plans).items()
+    )
+    return {record.id: record for records in made for record in records if record.final}
 
 
 def rows_of(run: RemoteRun) -> list[dict[str, Any]]:
