@@ -1,7 +1,6 @@
 """How fast finished stages reach an empty W&B server on the loopback, and what the mirror costs trainings beside it.
 
-The server is a fake in a process of its own (tests/tracking/server.py), so that network and W&B itself cost nothing.
-Beside it stands what wandb's client alone needs for the same rows, one run after another in one process.
+The server is a fake in this process (tests/tracking/server.py), so that network and W&B itself cost nothing. Beside it stands what wandb's client alone needs for the same rows, one run after another in one process.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pathlib import Path
 from bench.figures import Given, Row, spread
 from tests.conftest import descendants
 from tests.tracking.mirrored import small_store, surroundings
-from tests.tracking.server import Remote
+from tests.tracking.server import Server
 
 ALONE = """
 import json, sys, time
@@ -66,7 +65,7 @@ class PeakMemory:
 
 def sent(seeds: int, epochs: int) -> Row:
     """Send a store of made-up stages, six to a seed, and return what that took."""
-    with tempfile.TemporaryDirectory() as name, Remote() as server:
+    with tempfile.TemporaryDirectory() as name, Server() as server:
         folder = Path(name)
         small_store(folder, seeds=seeds, epochs=epochs)
         began = time.monotonic()
@@ -93,7 +92,7 @@ def sent(seeds: int, epochs: int) -> Row:
 
 def swept(epochs: int, mirrored: bool) -> tuple[float, float]:
     """Run a sweep of eight trainings; return the seconds of all trainings together, and of the command."""
-    with tempfile.TemporaryDirectory() as name, Remote() as server:
+    with tempfile.TemporaryDirectory() as name, Server() as server:
         folder = Path(name)
         (folder / "beside.yaml").write_text(
             SWEEP.format(epochs=epochs) + ("wandb: {project: bench}\n" if mirrored else "")
@@ -103,7 +102,7 @@ def swept(epochs: int, mirrored: bool) -> tuple[float, float]:
         subprocess.run(command, cwd=folder, env=surroundings(folder, server.url), stderr=subprocess.DEVNULL, check=True)
         whole = time.monotonic() - began
         results = [json.loads(path.read_text()) for path in folder.glob("runs/stages/train/*/*/result-*.json")]
-        if len(results) != 8 or (mirrored and len(server.state().runs) <= 8):
+        if len(results) != 8 or (mirrored and len(server.runs) <= 8):
             raise SystemExit("the sweep was not trained, or not mirrored, whole")
         return sum(result["result"]["provenance"]["seconds"] for result in results), whole
 

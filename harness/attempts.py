@@ -83,17 +83,17 @@ def _bad_end(end: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return end if end.get("outcome") in (*FAILED, "died", "fault") else None
 
 
-def settled_rows(folder: Folder, chain: AttemptChain) -> list[dict[str, Any]]:
+def settled_rows(folder: Folder, chain: AttemptChain, ended: bool = False) -> list[dict[str, Any]]:
     """Return the rows of a chain that will not change any more.
 
-    Of a final one, all. Of one that goes on, those of its newest attempt that a checkpoint holds too: what came after
-    it is done again. An attempt writes the rows that it inherits first, so that a checkpoint which an overtaken worker
-    still wrote is not believed.
+    Of a final one, and where the stage has `ended`, all. Of one that goes on, those of its newest attempt that a
+    checkpoint holds too: what came after it is done again. An attempt writes the rows that it inherits first, so that a
+    checkpoint which an overtaken worker still wrote is not believed.
     """
     if chain.result:
         return list(rows_of_attempt(folder, chain.last))
     newest = next((rows for n in chain.attempts if (rows := list(rows_of_attempt(folder, n)))), [])
-    if chain.final or not newest:
+    if chain.final or ended or not newest:
         return newest
     saved = itertools.chain(*(folder.attempt(n).glob(CHECKPOINTS) for n in chain.attempts))
     return newest[: max((_common(newest, checkpoint_rows(path)) for path in saved), default=0)]

@@ -209,73 +209,54 @@ def run_records(
         newest: gives the id of a run's newest rerun.
     """
     folder = store.folder(info.stage.kind, info.stage.key)
-    chains = [chain for chain in attempt_chains(folder) if _is_shown(info, chain, state)]
-    made = (_record(info, folder, chain, state, reports_page) for chain in chains)
-    return [replace(record, id=newest(record.id)) for record in made]
+    made = (_record(info, folder, chain, state if chain.current else None) for chain in attempt_chains(folder))
+    notes = f"\ntables and curves: {reports_page}"
+    shown = (r for r in made if r.final or (r.job_type == "train" and r.config["status"] != SUPERSEDED))
+    return [replace(record, id=newest(record.id), notes=record.notes + notes) for record in shown]
 
 
-def _record(info: StageInfo, folder: Folder, chain: AttemptChain, state: State | None, reports_page: str) -> RunRecord:
-    ended, tags = _state(chain, state), list(info.tags)
-    summary = _summary(info, chain.result) if chain.result else {}
-    notes = [*info.commands, f"tables and curves: {reports_page}"]
-    if not chain.current:
-        tags.append(SUPERSEDED)
-    elif state is not None and state.name == EARLY:
-        tags.append(EARLY)
-    if ended == "failed":
-        failure = _failure(chain, state if chain.current else None)
-        log = folder.attempt(chain.last) / "log"
-        notes += [f"failed ({failure['cause']}): {failure['message']}", *([f"log: {log}"] if log.exists() else [])]
-        summary = {**summary, "failure": failure}
+def _record(info: StageInfo, folder: Folder, chain: AttemptChain, state: State | None) -> RunRecord:
+    """Return the record of a chain of attempts; `state`: the stage's, if the chain is what it now is."""
+    result, end = chain.result, chain.end or {}
+    given_up = state is not None and state.name in FAILED
+    failed = result is None and (given_up or end.get("outcome") in FAILED or (bool(end) and not chain.current))
+    early = result is None and state is not None and state.name == EARLY
+    ended = "finished" if result or early else "failed" if failed else ""
+    rows = settled_rows(folder, chain, bool(ended)) if info.stage.kind == "train" else []
+    summary, notes = _summary(info, result) if result else {}, list(info.commands)
+    if failed:
+        known = {"cause": state.cause, "message": state.detail} if state is not None and given_up else end
+        cause = str(known.get("cause") or end.get("outcome") or "unknown")
+        summary["failure"] = {"cause": cause, "message": str(known.get("message", ""))}
+        notes.append(f"failed ({cause}): {summary['failure']['message']}")
+        notes += [f"log: {log}"] if (log := folder.attempt(chain.last) / "log").exists() else []
     config = {
         **info.config,
         "status": "current" if chain.current else SUPERSEDED,
         "attempt": chain.first,
-        "uses": _parents(info, chain.result),
-        "environment": dict(chain.result.stamp) if chain.result else {},
+        "uses": {role: {"key": key, "sha256": _read_from(key, result)} for role, key in info.parents.items()},
+        "environment": dict(result.stamp) if result else {},
     }
     return RunRecord(
         f"{info.stage.key}-{chain.first}",
-        info.name + ("" if chain.first == 1 and chain.current else f" (from attempt {chain.first})"),
+        shortened(
+            info.name + ("" if chain.first == 1 and chain.current else f" (from attempt {chain.first})"), LONGEST_NAME
+        ),
         info.group,
         info.stage.kind,
-        sorted(tags),
+        sorted({*info.tags, *([] if chain.current else [SUPERSEDED]), *([EARLY] if early else [])}),
         "\n".join(notes),
         _without_empty(config),
-        [_row(row) for row in settled_rows(folder, chain)] if info.stage.kind == "train" else [],
+        list(map(_row, rows)),
         _without_empty(summary),
-        ended,
-        ended in ("finished", "failed") or not chain.current,
+        ended or ("running" if state is not None and state.name == "running" else "stopped"),
+        bool(ended) or (not chain.current and bool(rows)),
     )
 
 
-def _parents(info: StageInfo, result: Result | None) -> dict[str, Any]:
-    """Return the stages that this one is made from: role -> key and, once it was read, the artifact's SHA-256."""
-    read = result.parents if result else {}
-    return {role: {"key": key, "sha256": read.get(key)} for role, key in info.parents.items()}
-
-
-def _is_shown(info: StageInfo, chain: AttemptChain, state: State | None) -> bool:
-    """Return whether a chain has a run: it ended in a result or a failure, or is a training that goes on."""
-    return bool(chain.result or chain.end or (chain.current and info.stage.kind == "train" and state is not None))
-
-
-def _state(chain: AttemptChain, state: State | None) -> str:
-    if chain.result:
-        return "finished"
-    if not chain.current:
-        return "failed" if chain.end else "stopped"
-    if state is None or state.name == EARLY:
-        return "finished"
-    if state.name in FAILED or (chain.end or {}).get("outcome") in FAILED:
-        return "failed"
-    return "running" if state.name == "running" else "stopped"
-
-
-def _failure(chain: AttemptChain, state: State | None) -> dict[str, str]:
-    end = chain.end or {}
-    cause = (state.cause if state else "") or str(end.get("cause", end.get("outcome", "unknown")))
-    return {"cause": cause, "message": (state.detail if state else "") or str(end.get("message", ""))}
+def _read_from(key: str, result: Result | None) -> str | None:
+    """Return the SHA-256 of the parent's artifact that a result was made from."""
+    return result.parents.get(key) if result else None
 
 
 def _summary(info: StageInfo, result: Result) -> dict[str, Any]:

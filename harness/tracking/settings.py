@@ -66,9 +66,9 @@ class Settings:
         return [saved for name in self.sweeps(store) for saved in _plans(store, name, log)]
 
 
-def read_settings(store: Store, sweep: str) -> Settings | None:
-    """Return what a sweep's newest plan says; None where it says nothing of W&B."""
-    block = next((saved.wandb for saved in _plans(store, sweep) if saved.wandb), None)
+def read_settings(store: Store, sweep: str, log: Callable[[str], None] = lambda message: None) -> Settings | None:
+    """Return what a sweep's newest plan says of W&B; None where it says nothing. Unreadable plans are logged."""
+    block = next((saved.wandb for saved in _plans(store, sweep, log) if saved.wandb), None)
     return Settings(str(block["project"]), block.get("entity"), str(block["mode"])) if block else None
 
 
@@ -83,9 +83,12 @@ def settings_of(store: Store, given: Sequence[str]) -> list[Settings]:
         if name not in known:
             there = f"there are {', '.join(known) or 'none'}{nearest(name, known)}"
             raise UserError(f"{name!r} is no sweep of {store.root}; {there}. The sweep command makes one")
-        settings = read_settings(store, name)
+        unreadable: list[str] = []
+        settings = read_settings(store, name, unreadable.append)
         if settings and settings.mode != DISABLED:
             found.setdefault((settings.project, settings.entity), settings)
+        elif unreadable:
+            raise UserError(unreadable[0])
         elif given:
             why = "says mode: disabled" if settings else "has no `wandb:` in its file"
             raise UserError(f"{name} {why}; write wandb: {{project: NAME}} and run the sweep command again")

@@ -36,8 +36,10 @@ RUN_TIMEOUT = 30.0
 """Seconds that a run's start, and its end, may take."""
 PAGE = 100
 """Runs of one request."""
-SWITCHED_ON = ("silent", "finish_timeout_raises", "disable_git", "disable_code", "x_disable_stats", "x_disable_meta")
-SWITCHED_ON += ("x_disable_machine_info", "x_skip_transaction_log")
+SWITCHED_ON = (
+    *("silent", "finish_timeout_raises", "disable_git", "disable_code", "x_disable_stats", "x_disable_meta"),
+    *("x_disable_machine_info", "x_skip_transaction_log"),
+)
 """Settings of runs. No transaction log, since the store has it all: a full disk can drop nothing."""
 
 

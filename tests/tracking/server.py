@@ -1,7 +1,6 @@
 """A fake Weights & Biases server on the loopback: it keeps what the clients send, and fails as it is told.
 
 GraphQL is not executed: an operation is known by its name and answered with all fields that clients may have asked for.
-`python -m tests.tracking.server` serves until its input ends, whose lines are commands; `Remote` starts and steers it.
 """
 
 from __future__ import annotations
@@ -15,18 +14,14 @@ import math
 import re
 import socket
 import socketserver
-import subprocess
-import sys
 import threading
 import time
 import traceback
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Self
 
 Node = dict[str, Any]
@@ -467,55 +462,3 @@ class Server(Account):
             self.unknown.append(f"{method} {path}")
             raise Refused("not found")
         return 200, {}
-
-
-class Remote:
-    """The same server in a process of its own."""
-
-    def __init__(self) -> None:
-        command, root = [sys.executable, "-m", "tests.tracking.server"], Path(__file__).parents[2]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, cwd=root, **pipes)
-        self.url, self.key = self.ask("url"), KEY
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.communicate()
-
-    def ask(self, *words: str | None) -> Any:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(words) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-    def fail(self, fault: str | None) -> None:
-        """Set the fault."""
-        self.ask("fault", fault)
-
-    def state(self) -> SimpleNamespace:
-        """Return a copy of the server's `runs`, `requests`, `unknown` and `broken`."""
-        seen = SimpleNamespace(**self.ask("state"))
-        runs = [RemoteRun(**{**run, "lines": {int(k): v for k, v in run["lines"].items()}}) for run in seen.runs]
-        seen.runs, seen.requests = {run.key: run for run in runs}, Counter(seen.requests)
-        return seen
-
-
-def main() -> None:
-    with Server() as server:
-        for line in sys.stdin:
-            command, *words = json.loads(line)
-            answer: Any = server.url if command == "url" else None
-            if command == "fault":
-                server.fault = words[0]
-            elif command == "state":
-                with server.lock:
-                    answer = {name: getattr(server, name) for name in ("requests", "unknown", "broken")}
-                    answer["runs"] = [asdict(run) for run in server.runs.values()]
-            print(json.dumps(answer), flush=True)  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,101 +15,46 @@ from harness.facts import Facts
 from harness.index import stand
 from harness.plan import Stage
 from harness.states import EARLY, state_of
-from harness.store import Artifact, Folder, Result, Store
+from harness.store import Store
 from harness.tracking import run_record
-from harness.tracking.run_record import RecordBuilder, RunRecord, StageInfo, attempt_chains, stage_infos
-from harness.train.checkpoint import Position, pack
+from harness.tracking.run_record import RunRecord, StageInfo, run_records, stage_infos
 from tests.harness.synthetic import write_fixture_store
+from tests.harness.test_attempts import DIED, FAILURE, KEY, PUBLISHED, RELEASED, SEARCHED, STOPPED, StageFolder
 
-KEY, MASK = "0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"
-FAILURE = {"outcome": "failed", "cause": "code", "message": "boom"}
-RELEASED = {"outcome": "stopped", "message": "released for another try", "released": True}
-SEARCHED = {"outcome": "stopped", "cause": "search", "epoch": 2}
-PUBLISHED, RESTORED, DIED, STOPPED = ({"outcome": o} for o in ("published", "restored", "died", "stopped"))
+MASK = "fedcba9876543210fedcba9876543210"
 ENDS = [(None, "running"), (STOPPED, "stopped"), (DIED, "stopped"), (SEARCHED, "finished"), (FAILURE, "failed")]
 PAGE = "https://wandb.ai/lab/p/reportlist"
-RAN, DIED_TWICE = ([3, 2], PUBLISHED), [([3], DIED, [3]), ([3, 2], DIED, [3])]
-BROKEN = [b"", b"12345678", (10**12).to_bytes(8, "little"), b"\x02" + b"\0" * 7 + b"[]"]
-CHAINS: dict[str, tuple[Any, Any, Any]] = {  # attempts: losses, end, losses in the checkpoint; runs; losses that show
-    "resumed": ([([3, 2], None, [3]), ([3, 2, 1], PUBLISHED)], [(1, 2, True)], [[3, 2, 1]]),
-    "running": ([([3, 2, 1],)], [(1, 1, True)], [[]]),
-    "running on": ([([3, 2, 1],), ([3, 2, 1], None, [3, 2])], [(1, 2, True)], [[3, 2]]),
-    "overtaken": ([([3, 2, 1.5], None, [3, 2, 1.5]), ([3, 2, 1], None, [3])], [(1, 2, True)], [[3, 2]]),
-    "anew": ([([3, 2], None, [3, 2]), ([4, 3], None, [4])], [(1, 1, False), (2, 2, True)], [[3, 2], [4]]),
-    "failed": ([([3, 2], FAILURE, [3])], [(1, 1, True)], [[3, 2]]),
-    "released": ([([3, 2], FAILURE), ((), RELEASED)], [(1, 1, True)], [[3, 2]]),
-    "retried": ([([3, 2], FAILURE), ((), RELEASED), ([3],)], [(1, 1, False), (3, 3, True)], [[3, 2], []]),
-    "died": (DIED_TWICE, [(1, 2, True)], [[3]]),
-    "died, retried": ([*DIED_TWICE, ((), RELEASED), ([3],)], [(1, 2, False), (4, 4, True)], [[3, 2], []]),
-    "being made anew": ([RAN, ([4],)], [(1, 1, True)], [[3, 2]]),
-    "made anew": ([RAN, ([4],), ([4, 3], PUBLISHED)], [(1, 1, False), (2, 3, True)], [[3, 2], [4, 3]]),
-    "restored": ([RAN, ((), RESTORED)], [(1, 1, True)], [[3, 2]]),
-    "restored, anew": ([RAN, ((), RESTORED), RAN], [(1, 1, False), (3, 3, True)], [[3, 2], [3, 2]]),
-    **{f"broken {n}": ([([3, 2], None, data)], [(1, 1, True)], [[]]) for n, data in enumerate(BROKEN)},
-}
 
 
-def rows(losses: Iterable[float]) -> list[dict[str, Any]]:
-    return [{"epoch": n, "train_loss": loss, "best": False} for n, loss in enumerate(losses, 1)]
+class RecordedStage(StageFolder):
+    """A stage's folder, and what runs say of it."""
 
-
-class StageFolder:
-    """A stage's folder, written attempt by attempt."""
-
-    def __init__(self, store: Store, kind: str = "train", key: str = KEY) -> None:
-        self.store, self.kind, self.key, self.path, self.attempts = store, kind, key, store.path(kind, key), 0
-        self.path.mkdir(parents=True)
-
-    def attempt(self, losses: Iterable[float] = (), end: Any = None, saved: Any = None) -> StageFolder:
-        self.attempts += 1
-        attempt = self.path / f"attempt-{self.attempts:04d}"
-        attempt.mkdir()
-        (self.path / f"claim-{self.attempts:04d}").touch()
-        (attempt / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(losses)))
-        if end:
-            (attempt / "end.json").write_text(json.dumps(end))
-        if saved is not None:
-            name, data = pack(20, Position(rows=rows(saved)), {}, {})
-            (attempt / name).write_bytes(saved if isinstance(saved, bytes) else data)
-        return self.publish() if end is PUBLISHED else self
-
-    def publish(self, **parents: str) -> StageFolder:
-        edition = self.folder.edition + 1
-        result = Result(edition, Artifact(str(edition) * 64, 1), parents, {}, {}, {"generation": self.attempts})
-        (self.path / f"result-{edition:04d}.json").write_bytes(result.dump())
-        (self.path / result.artifact.file).write_bytes(b"x")
-        return self
-
-    @property
-    def folder(self) -> Folder:
-        return self.store.folder(self.kind, self.key)
-
-    def records(self, builder: RecordBuilder | None = None, **words: Any) -> list[RunRecord]:
+    def records(self, newest: Callable[[str], str] = str, **words: Any) -> list[RunRecord]:
         stage = Stage(self.key, self.kind, {}, {}, "label")
         info = replace(StageInfo(stage, "cell", "name", "group", {}, Facts(), ("a command",), ("tiny",)), **words)
         state = None if self.folder.edition else state_of(self.folder, Observer())
-        return (builder or RecordBuilder(self.store, "reference", PAGE)).records(info, state)
+        return run_records(self.store, info, state, PAGE, newest)
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> StageFolder:
-    return StageFolder(Store(tmp_path))
+def stage(tmp_path: Path) -> RecordedStage:
+    return RecordedStage(Store(tmp_path))
 
 
 @pytest.fixture
-def mask(stage: StageFolder) -> StageFolder:
+def mask(stage: RecordedStage) -> RecordedStage:
     """A mask that was made twice, and another each time."""
-    return StageFolder(stage.store, "mask", MASK).attempt(end=PUBLISHED).attempt(end=PUBLISHED)
+    return RecordedStage(stage.store, "mask", MASK).attempt(end=PUBLISHED).attempt(end=PUBLISHED)
 
 
 class Planned:
-    """A store of made-up results, its plan, and what runs say of it, each by a builder of its own."""
+    """A store of made-up results, its plan, and what runs say of it."""
 
     def __init__(self, folder: Path) -> None:
         self.store, self.saved = write_fixture_store(folder)
         self.infos, states = stage_infos([self.saved]), stand(self.saved.plan, self.store, Observer()).states
         self.stages = [(info, states.get(key)) for key, info in self.infos.items()]
-        self.records = [r for s in self.stages for r in RecordBuilder(self.store, "reference", PAGE).records(*s)]
+        self.records = [r for s in self.stages for r in run_records(self.store, *s, PAGE, str)]
 
 
 @pytest.fixture(scope="module")
@@ -118,16 +62,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Planned:
     return Planned(tmp_path_factory.mktemp("fixture"))
 
 
-@pytest.mark.parametrize(("attempts", "runs", "shown"), CHAINS.values(), ids=CHAINS)
-def test_attempts_that_continue_one_another_are_a_run(stage: StageFolder, attempts: Any, runs: Any, shown: Any) -> None:
-    for attempt in attempts:
-        stage.attempt(*attempt)
-    chains = attempt_chains(stage.folder)
-    assert [(chain.first, chain.last, chain.current) for chain in chains] == runs
-    assert [run_record.settled_rows(stage.folder, chain) for chain in chains] == [rows(losses) for losses in shown]
-
-
-def test_another_edition_is_another_run_and_the_old_one_superseded(mask: StageFolder) -> None:
+def test_another_edition_is_another_run_and_the_old_one_superseded(mask: RecordedStage) -> None:
     old, new = mask.records()
     assert [old.id, new.id] == [f"{MASK}-1", f"{MASK}-2"]
     assert [old.name, new.name] == ["name (from attempt 1)", "name (from attempt 2)"]
@@ -135,7 +70,7 @@ def test_another_edition_is_another_run_and_the_old_one_superseded(mask: StageFo
     assert ["superseded" in record.tags for record in (old, new)] == [True, False]
 
 
-def test_a_result_counts_without_an_end_and_without_claims(stage: StageFolder) -> None:
+def test_a_result_counts_without_an_end_and_without_claims(stage: RecordedStage) -> None:
     (record,) = stage.attempt([3]).attempt([3, 2]).publish().records()
     assert (record.state, record.config["attempt"], len(record.rows)) == ("finished", 1, 2)
     stage.folder.claim_path(2).unlink()
@@ -143,7 +78,7 @@ def test_a_result_counts_without_an_end_and_without_claims(stage: StageFolder) -
 
 
 @pytest.mark.parametrize(("end", "state"), ENDS)
-def test_only_a_final_record_is_sent_with_its_digest(stage: StageFolder, end: Any, state: str) -> None:
+def test_only_a_final_record_is_sent_with_its_digest(stage: RecordedStage, end: Any, state: str) -> None:
     (record,) = stage.attempt([3, 2], end, saved=[3]).records()
     assert (record.state, record.final) == (state, state in ("finished", "failed"))
     assert (EARLY in record.tags) == (end is SEARCHED)
@@ -151,44 +86,60 @@ def test_only_a_final_record_is_sent_with_its_digest(stage: StageFolder, end: An
     assert digests == [record.digest if record.final else None] * 2
 
 
-def test_a_rerun_is_named_by_itself_and_by_what_is_made_from_it(stage: StageFolder, mask: StageFolder) -> None:
-    builder = RecordBuilder(mask.store, "none", PAGE, lambda run: f"{run}-3" if run == f"{MASK}-1" else run)
-    assert [record.id for record in mask.records(builder)] == [f"{MASK}-1-3", f"{MASK}-2"]
+def test_a_rerun_is_named_and_what_is_made_from_a_stage_names_its_artifact(
+    stage: RecordedStage, mask: RecordedStage
+) -> None:
+    newest = {f"{MASK}-1": f"{MASK}-1-3"}
+    assert [record.id for record in mask.records(lambda run: newest.get(run, run))] == [f"{MASK}-1-3", f"{MASK}-2"]
     stage.attempt([3], FAILURE).attempt([3]).publish(**{MASK: "1" * 64})
-    failed, made = stage.records(builder, parents={"mask": MASK})
-    assert failed.config["uses"] == {"mask": {"key": MASK, "run": f"{MASK}-2"}}
-    assert made.config["uses"] == {"mask": {"key": MASK, "run": f"{MASK}-1-3", "sha256": "1" * 64}}
+    failed, made = stage.records(parents={"mask": MASK})
+    assert failed.config["uses"] == {"mask": {"key": MASK}}
+    assert made.config["uses"] == {"mask": {"key": MASK, "sha256": "1" * 64}}
 
 
-def test_an_artifact_is_told_of_where_its_file_is_and_somebody_reads_it(stage: StageFolder, mask: StageFolder) -> None:
-    path, metadata = mask.path / f"{'2' * 64}.safetensors", {"sha256": "2" * 64, "bytes": 1, "stage": MASK}
-    said = {"name": f"mask-{MASK[:16]}", "type": "mask", "path": str(path), "metadata": metadata}
-    wanted = {"reference": said | {"upload": False}, "upload": said | {"upload": True}, "none": None}
-    assert {mode: mask.records(RecordBuilder(mask.store, mode, PAGE))[-1].artifact for mode in wanted} == wanted
-    path.unlink()
-    assert [record.artifact is None for record in mask.records()] == [False, True]
-    stage.attempt([3], PUBLISHED)
-    artifacts = [stage.records(is_read=read)[0].artifact for read in (False, True)]
-    assert [artifact and artifact["type"] for artifact in artifacts] == [None, "ticket"]
+def test_a_failure_keeps_its_message_when_it_is_to_be_tried_again(stage: RecordedStage) -> None:
+    (failed,) = stage.attempt([3, 2], FAILURE).records()
+    (released,) = stage.attempt(end=RELEASED).records()
+    assert failed.summary == released.summary == {"failure": {"cause": "code", "message": "boom"}}
+
+
+def test_a_stage_that_is_given_up_has_a_run_with_all_its_rows(stage: RecordedStage, mask: RecordedStage) -> None:
+    out_of_time = {"outcome": "stopped", "limit": 60.0}
+    (record,) = stage.attempt([3, 2], out_of_time).attempt([3, 2], out_of_time).records()
+    assert (record.state, record.final, len(record.rows), record.summary["failure"]["cause"]) == (
+        "failed",
+        True,
+        2,
+        "time",
+    )
+    tried_again = stage.attempt(end=RELEASED).attempt([4]).records()
+    assert [(record.id, record.final) for record in tried_again] == [(f"{KEY}-1", True), (f"{KEY}-4", False)]
+    other = RecordedStage(stage.store, "mask", KEY).attempt(end=out_of_time).attempt(end=out_of_time)
+    assert [record.state for record in other.records()] == ["failed"]
+
+
+def test_names_and_tags_stay_within_what_a_server_takes(mask: RecordedStage) -> None:
+    for record in mask.records(name="x" * 128, sweeps=("superseded",)):
+        assert len(record.name) <= 128
+        assert len(set(record.tags)) == len(record.tags)
 
 
 def test_every_stage_but_data_has_a_run_of_its_own(planned: Planned) -> None:
     infos, runs = planned.infos, {record.id: record for record in planned.records}
     assert list(infos) == [key for key, stage in planned.saved.plan.stages.items() if stage.kind != "data"]
     assert {info.role for info in infos.values()} == {"cell", "dense", "training", "mask", "rescale"}
-    assert {key for key, info in infos.items() if info.is_read} == planned.saved.plan.inner & set(infos)
     for record in planned.records:
         key = record.config["key"]
         assert (record.id, record.job_type) == (f"{key}-1", infos[key].stage.kind)
         assert (record.config["status"], record.config["attempt"]) == ("current", 1)
-        assert f"harness status synthetic --why {key}\ntables and curves: {PAGE}" in record.notes
+        assert f"harness status synthetic --why {key}\n" in record.notes
+        assert record.notes.endswith(f"\ntables and curves: {PAGE}")
         result = planned.store.folder(record.job_type, key).result()
         assert record.config.get("environment", {}) == (result.stamp if result else {})
         for used in record.config.get("uses", {}).values():
-            assert used["run"] == f"{used['key']}-1"
-            assert used.get("sha256") == (runs[used["run"]].summary["artifact"] if result else None)
-    builder = RecordBuilder(planned.store, "reference", PAGE)
-    assert [r.digest for s in planned.stages for r in builder.records(*s)] == [r.digest for r in planned.records]
+            assert used.get("sha256") == (runs[f"{used['key']}-1"].summary["artifact"] if result else None)
+    again = [r.digest for s in planned.stages for r in run_records(planned.store, *s, "another page", str)]
+    assert again == [r.digest for r in planned.records]
 
 
 def test_a_group_is_a_cell_without_its_seed(planned: Planned) -> None:
@@ -242,7 +193,7 @@ def test_names_keep_to_what_a_server_takes_and_stay_apart(planned: Planned) -> N
 
 
 RECORD = RunRecord("k-1", "n", "g", "train", ["t"], "", {"a": {"b": 1}}, [{"x": 1}, {"x": 2}], {"c": 1}, "failed", True)
-OTHER = RunRecord("k-2", "m", "h", "mask", [], "!", {"a": {}}, [{"x": 1}, {"x": 3}], {"c": 2}, "", False, {"d": 1})
+OTHER = RunRecord("k-2", "m", "h", "mask", [], "!", {"a": {}}, [{"x": 1}, {"x": 3}], {"c": 2}, "", False)
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(RunRecord)])
