@@ -1,6 +1,7 @@
 """How fast finished stages reach an empty W&B server on the loopback, and what the mirror costs trainings beside it.
 
-The server is a fake in this process (tests/tracking/server.py), so that network and W&B itself cost nothing. Beside it stands what wandb's client alone needs for the same rows, one run after another in one process.
+The server is a fake in this process (tests/tracking/server.py), so that network and W&B itself cost nothing. Beside it
+stands what wandb's client alone needs for the same rows, one run after another in one process.
 """
 
 from __future__ import annotations
