@@ -64,6 +64,7 @@ class Wandb(Form, strict=True):
     """Where results are mirrored to on Weights & Biases."""
 
     project: str = Field(pattern=PROJECT)
+    """The project that runs are sent to."""
     entity: str | None = Field(None, pattern=ENTITY)
     """A team or a user; else the default one of whoever's key is used. A group names its team."""
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"

@@ -43,7 +43,6 @@ def _answered() -> contextlib.AbstractContextManager[None]:
     return answered(after="nothing that was sent is lost", stopped="stopped; the same command goes on from here")
 
 
-@app.command("publish", hidden=True)  # what crontabs written by earlier versions say
 @app.command(epilog=examples("harness wandb sync", "harness wandb sync quickstart --follow"))
 def sync(
     sweeps: Sweeps = [],  # noqa: B006
@@ -124,7 +123,7 @@ def _lines(project: str, found: Progress, last: str) -> Iterator[str]:
         yield f"  last message of the mirror: {last}"
 
 
-@app.command(epilog=examples("harness wandb report quickstart"))
+@app.command(epilog=examples("harness wandb report quickstart", "harness wandb report quickstart --store runs"))
 def report(
     sweep: Annotated[str, typer.Argument(help="A sweep's name, or its file.")],
     store: StoreFolder = STORE,

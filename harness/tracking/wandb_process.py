@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import os
 import shutil
 import subprocess
@@ -80,11 +81,11 @@ class WandbProcess:
         """Yield what an operation answers, item by item. Raises WandbUnavailable."""
         try:
             connection = self._connection or self._start()
-            connection.send((operation, arguments))
+            connection.send_bytes(json.dumps([operation, arguments]).encode())
             while True:
                 if not connection.poll(self.timeout):
                     raise WandbUnavailable(f"no answer in {self.timeout:.0f} s")
-                kind, value = connection.recv()
+                kind, value = json.loads(connection.recv_bytes())
                 if kind == "error":
                     raise WandbUnavailable(value)
                 if kind == "end":
@@ -249,21 +250,23 @@ def main() -> None:
     by_name = {operation.__name__: operation for operation in operations}
     with contextlib.suppress(EOFError, OSError):
         while True:  # here and not where operations run, so that the mirror's end is noticed in the midst of one
-            name, arguments = connection.recv()
+            name, arguments = json.loads(connection.recv_bytes())
             threading.Thread(target=_answer, args=(connection, by_name[name], arguments), daemon=True).start()
     shutil.rmtree(os.environ["WANDB_DIR"], ignore_errors=True)
     os._exit(0)  # without wandb's own end, which would finish what is open
 
 
 def _answer(connection: Connection, operation: Callable[..., Iterator[Any]], arguments: Mapping[str, Any]) -> None:
+    def answer(kind: str, value: object) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the mirror is gone, and this process ends
+            connection.send_bytes(json.dumps([kind, value]).encode())
+
     try:
         for item in operation(**arguments):
-            connection.send(("item", item))
-        connection.send(("end", None))
-    except BrokenPipeError:  # the mirror is gone
-        os._exit(1)
+            answer("item", item)
+        answer("end", None)
     except Exception as error:  # whatever a client of a server that may do anything raises
-        connection.send(("error", _first_line(error)))
+        answer("error", _first_line(error))
 
 
 if __name__ == "__main__":

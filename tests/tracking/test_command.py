@@ -65,7 +65,7 @@ def test_a_store_with_holes_and_failures_is_mirrored_whole(
 ) -> None:
     monkeypatch.setattr("tests.harness.synthetic.SWEEP", SWEEP + WANDB)
     store, _ = write_fixture_store(tmp_path)
-    said = wandb(tmp_path, server.url, "publish", "synthetic")  # as crontabs of earlier versions call it
+    said = wandb(tmp_path, server.url, "sync", "synthetic")
     assert said.returncode == 0, said.stderr
     assert {record.state for record in assert_mirrors(server, store).values()} == {"finished", "failed"}
 

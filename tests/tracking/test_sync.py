@@ -47,6 +47,8 @@ def opened(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> O
     for name, value in surroundings(tmp_path, server.url).items():
         monkeypatch.setenv(name, value)
 
+    monkeypatch.setattr(sync, "FIRST_BACK_OFF", 0.0)
+
     @contextmanager
     def opened() -> Iterator[tuple[Mirror, Lease]]:
         store = Store(tmp_path / "runs")
