@@ -65,6 +65,16 @@ def test_every_number_leads_to_its_runs_and_every_row_has_every_column(report: R
         assert all(f"({link(key)[0]})" in text for key in shown)
 
 
+def test_a_bold_number_of_several_seeds_leads_to_their_group(report: Report) -> None:
+    made = report_content(report, lambda key: (f"{PROJECT}/runs/{key}-1", f"{PROJECT}/groups/one"), PROJECT)
+    text = "\n".join(value for kind, value in made["blocks"] if kind == "text")
+    entries = [entry for grid in report.grids for entry in grid.entries.values() if entry.strong]
+    assert any(len(entry.lines) > 1 for entry in entries)
+    for entry in entries:
+        if len(entry.lines) > 1:
+            assert f"[**{escaped(entry.text)}**]({PROJECT}/groups/one) seeds " in text
+
+
 @pytest.mark.parametrize("text", ["a|b", "[x](javascript:alert(1))", "<b>", "*_`", "two\nlines"])
 def test_hostile_names_stay_text(text: str) -> None:
     assert "\n" not in escaped(text)
@@ -101,7 +111,7 @@ def read_back(folder: Path, url: str, address: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_report_is_saved_read_back_updated_in_place_and_made_again(tmp_path: Path, server: Server) -> None:
-    _, saved = small_store(tmp_path, wandb=WANDB + "tables: [any-mask]\n")
+    store, saved = small_store(tmp_path, wandb=WANDB + "tables: [any-mask]\n")
     assert wandb(tmp_path, server.url, "sync").returncode == 0
     said = wandb(tmp_path, server.url, "report", "small")
     assert said.returncode == 0, said.stderr
@@ -113,6 +123,9 @@ def test_a_report_is_saved_read_back_updated_in_place_and_made_again(tmp_path: P
     table = next(text for text in seen["text"] if "| snip | ls |" in text)
     for cell in saved.cells[:2]:
         assert f"{server.url}/lab/mine/runs/{cell.key}-1" in table
+    blocks = report_content(make_report(store, [saved]), link, PROJECT)["blocks"]
+    for where in (where for kind, chart in blocks if kind == "chart" for where in chart["runs"].values()):
+        assert any(where.items() <= run.config.items() for run in server.runs.values()), where
     (run,) = (run for run in server.runs.values() if run.id == f"{saved.cells[0].key}-1")
     assert f"{server.url}/lab/mine/reportlist" in str(run.notes)
     assert wandb(tmp_path, server.url, "report", "small").stdout.strip() == address
