@@ -81,11 +81,6 @@ def rerun_id(run: str, rerun: int) -> str:
     return f"{run}-{rerun}" if rerun else run
 
 
-def run_key(run: str) -> str:
-    """Return the key of the stage that a run is of."""
-    return run.partition("-")[0]
-
-
 def split_run_id(run: str) -> tuple[str, int]:
     """Return a run's id as it was first, and which rerun of that it is."""
     first, _, rerun = run.rpartition("-")

@@ -22,7 +22,6 @@ from harness.tracking.run_record import (
     SUPERSEDED,
     RunRecord,
     rerun_id,
-    run_key,
     run_records,
     split_run_id,
     stage_infos,
@@ -215,8 +214,8 @@ class Mirror:
             if wanted:
                 yield key, signature, wanted
 
-    def list_runs(self) -> None:
-        """Ask the server for all runs of the sweeps."""
+    def list_runs(self) -> int:
+        """Ask the server for all runs of the sweeps; return how many there are."""
         self._remote, self._reruns = {}, {}
         self._settled.clear()
         self._ask({"tags": {"$in": self.settings.sweeps(self.store)}})
@@ -224,6 +223,7 @@ class Mirror:
             first, rerun = split_run_id(run)
             self._reruns[first] = max(rerun, self._reruns.get(first, 0))
         self._listed = True
+        return len(self._remote)
 
     def _ask(self, filters: Mapping[str, Any]) -> None:
         """Ask the server what it has of some runs."""
@@ -270,7 +270,7 @@ class Mirror:
             return record
         first, rerun = split_run_id(record.id)
         self._reruns[first] = rerun + 1
-        self._records[run_key(first)].discard(record.id)
+        self._records[first.partition("-")[0]].discard(record.id)
         return self._without_conflict(replace(record, id=rerun_id(first, rerun + 1)))
 
     def _has(self, record: RunRecord) -> bool:
@@ -316,7 +316,7 @@ class Mirror:
         old = [
             run
             for run, shown in self._remote.items()
-            if SUPERSEDED not in shown["tags"] and run not in self._records.get(run_key(run), {run})
+            if SUPERSEDED not in shown["tags"] and run not in self._records.get(run.partition("-")[0], {run})
         ]
         if old:
             list(self._call("add_tag", project=self.project.path, runs=old, tag=SUPERSEDED))

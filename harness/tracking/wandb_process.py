@@ -121,34 +121,33 @@ def load_wandb() -> Any:
     return wandb
 
 
-class RunWriter:
-    """The runs of a child that are open."""
+OPEN_RUNS: dict[str, Any] = {}
+"""The child's runs that are shown live, by id."""
 
-    def __init__(self) -> None:
-        self.open: dict[str, Any] = {}
-        self.threads = ThreadPoolExecutor(WRITERS)
 
-    def write_runs(self, entity: str, project: str, records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-        """Write what is new of some runs, all at once; yield each one's id, and what went wrong or nothing."""
-        futures = {self.threads.submit(self._write, entity, project, record): record["id"] for record in records}
+def write_runs(entity: str, project: str, records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Write what is new of some runs, all at once; yield each one's id, and what went wrong or nothing."""
+    with ThreadPoolExecutor(WRITERS) as threads:
+        futures = {threads.submit(_write_run, entity, project, record): record["id"] for record in records}
         for future in as_completed(futures):
             yield futures[future], _first_line(error) if (error := future.exception()) else ""
 
-    def _write(self, entity: str, project: str, record: Mapping[str, Any]) -> None:
-        open_run = self.open.pop(record["id"], None)
-        run = open_run or _init_run(entity, project, record)
-        for step in range(run.step, len(record["rows"])):
-            run.log(record["rows"][step], step=step, commit=True)
-        if record["state"] == "running":
-            self.open[record["id"]] = run
-            return
-        if open_run or run.resumed:  # what the server has goes before what was given to init
-            run.name, run.notes, run.tags = record["name"], record["notes"], tuple(record["tags"])
-            run.config.update(record["config"], allow_val_change=True)
-        run.summary.update(record["summary"])
-        if record["state"] == "stopped":
-            run.mark_preempting()
-        run.finish(exit_code=int(record["state"] != "finished"))
+
+def _write_run(entity: str, project: str, record: Mapping[str, Any]) -> None:
+    open_run = OPEN_RUNS.pop(record["id"], None)
+    run = open_run or _init_run(entity, project, record)
+    for step in range(run.step, len(record["rows"])):
+        run.log(record["rows"][step], step=step, commit=True)
+    if record["state"] == "running":
+        OPEN_RUNS[record["id"]] = run
+        return
+    if open_run or run.resumed:  # what the server has goes before what was given to init
+        run.name, run.notes, run.tags = record["name"], record["notes"], tuple(record["tags"])
+        run.config.update(record["config"], allow_val_change=True)
+    run.summary.update(record["summary"])
+    if record["state"] == "stopped":
+        run.mark_preempting()
+    run.finish(exit_code=int(record["state"] != "finished"))
 
 
 def _init_run(entity: str, project: str, record: Mapping[str, Any]) -> Any:
@@ -246,7 +245,7 @@ def main() -> None:
     os.set_inheritable(descriptor, False)  # wandb's own process must not hold it open
     os.nice(19)  # trainings go first
     connection = Connection(descriptor)
-    operations = [RunWriter().write_runs, identify, list_runs, read_rows, add_tag, write_report]
+    operations = [write_runs, identify, list_runs, read_rows, add_tag, write_report]
     by_name = {operation.__name__: operation for operation in operations}
     with contextlib.suppress(EOFError, OSError):
         while True:  # here and not where operations run, so that the mirror's end is noticed in the midst of one

@@ -11,11 +11,13 @@ from typing import Any
 from urllib.parse import quote
 
 from harness.attempts import attempt_chains
+from harness.errors import UserError
 from harness.planfile import SavedPlan
 from harness.report.assemble import Report, make_report
 from harness.report.frame import Line
 from harness.report.grids import Entry, Grid
 from harness.store import read_json, write_whole
+from harness.terminal import command
 from harness.tracking.run_record import StageInfo, stage_infos
 from harness.tracking.sync import Mirror
 
@@ -28,7 +30,10 @@ RunLink = Callable[[str], tuple[str, str] | None]
 
 
 def save_report(mirror: Mirror, saved: SavedPlan) -> str:
-    """Save a sweep's report, over that of an earlier call; return its address. Raises WandbUnavailable."""
+    """Save a sweep's report, over that of an earlier call; return its address. Raises UserError, WandbUnavailable."""
+    if not mirror.list_runs():  # and W&B has no project to save it in
+        first = command("wandb", "sync", saved.plan.name, store=mirror.store.root)
+        raise UserError(f"wandb: {mirror.project} has no run of {saved.plan.name} yet; first `{first}`, then this again")
     content = report_content(make_report(mirror.store, [saved]), run_links(mirror, saved), str(mirror.project))
     file = mirror.project.folder(mirror.store) / ADDRESSES
     known: dict[str, Any] = read_json(file) or {}
@@ -40,8 +45,7 @@ def save_report(mirror: Mirror, saved: SavedPlan) -> str:
 
 
 def run_links(mirror: Mirror, saved: SavedPlan) -> RunLink:
-    """Return what finds the addresses of a stage's newest run and its group. Raises WandbUnavailable."""
-    mirror.list_runs()
+    """Return what finds the addresses of a stage's newest run and its group."""
     infos: Mapping[str, StageInfo] = stage_infos([saved])
 
     def link(key: str) -> tuple[str, str] | None:

@@ -112,6 +112,9 @@ def read_back(folder: Path, url: str, address: str) -> dict[str, Any]:
 @pytest.mark.slow
 def test_a_report_is_saved_read_back_updated_in_place_and_made_again(tmp_path: Path, server: Server) -> None:
     store, saved = small_store(tmp_path, wandb=WANDB + "tables: [any-mask]\n")
+    early = wandb(tmp_path, server.url, "report", "small")
+    assert early.returncode == 2
+    assert "has no run of small yet; first `harness wandb sync small`, then this again" in early.stderr
     assert wandb(tmp_path, server.url, "sync").returncode == 0
     said = wandb(tmp_path, server.url, "report", "small")
     assert said.returncode == 0, said.stderr
