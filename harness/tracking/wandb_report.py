@@ -32,8 +32,8 @@ RunLink = Callable[[str], tuple[str, str] | None]
 def save_report(mirror: Mirror, saved: SavedPlan) -> str:
     """Save a sweep's report, over that of an earlier call; return its address. Raises UserError, WandbUnavailable."""
     if not mirror.list_runs():  # and W&B has no project to save it in
-        first = command("wandb", "sync", saved.plan.name, store=mirror.store.root)
-        raise UserError(f"wandb: {mirror.project} has no run of {saved.plan.name} yet; first `{first}`, then this again")
+        name, sync = saved.plan.name, command("wandb", "sync", saved.plan.name, store=mirror.store.root)
+        raise UserError(f"wandb: {mirror.project} has no run of {name} yet; first `{sync}`, then this again")
     content = report_content(make_report(mirror.store, [saved]), run_links(mirror, saved), str(mirror.project))
     file = mirror.project.folder(mirror.store) / ADDRESSES
     known: dict[str, Any] = read_json(file) or {}

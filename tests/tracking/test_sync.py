@@ -136,7 +136,7 @@ def test_what_is_wrong_on_the_server_is_found_named_and_put_right(
     other.summary["digest"] = "another"
     odd.tags.append("odd")
     first = min(spoilt.lines)
-    spoilt.lines[first] = spoilt.lines[first].replace('"epoch":1,', '"epoch":7,')
+    spoilt.lines[first] = json.dumps(json.loads(spoilt.lines[first]) | {"epoch": 7})
     with opened() as (mirror, lease):
         older = "an older config, summary or tags"
         found = mirror.compare().missing
