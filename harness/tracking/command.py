@@ -129,7 +129,7 @@ def report(
     store: StoreFolder = STORE,
     data: Annotated[Path | None, typer.Option(help="The folder of data sets, where a file is given.")] = None,
 ) -> None:
-    """Save the sweep's tables, curves and failures as a W&B report; the same command again updates it where it is.
+    """Save the sweep's tables and curves as a W&B report; the same command again updates it where it is.
 
     Exit codes: 0 saved, 2 a mistake, or no server, 3 the store cannot be read.
     """

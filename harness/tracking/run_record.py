@@ -127,7 +127,7 @@ class StageInfo:
         }
 
 
-def shortened(text: str, most: int) -> str:
+def shortened(text: str, most: int = LONGEST_NAME) -> str:
     """Return a text of at most `most` characters: a longer one loses its middle to a digest of the whole."""
     if len(text) <= most:
         return text
@@ -212,7 +212,7 @@ def run_records(
 
 def _record(info: StageInfo, folder: Folder, chain: AttemptChain, state: State | None) -> RunRecord:
     """Return the record of a chain of attempts; `state`: the stage's, if the chain is what it now is."""
-    result, end = chain.result, chain.end or {}
+    result, end, read = chain.result, chain.end or {}, chain.result.parents if chain.result else {}
     given_up = state is not None and state.name in FAILED
     failed = result is None and (given_up or end.get("outcome") in FAILED or (bool(end) and not chain.current))
     early = result is None and state is not None and state.name == EARLY
@@ -229,14 +229,12 @@ def _record(info: StageInfo, folder: Folder, chain: AttemptChain, state: State |
         **info.config,
         "status": "current" if chain.current else SUPERSEDED,
         "attempt": chain.first,
-        "uses": {role: {"key": key, "sha256": _read_from(key, result)} for role, key in info.parents.items()},
+        "uses": {role: {"key": key, "sha256": read.get(key)} for role, key in info.parents.items()},
         "environment": dict(result.stamp) if result else {},
     }
     return RunRecord(
         f"{info.stage.key}-{chain.first}",
-        shortened(
-            info.name + ("" if chain.first == 1 and chain.current else f" (from attempt {chain.first})"), LONGEST_NAME
-        ),
+        info.name if chain.first == 1 and chain.current else shortened(f"{info.name} (from attempt {chain.first})"),
         info.group,
         info.stage.kind,
         sorted({*info.tags, *([] if chain.current else [SUPERSEDED]), *([EARLY] if early else [])}),
@@ -247,11 +245,6 @@ def _record(info: StageInfo, folder: Folder, chain: AttemptChain, state: State |
         ended or ("running" if state is not None and state.name == "running" else "stopped"),
         bool(ended) or (not chain.current and bool(rows)),
     )
-
-
-def _read_from(key: str, result: Result | None) -> str | None:
-    """Return the SHA-256 of the parent's artifact that a result was made from."""
-    return result.parents.get(key) if result else None
 
 
 def _summary(info: StageInfo, result: Result) -> dict[str, Any]:

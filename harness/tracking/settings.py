@@ -120,7 +120,7 @@ def _plans(store: Store, name: str, log: Callable[[str], None] = lambda message:
             log(f"wandb: not mirrored: {error}")
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _read_once(path: Path, modified: int) -> SavedPlan:
     """Return a plan, read anew where its file was replaced."""
     return read_plan(path)

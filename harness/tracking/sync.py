@@ -6,10 +6,10 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 from harness.attempts import checkpoint_names
 from harness.claims import Lease, Observer
@@ -40,7 +40,6 @@ SHORTEST_PAUSE, LONGEST_PAUSE, SHARE = 5.0, 60.0, 0.05
 """Seconds between two passes, and the share of the time that passes may take."""
 FIRST_BACK_OFF, LONGEST_BACK_OFF = 2.0, 300.0
 """Seconds to wait after one failed pass, and after many."""
-T = TypeVar("T")
 
 
 @dataclass
@@ -67,14 +66,6 @@ class Progress:
         """Return how a mirror ended, in one line; `later`: what sends the rest."""
         rest = "" if self.complete else f"; {self.fault or 'the rest was refused'}: {later}"
         return f"wandb: {self.sent} of {count(self.runs, 'run')} sent{rest}"
-
-
-class Failure(NamedTuple):
-    """Why a run could not be sent, how often in a row, and when it is tried again, on the monotonic clock."""
-
-    reason: str
-    times: int
-    retry_at: float
 
 
 @dataclass
@@ -108,7 +99,8 @@ class Mirror:
     """Run -> how many rows the server was given of it, and their hash."""
     _open: set[str] = field(default_factory=set)
     """Runs that the process holds open, which are shown live."""
-    _failed: dict[str, Failure] = field(default_factory=dict)
+    _failed: dict[str, tuple[int, float, str]] = field(default_factory=dict)
+    """Run that could not be sent -> how often in a row, when it is tried again on the monotonic clock, and why."""
     _logged: set[str] = field(default_factory=set)
 
     def follow(self, lease: Lease, stopped: threading.Event, patience: int) -> Progress:
@@ -137,7 +129,8 @@ class Mirror:
         try:
             if ask_again or not self._listed:
                 self.list_runs()
-            for batch in _batches(self._changed(progress), BATCH):
+            stages = self._changed(progress)
+            while batch := list(itertools.islice(stages, BATCH)):
                 if not lease.held:
                     raise WandbUnavailable("another process mirrors this project now")
                 self._send(batch, progress)
@@ -240,13 +233,17 @@ class Mirror:
         batch = [(key, signature, list(map(self._without_conflict, some))) for key, signature, some in batch]
         records = [record for _, _, some in batch for record in some]
         new, now = [record for record in records if not self._has(record)], time.monotonic()
-        failed = {r.id: self._failed[r.id] for r in new if r.id in self._failed and self._failed[r.id].retry_at > now}
-        errors = self._write([record for record in new if record.id not in failed])
+        waiting = {r.id for r in new if r.id in self._failed and self._failed[r.id][1] > now}
+        errors = self._write([record for record in new if record.id not in waiting])
         lacking = self._confirm([record for record in new if record.final and errors.get(record.id) == ""])
         for run, reason in ({run: error for run, error in errors.items() if error} | lacking).items():
-            times = self._failed[run].times + 1 if run in self._failed else 1
-            self._failed[run] = failed[run] = Failure(reason, times, time.monotonic() + back_off(times))
-        missing = {run: failure.reason for run, failure in failed.items()}
+            times = self._failed[run][0] + 1 if run in self._failed else 1
+            self._failed[run] = times, time.monotonic() + back_off(times), reason
+            waiting.add(run)
+        self._failed = {
+            run: failure for run, failure in self._failed.items() if run in waiting or errors.get(run) != ""
+        }
+        missing = {run: self._failed[run][2] for run in waiting}
         progress.missing |= missing
         progress.sent += len(records) - len(missing)
         for key, signature, some in batch:
@@ -375,10 +372,3 @@ def leased(mirror: Mirror, stopped: threading.Event) -> Iterator[Lease]:
         yield lease
     finally:
         lease.release()
-
-
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield items in lists of a size, the last one shorter."""
-    rest = iter(items)
-    while batch := list(itertools.islice(rest, size)):
-        yield batch

@@ -1,4 +1,4 @@
-"""A sweep's tables, curves and failures as a W&B report: made from the store, and saved by a child process."""
+"""A sweep's tables and curves as a W&B report: made from the store, and saved by a child process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from harness.tracking.sync import Mirror
 
 ADDRESSES = "reports.json"
 """The file of a project's folder in the store that holds the address of every sweep's report."""
-MOST_FAILURES = 200
 
 RunLink = Callable[[str], tuple[str, str] | None]
 """Key of a stage -> the address of its newest run and that of the run's group; None where it has no run."""
@@ -76,9 +75,6 @@ def report_content(report: Report, link: RunLink, project: str) -> dict[str, Any
         if sparse and any(line.measured for line in lines):
             charts = _charts(sparse, {"arch": arch, "dataset": dataset}, report.plans[0].plan.name)
             blocks += [("heading", f"{arch} on {dataset}"), *(("chart", chart) for chart in charts)]
-    failed = [line for line in report.frame.lines if line.measured is None and line.given_up]
-    if failed:
-        blocks += [("heading", "Failures"), ("text", _failures(failed, link))]
     return {"title": f"{name}: tables and curves", "summary": report.summary, "blocks": blocks}
 
 
@@ -104,14 +100,6 @@ def _entry(entry: Entry, link: RunLink) -> str:
     address = runs[0][1] if len(runs) == 1 or len(groups) > 1 else groups.pop()
     seeds = " ".join(f"[{escaped(seed)}]({run})" for seed, run, _ in runs)
     return f"[{text}]({address})" + (f" seeds {seeds}" if len(runs) > 1 else "")
-
-
-def _failures(lines: Sequence[Line], link: RunLink) -> str:
-    rows = []
-    for line in lines[:MOST_FAILURES]:
-        name, found = escaped(line.short), link(line.key)
-        rows.append([f"[{name}]({found[0]})" if found else name, escaped(line.reason), escaped(line.cause)])
-    return _markdown(["cell", "what happened", "cause"], rows)
 
 
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
