@@ -70,6 +70,13 @@ class Wandb(Form, strict=True):
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """`auto`, `online`: sent while the sweep runs; `offline`: by `harness wandb sync` alone; `disabled`: never."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_gone_keys(cls, given: object) -> object:
+        if isinstance(given, dict) and (gone := [key for key in ("shard_by", "artifacts") if key in given]):
+            raise ValueError(f"{' and '.join(gone)}: gone; all runs go to one project, without files; leave it out")
+        return given
+
 
 class Asha(Form, strict=True):
     """Asynchronous successive halving (Li et al., 2020): who is behind after `grace` epochs, and after every

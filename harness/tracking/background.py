@@ -18,8 +18,6 @@ from harness.tracking.wandb_process import WandbUnavailable
 
 QUIET = 20.0
 """Seconds without an answer to a run after which the command waits for its mirror no longer."""
-PATIENCE = 8
-"""Failed passes in a row after which the mirror gives up once the command ends."""
 
 
 class BackgroundMirror:
@@ -29,7 +27,7 @@ class BackgroundMirror:
         self.store, self.sweep = store, sweep
         self.stopped = threading.Event()
         self.mirror: Mirror | None = None
-        self.later = f"`{command('wandb', 'sync', sweep, store=store.root)}` sends it later"
+        self.later = f"`{command('wandb', 'sync', sweep, store=store.root)}` sends what is missing later"
         self.thread = threading.Thread(target=self._run, name="wandb mirror", daemon=True)
         self.thread.start()
 
@@ -45,7 +43,7 @@ class BackgroundMirror:
                     if told != was:
                         note(f"wandb: nothing is mirrored: {error}; {self.later}")
         except UserError as error:
-            note(f"wandb: nothing is mirrored: {error}; {self.later}")
+            note(f"wandb: {error}")
         except Exception as error:
             note(f"wandb: the mirror ended by a mistake of its own ({error!r}); {self.later}")
             note(traceback.format_exc())
@@ -58,18 +56,23 @@ class BackgroundMirror:
         with connected(self.store, settings, note) as mirror, leased(mirror, self.stopped) as lease:
             self.mirror, mirror.live = mirror, True
             mirror.say(f"wandb: mirrored to {mirror.project}")
-            mirror.say(mirror.follow(lease, self.stopped, PATIENCE).summary(self.later))
+            mirror.say(mirror.summary(mirror.follow(lease, self.stopped), self.later))
 
     def close(self) -> None:
-        """Send what is left, for as long as the server takes it."""
+        """Send what is left, for as long as the server takes it and nobody presses Ctrl-C."""
         self.stopped.set()
         began = time.monotonic()
-        while self.thread.is_alive():
-            self.thread.join(0.2)
-            active = max(began, self.mirror.active if self.mirror else 0.0)
-            if self.thread.is_alive() and time.monotonic() - active > QUIET:
-                note(f"wandb: the server has not answered for {QUIET:.0f} s; what is missing: {self.later}")
-                return
+        try:
+            self.thread.join(2.0)
+            if self.thread.is_alive():
+                note(f"wandb: sending the last runs; Ctrl-C ends that, and {self.later}")
+            while self.thread.is_alive():
+                self.thread.join(0.2)
+                active = max(began, self.mirror.active if self.mirror else 0.0)
+                if self.thread.is_alive() and time.monotonic() - active > QUIET:
+                    return note(f"wandb: the server has not answered for {QUIET:.0f} s; {self.later}")
+        except KeyboardInterrupt:
+            note(f"wandb: stopped; {self.later}")
 
 
 @contextlib.contextmanager
@@ -92,3 +95,4 @@ def say_how_to_mirror(block: Wandb | None, store: Store, sweep: str) -> None:
     else:
         note(f"wandb: `{sync} --follow` mirrors it, or this line of a crontab:")
         note(cron_line("wandb", "sync", sweep, store=store.root))
+        note("cron finds the key where `wandb login` writes it, in ~/.netrc, and not in WANDB_API_KEY")

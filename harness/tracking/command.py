@@ -34,8 +34,6 @@ Sweeps = Annotated[
     ),
 ]
 StoreFolder = Annotated[Path, typer.Option("--store", help="The store's folder.")]
-PATIENCE = 3
-"""Failed passes in a row after which the command gives up."""
 
 
 def _answered() -> contextlib.AbstractContextManager[None]:
@@ -47,14 +45,19 @@ def _answered() -> contextlib.AbstractContextManager[None]:
 def sync(
     sweeps: Sweeps = [],  # noqa: B006
     store: StoreFolder = STORE,
-    stay: Annotated[bool, typer.Option("--follow", help="Go on until all has ended and come.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Compare every row that the server has, too.")] = False,
+    stay: Annotated[
+        bool, typer.Option("--follow", help="Stay until the sweep has ended, and send running trainings too.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Also compare each row on the server with the store.")
+    ] = False,
 ) -> None:
-    """Send every finished run that the server lacks, each whole, as the store has it; with --follow running ones too.
+    """Send what the server lacks.
 
-    Stopped or killed, the same command goes on. A run whose rows there are others than the store's is begun anew under
-    another id, the old one tagged superseded. Exit codes: 0 all has come, 1 something has not, 2 a mistake, no server,
-    or another mirror at work, 3 the store cannot be read.
+    Every finished run is sent whole, as the store has it; with --follow running ones too. Stopped or killed, the same
+    command goes on. A run whose rows there are others than the store's is begun anew under another id, the old one
+    tagged superseded. Exit codes: 0 all has come, 1 something has not, 2 a mistake, no server, or another mirror at
+    work, 3 the store cannot be read.
     """
     complete = True
     with _answered():
@@ -71,8 +74,8 @@ def sync(
             with _reachable(place, settings) as mirror, leased(mirror, stopped) as lease, _bar() as show:
                 mirror.live, mirror.verify, mirror.on_progress = stay, verify, show
                 mirror.say(f"wandb: mirrored to {mirror.project}")
-                progress = mirror.follow(lease, stopped, PATIENCE)
-                mirror.say(progress.summary(again))
+                progress = mirror.follow(lease, stopped)
+                mirror.say(mirror.summary(progress, again))
             complete = complete and progress.complete
     raise typer.Exit(not complete)
 
@@ -83,7 +86,7 @@ def status(
     store: StoreFolder = STORE,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, project by project.")] = False,
 ) -> None:
-    """Say which finished runs the server has, which it lacks and why, and what went wrong last.
+    """Say what the server lacks, and why.
 
     Exit codes: 0 it has all, 1 it lacks something, 2 a mistake, or no server, 3 the store cannot be read.
     """
@@ -115,12 +118,13 @@ def _last_line(path: Path) -> str:
 def _lines(project: str, found: Progress, last: str) -> Iterator[str]:
     """Yield what `status` prints of a project."""
     total = found.sent + len(found.missing)
-    yield f"{project}: {found.sent} of {count(total, 'finished run')} there; {found.unfinished} stages are not finished"
+    rest = f"; {count(found.unfinished, 'stage')} still to be run" if found.unfinished else ""
+    yield f"{project}: {found.sent} of {count(total, 'finished run')} there{rest}"
     for why in dict.fromkeys(found.missing.values()):
         runs = [run for run, lacks in found.missing.items() if lacks == why]
         yield f"  {len(runs):,} {why}: {', '.join(runs[:3])}" + (" ..." if len(runs) > 3 else "")
     if found.missing and last:
-        yield f"  last message of the mirror: {last}"
+        yield f"  the mirror's log ends with: {last}"
 
 
 @app.command(epilog=examples("harness wandb report quickstart", "harness wandb report quickstart --store runs"))
@@ -129,9 +133,10 @@ def report(
     store: StoreFolder = STORE,
     data: Annotated[Path | None, typer.Option(help="The folder of data sets, where a file is given.")] = None,
 ) -> None:
-    """Save the sweep's tables and curves as a W&B report; the same command again updates it where it is.
+    """Save tables and curves as a W&B report.
 
-    Exit codes: 0 saved, 2 a mistake, or no server, 3 the store cannot be read.
+    The same command again updates it where it is. Exit codes: 0 saved, 2 a mistake, or no server, 3 the store cannot be
+    read.
     """
     from harness.asked import reported
     from harness.tracking.wandb_report import save_report
@@ -153,7 +158,9 @@ def _reachable(store: Store, settings: Settings) -> Iterator[Mirror]:
         with connected(store, settings, note) as mirror:
             yield mirror
     except WandbUnavailable as error:
-        raise UserError(f"wandb: {error}; results are in the store, the same command tries again later") from None
+        raise UserError(
+            f"wandb: {error}; results are in the store; once that is mended, the same command goes on"
+        ) from None
 
 
 @contextmanager
@@ -161,6 +168,13 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
     """Show a bar on a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    with Progress(BarColumn(), MofNCompleteColumn(), TextColumn("runs sent"), console=console(), transient=True) as bar:
+    with Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("runs sent"),
+        console=console(),
+        transient=True,
+        disable=not console().is_terminal,
+    ) as bar:
         task = bar.add_task("", total=None)
         yield lambda seen: bar.update(task, total=seen.runs, completed=seen.sent)

@@ -38,6 +38,8 @@ CONFIRMATIONS = 3
 """Times that the server is asked for what it has taken but may not show yet."""
 SHORTEST_PAUSE, LONGEST_PAUSE, SHARE = 5.0, 60.0, 0.05
 """Seconds between two passes, and the share of the time that passes may take."""
+PATIENCE = 3
+"""Failed passes in a row after which it gives up, if there is nothing else to wait for."""
 FIRST_BACK_OFF, LONGEST_BACK_OFF = 2.0, 300.0
 """Seconds to wait after one failed pass, and after many."""
 
@@ -61,11 +63,6 @@ class Progress:
     def complete(self) -> bool:
         """Return whether the server has all that there is to say now."""
         return not self.fault and not self.missing
-
-    def summary(self, later: str) -> str:
-        """Return how a mirror ended, in one line; `later`: what sends the rest."""
-        rest = "" if self.complete else f"; {self.fault or 'the rest was refused'}: {later}"
-        return f"wandb: {self.sent} of {count(self.runs, 'run')} sent{rest}"
 
 
 @dataclass
@@ -103,18 +100,15 @@ class Mirror:
     """Run that could not be sent -> how often in a row, when it is tried again on the monotonic clock, and why."""
     _logged: set[str] = field(default_factory=set)
 
-    def follow(self, lease: Lease, stopped: threading.Event, patience: int) -> Progress:
-        """Send what is new until everything has ended and come; once stopped, until what there is has come.
-
-        `patience`: failed passes in a row after which it gives up, if there is nothing else to wait for.
-        """
+    def follow(self, lease: Lease, stopped: threading.Event) -> Progress:
+        """Send what is new until everything has ended and come; once stopped, until what there is has come."""
         failures = 0
         while True:
             last, began = stopped.is_set(), time.monotonic()
             progress = self.run_pass(lease, ask_again=last)
             failures = 0 if progress.complete else failures + 1
             nothing_else = last or (progress.unfinished == 0 and not progress.fault)
-            if not lease.held or (nothing_else and (progress.complete or failures >= patience)):
+            if not lease.held or (nothing_else and (progress.complete or failures >= PATIENCE)):
                 return progress
             regular = max(SHORTEST_PAUSE, min(LONGEST_PAUSE, (time.monotonic() - began) / SHARE))
             pause = back_off(failures) if nothing_else or progress.fault else regular
@@ -144,6 +138,11 @@ class Mirror:
             runs = [run for run, reason in progress.missing.items() if reason == why]
             self.say(f"wandb: {count(len(runs), 'run')} left for later: {why} ({runs[0]})")
         return progress
+
+    def summary(self, progress: Progress, later: str) -> str:
+        """Return how a mirror ended, in one line; `later`: what sends the rest."""
+        rest = "" if progress.complete else f"; {progress.fault or 'the rest was refused'}: {later}"
+        return f"wandb: {self.project.path} has {progress.sent} of {count(progress.runs, 'run')}{rest}"
 
     def compare(self) -> Progress:
         """Return what the server lacks of the runs that are final; nothing is sent. Raises WandbUnavailable."""
@@ -333,7 +332,7 @@ def difference(record: RunRecord, remote: Mapping[str, Any] | None) -> str:
     if remote["state"] == "running":
         return "not ended there"
     same = set(remote["digests"]) == {record.digest} and list(remote["tags"]) == list(record.tags)
-    return "" if same else "an older config, summary or tags"
+    return "" if same else "with an older config, summary or tags"
 
 
 def back_off(failures: int) -> float:
@@ -360,11 +359,11 @@ def leased(mirror: Mirror, stopped: threading.Event) -> Iterator[Lease]:
     """
     lease = Lease(mirror.project.folder(mirror.store))
     while not lease.acquire():
-        holder, does = lease.holder, "mirrors this store to this project"
+        holder, does = lease.holder, f"sends the runs of this store to {mirror.project.path}"
         if not (lease.beating or (holder and holder.is_here)):
             mirror.say(f"wandb: {lease.holder_name} may be gone; waiting for its lease to end")
         elif stopped.is_set():
-            raise UserError(f"wandb: {lease.holder_name} {does} already; one at a time, try again later")
+            raise UserError(f"{lease.holder_name} {does} already; `harness wandb status` shows what is missing")
         else:
             mirror.say(f"wandb: {lease.holder_name} {does}, and takes this sweep along")
         threading.Event().wait(0.5)

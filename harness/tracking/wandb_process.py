@@ -130,7 +130,7 @@ def write_runs(entity: str, project: str, records: Sequence[Mapping[str, Any]]) 
     with ThreadPoolExecutor(WRITERS) as threads:
         futures = {threads.submit(_write_run, entity, project, record): record["id"] for record in records}
         for future in as_completed(futures):
-            yield futures[future], _first_line(error) if (error := future.exception()) else ""
+            yield futures[future], _one_line(error) if (error := future.exception()) else ""
 
 
 def _write_run(entity: str, project: str, record: Mapping[str, Any]) -> None:
@@ -193,7 +193,7 @@ def identify(entity: str | None) -> Iterator[tuple[str, str]]:
     try:
         viewer = _api().viewer
     except Exception as error:  # whatever a client of a server that may do anything raises
-        raise WandbUnavailable(f"{host}: {_first_line(error)}") from None
+        raise WandbUnavailable(f"{host}: {error}") from None
     if not viewer:
         raise WandbUnavailable(f"{host} does not accept the API key that is there")
     yield host, entity or str(viewer.entity)
@@ -234,9 +234,9 @@ def write_report(**arguments: Any) -> Iterator[str]:
     yield wandb_report.write_report(**arguments)
 
 
-def _first_line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     message = str(error) if isinstance(error, WandbUnavailable) else f"{type(error).__name__}: {error}"
-    return (message.splitlines() or [""])[0][:300]
+    return " ".join(message.split())[:300]
 
 
 def main() -> None:
@@ -265,7 +265,7 @@ def _answer(connection: Connection, operation: Callable[..., Iterator[Any]], arg
             answer("item", item)
         answer("end", None)
     except Exception as error:  # whatever a client of a server that may do anything raises
-        answer("error", _first_line(error))
+        answer("error", _one_line(error))
 
 
 if __name__ == "__main__":

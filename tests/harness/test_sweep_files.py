@@ -201,7 +201,7 @@ BROKEN: dict[str, tuple[str, str]] = {
     "odd wandb entity": (grid("wandb: {project: p, entity: my lab}\n"), "an entity, a user or a team, is letters"),
     "odd wandb key": (
         grid("wandb: {project: p, shard_by: [arch]}\n"),
-        "wandb.shard_by: unknown key; allowed are project,",
+        "shard_by: gone; all runs go to one project",
     ),
     "empty further block": (grid("also: [{}]\n"), "an empty block repeats the grid"),
     "range of spaces": (

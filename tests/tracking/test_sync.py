@@ -138,7 +138,7 @@ def test_what_is_wrong_on_the_server_is_found_named_and_put_right(
     first = min(spoilt.lines)
     spoilt.lines[first] = json.dumps(json.loads(spoilt.lines[first]) | {"epoch": 7})
     with opened() as (mirror, lease):
-        older = "an older config, summary or tags"
+        older = "with an older config, summary or tags"
         found = mirror.compare().missing
         assert found == {gone.id: "not on the server", short.id: "11 of 12 rows", other.id: older, odd.id: older}
         left = mirror.run_pass(lease).missing
@@ -168,7 +168,7 @@ def test_a_failure_is_sent_with_its_cause_and_what_it_blocks_is_not_waited_for(
 ) -> None:
     store, _ = small_store(tmp_path, broken="mask digits resnet20 snip 90% ticket seed 0")
     with opened() as (mirror, lease):
-        progress = mirror.follow(lease, threading.Event(), patience=1)
+        progress = mirror.follow(lease, threading.Event())
     assert (progress.complete, progress.unfinished) == (True, 0)
     records = assert_mirrors(server, store)
     (failed,) = [record for record in records.values() if record.state == "failed"]
@@ -266,7 +266,9 @@ def test_a_second_mirror_is_refused_or_waits(server: Server, opened: Open, small
         stopped = threading.Event()
         stopped.set()
         with (
-            pytest.raises(UserError, match=rf"process {os.getpid()} on .* mirrors this store to this project already"),
+            pytest.raises(
+                UserError, match=rf"process {os.getpid()} on .* sends the runs of this store to lab/mine already"
+            ),
             leased(mirror, stopped),
         ):
             raise AssertionError

@@ -144,7 +144,7 @@ def test_without_a_server_or_a_project_a_report_is_refused(tmp_path: Path, serve
     small_store(tmp_path, seeds=1)
     nowhere = wandb(tmp_path, "http://127.0.0.1:9", "report", "small")
     assert nowhere.returncode == 2
-    assert "the same command tries again later" in nowhere.stderr
+    assert "once that is mended, the same command goes on" in nowhere.stderr
     unknown = wandb(tmp_path, server.url, "report", "smal")
     assert unknown.returncode == 2
     assert "did you mean 'small'" in unknown.stderr
