@@ -37,7 +37,9 @@ class BackgroundMirror:
         try:
             while not failures or not self.stopped.wait(back_off(failures)):
                 try:
-                    return self._mirror()
+                    self._mirror()
+                    if self.stopped.is_set():
+                        return
                 except (WandbUnavailable, OSError) as error:
                     failures, was, told = failures + 1, told, str(error)
                     if told != was:
@@ -56,7 +58,7 @@ class BackgroundMirror:
         with connected(self.store, settings, note) as mirror, leased(mirror, self.stopped) as lease:
             self.mirror, mirror.live = mirror, True
             mirror.say(f"wandb: mirrored to {mirror.project}")
-            mirror.say(mirror.summary(mirror.follow(lease, self.stopped), self.later))
+            mirror.say(mirror.summary(mirror.follow(lease, self.stopped, until_stopped=True), self.later))
 
     def close(self) -> None:
         """Send what is left, for as long as the server takes it and nobody presses Ctrl-C."""

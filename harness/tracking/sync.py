@@ -38,6 +38,8 @@ CONFIRMATIONS = 3
 """Times that the server is asked for what it has taken but may not show yet."""
 SHORTEST_PAUSE, LONGEST_PAUSE, SHARE = 5.0, 60.0, 0.05
 """Seconds between two passes, and the share of the time that passes may take."""
+LONGEST_PASS = 30.0
+"""Seconds of sending after which running trainings are looked at again."""
 PATIENCE = 3
 """Failed passes in a row after which it gives up, if there is nothing else to wait for."""
 FIRST_BACK_OFF, LONGEST_BACK_OFF = 2.0, 300.0
@@ -56,6 +58,7 @@ class Progress:
     """Stages that will change by themselves."""
     missing: dict[str, str] = field(default_factory=dict)
     """Run -> what the server lacks of it, or why it refused it."""
+    cut_short: bool = False
     fault: str = ""
     """What ended the pass before its time."""
 
@@ -100,14 +103,19 @@ class Mirror:
     """Run that could not be sent -> how often in a row, when it is tried again on the monotonic clock, and why."""
     _logged: set[str] = field(default_factory=set)
 
-    def follow(self, lease: Lease, stopped: threading.Event) -> Progress:
-        """Send what is new until everything has ended and come; once stopped, until what there is has come."""
+    def follow(self, lease: Lease, stopped: threading.Event, until_stopped: bool = False) -> Progress:
+        """Send what is new until everything has ended and come; once stopped, until what there is has come.
+
+        `until_stopped`: going on although everything has ended, since there may be more.
+        """
         failures = 0
         while True:
             last, began = stopped.is_set(), time.monotonic()
             progress = self.run_pass(lease, ask_again=last)
+            if progress.cut_short and lease.held:
+                continue
             failures = 0 if progress.complete else failures + 1
-            nothing_else = last or (progress.unfinished == 0 and not progress.fault)
+            nothing_else = last or (progress.unfinished == 0 and not progress.fault and not until_stopped)
             if not lease.held or (nothing_else and (progress.complete or failures >= PATIENCE)):
                 return progress
             regular = max(SHORTEST_PAUSE, min(LONGEST_PAUSE, (time.monotonic() - began) / SHARE))
@@ -119,7 +127,7 @@ class Mirror:
 
         A fault of the server ends it early; the next pass goes on from there.
         """
-        progress = Progress()
+        progress, began = Progress(), time.monotonic()
         try:
             if ask_again or not self._listed:
                 self.list_runs()
@@ -129,6 +137,9 @@ class Mirror:
                     raise WandbUnavailable("another process mirrors this project now")
                 self._send(batch, progress)
                 self.on_progress(progress)
+                if self.live and not ask_again and time.monotonic() - began > LONGEST_PASS:
+                    progress.cut_short = True  # running trainings are looked at again
+                    break
             self._tag_superseded()
         except (WandbUnavailable, OSError) as error:  # the server's fault, or that of the store's file system
             self._close()
@@ -186,6 +197,7 @@ class Mirror:
             progress.unfinished += len(going - standing.blocked(saved.plan).keys())
         opened: set[str] = set()
         for key, info in infos.items():
+            self.active = time.monotonic()
             state = None if key in done else states.get(key, State("todo", 0))
             if state is None:
                 what = [done[key].edition, done[key].sha256]
@@ -257,15 +269,17 @@ class Mirror:
             if remote is None or not remote["rows"] or not (self.verify or difference(record, remote)):
                 return record
             rows = list(self._call("read_rows", project=self.project.path, run=record.id))
-            common = len(rows) if record.final else min(len(rows), len(record.rows))
+            if len(rows) > len(record.rows) and not record.final and rows[: len(record.rows)] == list(record.rows):
+                return record  # it went on from an earlier checkpoint: whether it comes to the same is seen later
             lost = self.verify and set(remote["digests"]) == {record.digest}  # all came but the rows that are not there
-            same = rows[:common] == list(record.rows[: len(record.rows) if lost else common])
-            self._shown[record.id] = common, record.prefix(common) if same else ""
+            same = rows == list(record.rows[: len(record.rows) if lost else len(rows)])
+            self._shown[record.id] = len(rows), record.prefix(len(rows)) if same else ""
         rows_shown, prefix = self._shown[record.id]
         if record.prefix(rows_shown) == prefix or (len(record.rows) < rows_shown and not record.final):
             return record
         first, rerun = split_run_id(record.id)
         self._reruns[first] = rerun + 1
+        self._open.discard(record.id)
         self._records[first.partition("-")[0]].discard(record.id)
         return self._without_conflict(replace(record, id=rerun_id(first, rerun + 1)))
 
@@ -273,15 +287,17 @@ class Mirror:
         """Return whether the server has all of a run that there is now."""
         if record.final:
             return not difference(record, self._remote.get(record.id))
-        return record.state == "running" and record.id in self._open and self._shown[record.id][0] >= len(record.rows)
+        shown = self._shown.get(record.id, (self._remote.get(record.id, {"rows": 0})["rows"], ""))[0]
+        is_open = record.state == "running" and record.id in self._open
+        return shown > len(record.rows) or (is_open and shown == len(record.rows))
 
     def _write(self, records: Sequence[RunRecord]) -> dict[str, str]:
-        """Write runs; return what went wrong of each, or nothing. Raises WandbUnavailable where none can be written."""
+        """Write runs; return what went wrong of each, or nothing. Raises WandbUnavailable."""
         if not records:
             return {}
         if self.process.runs > RUNS_PER_CHILD:
             self._close()
-        self.process.runs += len(records)
+        self.process.runs += sum(record.id not in self._open for record in records)
         payload = [record.payload for record in records]
         words = {"entity": self.project.entity, "project": self.project.name}
         errors: dict[str, str] = dict(self._call("write_runs", records=payload, **words))
@@ -291,8 +307,7 @@ class Mirror:
                 (self._open.add if record.state == "running" else self._open.discard)(record.id)
         if any(errors.values()):
             self._close()  # what is left in it of a run that failed must not meet the next try
-            if len(errors) > 1 and all(errors.values()):
-                raise WandbUnavailable("it takes no run at all: " + next(iter(errors.values())))
+            self._ask({"name": {"$in": [records[0].id]}})  # raises where it is the server that fails, and no single run
         return errors
 
     def _confirm(self, records: Sequence[RunRecord]) -> dict[str, str]:
@@ -314,9 +329,10 @@ class Mirror:
             for run, shown in self._remote.items()
             if SUPERSEDED not in shown["tags"] and run not in self._records.get(run.partition("-")[0], {run})
         ]
-        if old:
-            list(self._call("add_tag", project=self.project.path, runs=old, tag=SUPERSEDED))
-            self._ask({"name": {"$in": old}})
+        for run, error in self._call("add_tag", project=self.project.path, runs=old, tag=SUPERSEDED) if old else ():
+            self._remote[run] = {**self._remote[run], "tags": [*self._remote[run]["tags"], SUPERSEDED]}
+            if error:
+                self.say(f"wandb: run {run} could not be tagged {SUPERSEDED}: {error}")
 
     def _close(self) -> None:
         self.process.close()

@@ -81,7 +81,12 @@ class WandbProcess:
         """Yield what an operation answers, item by item. Raises WandbUnavailable."""
         try:
             connection = self._connection or self._start()
-            connection.send_bytes(json.dumps([operation, arguments]).encode())
+            watchdog = threading.Timer(self.timeout, self.process.kill if self.process else connection.close)
+            watchdog.start()  # a child that is stopped reads nothing
+            try:
+                connection.send_bytes(json.dumps([operation, arguments]).encode())
+            finally:
+                watchdog.cancel()
             while True:
                 if not connection.poll(self.timeout):
                     raise WandbUnavailable(f"no answer in {self.timeout:.0f} s")
@@ -201,7 +206,7 @@ def identify(entity: str | None) -> Iterator[tuple[str, str]]:
 
 def list_runs(project: str, filters: dict[str, Any], digest_key: str) -> Iterator[dict[str, Any]]:
     """Yield what the server has of the runs of a project, ENTITY/NAME: id, state, tags, rows, digests."""
-    with contextlib.suppress(ValueError):  # no such project
+    try:
         for run in _api().runs(project, filters, per_page=PAGE, lazy=False):
             yield {
                 "id": run.id,
@@ -210,6 +215,9 @@ def list_runs(project: str, filters: dict[str, Any], digest_key: str) -> Iterato
                 "rows": int(getattr(run, "historyLineCount", None) or 0),
                 "digests": [run.config.get(digest_key, ""), run.summary.get(digest_key, "")],
             }
+    except ValueError as error:
+        if "Could not find project" not in str(error):  # before its first run
+            raise
 
 
 def read_rows(project: str, run: str) -> Iterator[dict[str, Any]]:
@@ -218,13 +226,16 @@ def read_rows(project: str, run: str) -> Iterator[dict[str, Any]]:
         yield {name: value for name, value in row.items() if not name.startswith("_")}
 
 
-def add_tag(project: str, runs: Sequence[str], tag: str) -> Iterator[str]:
-    """Add a tag to some runs; yield each one's id."""
+def add_tag(project: str, runs: Sequence[str], tag: str) -> Iterator[tuple[str, str]]:
+    """Add a tag to some runs; yield each one's id, and what went wrong or nothing."""
     for name in runs:
-        run = _api().run(f"{project}/{name}")
-        run.tags = sorted({*(run.tags or ()), tag})
-        run.update()
-        yield name
+        try:
+            run = _api().run(f"{project}/{name}")
+            run.tags = sorted({*(run.tags or ()), tag})
+            run.update()
+            yield name, ""
+        except Exception as error:  # whatever a client of a server that may do anything raises
+            yield name, _one_line(error)
 
 
 def write_report(**arguments: Any) -> Iterator[str]:

@@ -7,18 +7,21 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from harness.claims import Lease
+from harness.claims import Lease, Owner, take
 from harness.errors import UserError
 from harness.planfile import SavedPlan
-from harness.store import Artifact, Result, Store, forget_index
+from harness.rows import rows_of_attempt
+from harness.store import Artifact, Folder, Result, Store, forget_index
 from harness.tracking import sync
 from harness.tracking.settings import settings_of
 from harness.tracking.sync import Mirror, Progress, back_off, connected, leased
 from harness.tracking.wandb_process import WandbProcess, WandbUnavailable
+from harness.train.checkpoint import Position, pack
 from tests.tracking.mirrored import assert_mirrors, small_store, surroundings
 from tests.tracking.server import RemoteRun, Server
 
@@ -193,12 +196,13 @@ def test_a_run_that_is_refused_holds_up_no_other(
     small: tuple[Store, SavedPlan], server: Server, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, saved = small
-    refused = f"{saved.cells[0].key}-1"
+    monkeypatch.setattr(sync, "BATCH", 2)
+    refused = [stage.key for stage in saved.plan.stages.values() if stage.kind != "data"][:2]  # a batch of their own
     with opened() as (mirror, lease):
-        server.refused_runs.add(refused)
+        server.refused_runs.update(f"{key}-1" for key in refused)
         progress = mirror.run_pass(lease)
-        assert list(progress.missing) == [refused]
-        assert progress.sent == len(server.runs) == 11
+        assert progress.missing.keys() == server.refused_runs
+        assert progress.sent == len(server.runs) == 10
         server.refused_runs.clear()
         assert mirror.run_pass(lease).complete
     assert_mirrors(server, store)
@@ -207,9 +211,6 @@ def test_a_run_that_is_refused_holds_up_no_other(
 def test_at_most_so_many_trainings_are_shown_live(
     tmp_path: Path, server: Server, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from harness.claims import Owner, take
-    from harness.store import Folder
-
     monkeypatch.setattr(sync, "LIVE_RUNS", 3)
     store, saved = small_store(tmp_path)
     for cell in saved.cells:  # all of them under way: their results are not there yet, and somebody holds them
@@ -231,6 +232,44 @@ def test_at_most_so_many_trainings_are_shown_live(
         assert shown.state == "finished"
         mirror.run_pass(lease)
         assert len(trained(server)) == 4
+
+
+def test_rows_that_were_shown_and_came_out_differently_make_a_rerun(
+    tmp_path: Path, server: Server, opened: Open
+) -> None:
+    store, saved = small_store(tmp_path, seeds=1)
+    key = saved.cells[0].key
+    path, result = store.path("train", key), store.folder("train", key).result()
+    assert result is not None
+    lines = (path / "attempt-0001" / "metrics.jsonl").read_text().splitlines()
+    rows = list(rows_of_attempt(store.folder("train", key), 1))
+    (path / "result-0001.json").unlink()
+    forget_index(store)
+    assert take(Folder.listed(path), 1, Owner.me(lease=600)) is not None
+    (path / "attempt-0002").mkdir(exist_ok=True)
+    name, data = pack(20, Position(rows=rows[:10]), {}, {})
+    (path / "attempt-0001" / name).write_bytes(data)
+    with opened() as (mirror, lease):
+        mirror.live = True
+        mirror.run_pass(lease)
+        server.until(lambda: len(run_of(server, f"{key}-1").lines) == 10)
+        (path / "attempt-0001" / name).unlink()  # it is damaged: the next attempt goes on from an earlier one
+        name, data = pack(20, Position(rows=rows[:8]), {}, {})
+        (path / "attempt-0002" / name).write_bytes(data)
+        other = [json.dumps({**row, "train_loss": 7.5}) for row in rows[8:]]
+        (path / "attempt-0002" / "metrics.jsonl").write_text("\n".join([*lines[:8], *other]) + "\n")
+        mirror.run_pass(lease)
+        mirror.process.close()
+        mirror.run_pass(lease)
+    with opened() as (mirror, lease):
+        mirror.live = True
+        mirror.run_pass(lease)
+        assert len(run_of(server, f"{key}-1").lines) == 10
+        made = replace(result, provenance={**result.provenance, "generation": 2})
+        (path / "result-0001.json").write_bytes(made.dump())
+        assert mirror.run_pass(lease).complete
+    assert_mirrors(server, store, superseded=1)
+    assert [row["train_loss"] for row in run_of(server, f"{key}-1-1").history][8:] == [7.5] * 4
 
 
 def test_a_child_that_hangs_or_dies_is_replaced(server: Server, opened: Open, small: tuple[Store, SavedPlan]) -> None:
