@@ -183,7 +183,7 @@ class Mirror:
         return rerun_id(run, self._reruns.get(run, 0))
 
     def _changed(self, progress: Progress) -> Iterator[tuple[str, str, list[RunRecord]]]:
-        """Yield the stages that the server may lack something of, parents first: key, signature, records to send."""
+        """Yield stages that the server may lack something of, running ones first: key, signature, records to send."""
         plans = self.settings.plans(self.store, self.say)
         infos = stage_infos(plans)
         if warning := size_warning(self.project.name, len(infos)):
@@ -196,8 +196,8 @@ class Mirror:
             going = {key for key, state in standing.states.items() if key in infos and not state.over}
             progress.unfinished += len(going - standing.blocked(saved.plan).keys())
         opened: set[str] = set()
-        for key, info in infos.items():
-            self.active = time.monotonic()
+        for key in sorted(infos, key=lambda key: key not in states or states[key].name != "running"):
+            self.active, info = time.monotonic(), infos[key]
             state = None if key in done else states.get(key, State("todo", 0))
             if state is None:
                 what = [done[key].edition, done[key].sha256]

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,14 +25,6 @@ from tests.tracking.mirrored import (
     wandb,
 )
 from tests.tracking.server import KEY, Server
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
-        yield server
-    assert server.unknown == []
-    assert server.broken == []
 
 
 def test_a_store_is_sent_and_its_status_told(tmp_path: Path, server: Server) -> None:

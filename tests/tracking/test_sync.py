@@ -30,14 +30,6 @@ Open = Callable[[], AbstractContextManager[tuple[Mirror, Lease]]]
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
-        yield server
-    assert server.unknown == []
-    assert server.broken == []
-
-
-@pytest.fixture
 def small(tmp_path: Path) -> tuple[Store, SavedPlan]:
     return small_store(tmp_path)
 

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,6 @@ from tests.tracking.mirrored import WANDB, small_store, surroundings, wandb
 from tests.tracking.server import Server
 
 PROJECT = "https://wandb.ai/lab/mine"
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
-        yield server
-    assert server.unknown == []
-    assert server.broken == []
 
 
 def link(key: str) -> tuple[str, str]:
